@@ -1,0 +1,112 @@
+"""Candidate projections: the trainable q/k/v/o maps of the candidate token (paper §2.2, eq. 2–5)."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from focus_core.attention.modules import DecoderParts
+from focus_core.attention.reading import READER_ATTENTION, candidates_in_pass
+from focus_core.errors import ConfigError
+
+
+class CandidateProjections(nn.Module):
+    """One projection for every linear map of every attention module.
+
+    A projection is a full copy, weights and biases (as in the paper), or with `rank` a low-rank change of the base
+    map that is zero at the start, so that both kinds begin as the base model's own maps.
+    """
+
+    def __init__(self, parts: DecoderParts, *, rank: int | None = None) -> None:
+        super().__init__()
+        if rank is not None and rank < 1:
+            raise ConfigError(f"rank={rank}: must be at least 1, or None for full copies.")
+        self.rank = rank
+        self.layers = nn.ModuleList(
+            nn.ModuleDict({name: _projection(getattr(attention, name), rank) for name in names})
+            for attention, names in zip(parts.attentions, names_per_layer(parts), strict=True)
+        )
+
+    def layer(self, index: int) -> nn.ModuleDict:
+        return cast(nn.ModuleDict, self.layers[index])
+
+    def num_parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.parameters())
+
+
+def names_per_layer(parts: DecoderParts) -> list[tuple[str, ...]]:
+    """Which maps are projected in each layer.
+
+    Nothing reads what the last layer computes from a candidate, only its key and value: query and output
+    projections there would never get a gradient.
+    """
+    last = tuple(name for name in parts.projections if name not in ("q_proj", "o_proj"))
+    return [parts.projections] * (parts.num_layers - 1) + [last]
+
+
+def candidate_reader(model: PreTrainedModel, parts: DecoderParts, projections: CandidateProjections) -> PreTrainedModel:
+    """A second shell around the weights of `model` that reads candidate tokens.
+
+    The shell shares every parameter and buffer with `model` (no memory, no copy) but has its own modules: in it the
+    candidates pass `projections` and attention reads chunk caches. `model` itself is never touched, so it may run in
+    another thread at any time.
+    """
+    tensors = [*model.parameters(), *model.buffers()]
+    reader = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
+    reader.config.get_text_config()._attn_implementation = READER_ATTENTION
+    reader.config._attn_implementation = READER_ATTENTION
+    for index, (layer, names) in enumerate(zip(reader.get_decoder().layers, names_per_layer(parts), strict=True)):
+        for name in names:
+            base = getattr(layer.self_attn, name)
+            setattr(layer.self_attn, name, _CandidateLinear(base, projections.layer(index)[name]))
+    return reader
+
+
+class _CandidateLinear(nn.Module):
+    """The base map for ordinary tokens, the candidate projection for the last tokens of every row."""
+
+    def __init__(self, base: nn.Module, projection: nn.Module) -> None:
+        super().__init__()
+        self.base = base
+        self.projection = projection
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """`hidden [rows, tokens, in]` to `[rows, tokens, out]`."""
+        count = candidates_in_pass()
+        candidates = hidden[:, hidden.shape[1] - count :]
+        if isinstance(self.projection, LowRankChange):
+            projected = self.base(candidates) + self.projection(candidates)
+        else:
+            projected = self.projection(candidates)
+        if count == hidden.shape[1]:
+            return cast(Tensor, projected)
+        return torch.cat([self.base(hidden[:, : hidden.shape[1] - count]), projected], dim=1)
+
+
+class LowRankChange(nn.Module):
+    """`up(down(x))`, added to the base map; `up` is zero at the start."""
+
+    def __init__(self, linear: nn.Linear, rank: int) -> None:
+        super().__init__()
+        self.down = nn.Linear(linear.in_features, rank, bias=False)
+        self.up = nn.Linear(rank, linear.out_features, bias=linear.bias is not None)
+        nn.init.kaiming_uniform_(self.down.weight, a=math.sqrt(5))
+        nn.init.zeros_(self.up.weight)
+        if self.up.bias is not None:
+            nn.init.zeros_(self.up.bias)
+        self.to(device=linear.weight.device, dtype=linear.weight.dtype)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return cast(Tensor, self.up(self.down(hidden)))
+
+
+def _projection(linear: nn.Linear, rank: int | None) -> nn.Module:
+    if rank is not None:
+        return LowRankChange(linear, rank)
+    full = copy.deepcopy(linear)
+    return full.requires_grad_(True)

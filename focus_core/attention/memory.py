@@ -1,0 +1,61 @@
+"""The memory: the candidates' keys and values, read-only, in front of the local context (paper §2.3)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+
+@dataclass(frozen=True)
+class Memory:
+    """One slot per chunk and layer; slot i is at position i.
+
+    Attributes:
+        keys: `[layers, questions, kv_heads, chunks, head_dim]`
+        values: like `keys`
+    """
+
+    keys: Tensor
+    values: Tensor
+
+    @property
+    def slots(self) -> int:
+        """Number of chunks that the memory condenses."""
+        return int(self.keys.shape[-2])
+
+    def as_cache(self) -> Cache:
+        """What transformers takes as `past_key_values`: masks and positions of the local context follow from it."""
+        return Cache(layers=[_MemoryLayer(k, v) for k, v in zip(self.keys, self.values, strict=True)])
+
+
+class _MemoryLayer(CacheLayerMixin):
+    """Hands the memory out in front of the new tokens and keeps nothing of them."""
+
+    is_sliding = False
+    # Gradient checkpointing would otherwise drop the memory without a word (transformers' modeling_layers.py).
+    _can_checkpoint_with_cache = True
+
+    def __init__(self, keys: Tensor, values: Tensor) -> None:
+        super().__init__()
+        self.keys, self.values = keys, values
+        self.is_initialized = True
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Nothing to do: the memory is complete when it is made."""
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        keys = torch.cat([self.keys.to(key_states.dtype), key_states], dim=-2)
+        return keys, torch.cat([self.values.to(value_states.dtype), value_states], dim=-2)
+
+    def get_seq_length(self) -> int:
+        return int(self.keys.shape[-2])
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.get_seq_length() + query_length, 0
+
+    def get_max_length(self) -> int:
+        return -1

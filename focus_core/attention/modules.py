@@ -1,0 +1,117 @@
+"""Which parts of a transformers model are used, and whether the model can work with candidate tokens at all."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from focus_core.errors import UnsupportedModelError
+
+_SPLIT_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
+_FUSED_PROJECTIONS = ("qkv_proj", "o_proj")
+
+
+@dataclass(frozen=True)
+class DecoderParts:
+    """The inside of a supported model, found by name."""
+
+    attentions: tuple[nn.Module, ...]  # one per layer
+    projections: tuple[str, ...]  # names of the linear maps in each attention module
+    rotary: nn.Module
+    apply_rotary: Callable[..., tuple[Any, Any]]
+    kv_heads: int
+    head_dim: int
+    window: int  # positions that every layer can see and the rotary embedding knows
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.attentions)
+
+
+def decoder_parts(model: PreTrainedModel) -> DecoderParts:
+    """What the method needs from `model`.
+
+    Raises:
+        UnsupportedModelError: naming what is missing and what would work instead.
+    """
+    config = model.config.get_text_config()
+    name = f"{type(model).__name__} (model type '{config.model_type}')"
+    if getattr(config, "is_encoder_decoder", False):
+        raise UnsupportedModelError(f"{name} is an encoder-decoder; FocusLLM needs a decoder-only model.")
+    decoder = model.get_decoder()
+    attentions = _attention_modules(decoder, config, name)
+    rotary = getattr(decoder, "rotary_emb", None)
+    apply_rotary = getattr(sys.modules[type(attentions[0]).__module__], "apply_rotary_pos_emb", None)
+    if rotary is None or apply_rotary is None:
+        raise UnsupportedModelError(
+            f"{name} has no rotary position embedding of its own, so a candidate's key cannot be moved to its slot in "
+            "the memory. Use a RoPE model such as Llama, Qwen, Mistral or Gemma."
+        )
+    heads = config.num_attention_heads
+    return DecoderParts(
+        attentions=attentions,
+        projections=_projection_names(attentions[0], name),
+        rotary=rotary,
+        apply_rotary=apply_rotary,
+        kv_heads=getattr(config, "num_key_value_heads", None) or heads,
+        head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+        window=_usable_window(config, attentions, name),
+    )
+
+
+def _attention_modules(decoder: nn.Module, config: Any, name: str) -> tuple[nn.Module, ...]:
+    layers = getattr(decoder, "layers", None)
+    if layers is None or len(layers) < 2:
+        raise UnsupportedModelError(f"{name} has no stack of at least two decoder layers to read a chunk with.")
+    layer_types = set(getattr(config, "layer_types", None) or ())
+    foreign = layer_types - {"full_attention", "sliding_attention"}
+    without = [i for i, layer in enumerate(layers) if not hasattr(layer, "self_attn")]
+    if foreign or without:
+        kinds = ", ".join(sorted(foreign)) or f"layer {without[0]} has no self_attn"
+        raise UnsupportedModelError(
+            f"{name} is recurrent or hybrid ({kinds}): such a layer has no keys and values that a memory could "
+            "stand in front of. Use a model in which every layer is attention."
+        )
+    attentions = tuple(layer.self_attn for layer in layers)
+    if any(getattr(attention, "sinks", None) is not None for attention in attentions):
+        raise UnsupportedModelError(f"{name} uses attention sinks, which reading in chunks does not support.")
+    return attentions
+
+
+def _projection_names(attention: nn.Module, name: str) -> tuple[str, ...]:
+    for names in (_SPLIT_PROJECTIONS, _FUSED_PROJECTIONS):
+        if all(hasattr(attention, n) for n in names):
+            return names
+    raise UnsupportedModelError(
+        f"{name}: its attention has neither {'/'.join(_SPLIT_PROJECTIONS)} nor {'/'.join(_FUSED_PROJECTIONS)}, so "
+        "there is nothing for the candidate projections to stand beside."
+    )
+
+
+def _usable_window(config: Any, attentions: tuple[nn.Module, ...], name: str) -> int:
+    """The smallest of: trained positions, original positions of length-dependent RoPE, sliding window."""
+    window: int | None = getattr(config, "max_position_embeddings", None)
+    if window is None:
+        raise UnsupportedModelError(f"{name}: its config has no max_position_embeddings.")
+    for parameters in _rope_parameters(config):
+        if parameters.get("rope_type") in ("dynamic", "longrope"):
+            # Their frequencies change once a pass is longer than this, and with them every key already cached.
+            original = parameters.get("original_max_position_embeddings")
+            original = original or getattr(config, "original_max_position_embeddings", None) or window
+            window = min(window, original)
+    sliding = [getattr(attention, "sliding_window", None) for attention in attentions]
+    if not getattr(config, "layer_types", None) and getattr(config, "use_sliding_window", True):
+        # Mistral's attention reads the window from its config instead of a module attribute.
+        sliding.append(getattr(config, "sliding_window", None))
+    return min([window, *(size for size in sliding if size)])
+
+
+def _rope_parameters(config: Any) -> list[dict[str, Any]]:
+    parameters = getattr(config, "rope_parameters", None) or {}
+    nested = [value for value in parameters.values() if isinstance(value, dict)]
+    return nested or [parameters]

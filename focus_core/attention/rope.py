@@ -1,0 +1,55 @@
+"""A cached key gets another position: it is turned by the distance, with the model's own rotary embedding."""
+
+from __future__ import annotations
+
+import inspect
+from collections import defaultdict
+
+import torch
+from torch import Tensor
+
+from focus_core.attention.modules import DecoderParts
+
+
+class RotaryPositions:
+    """Moves keys that the model has already rotated.
+
+    Rotations add up, so a key at position p becomes a key at position t by a turn of t − p. Layers that share a
+    rotary embedding are turned together; layers without one (SmolLM3) are left alone.
+    """
+
+    def __init__(self, parts: DecoderParts) -> None:
+        self._rotary = parts.rotary
+        self._apply = parts.apply_rotary
+        self._typed = "layer_type" in inspect.signature(parts.rotary.forward).parameters
+        layers_of: dict[str | None, list[int]] = defaultdict(list)
+        for index, attention in enumerate(parts.attentions):
+            if getattr(attention, "use_rope", True):
+                layers_of[getattr(attention, "layer_type", None) if self._typed else None].append(index)
+        self._layers_of = dict(layers_of)
+
+    def move(self, keys: Tensor, distance: Tensor) -> Tensor:
+        """`keys [layers, batch, heads, slots, head_dim]`, turned by `distance [batch, slots]` positions.
+
+        Computed in float32 and returned in the dtype of `keys`.
+        """
+        if len(self._layers_of) == 1 and len(keys) == len(next(iter(self._layers_of.values()))):
+            return self._turn(keys, distance, next(iter(self._layers_of)))
+        moved = [keys[i] for i in range(len(keys))]
+        for kind, indices in self._layers_of.items():
+            for index, turned in zip(indices, self._turn(keys[indices], distance, kind), strict=True):
+                moved[index] = turned
+        return torch.stack(moved)
+
+    def _turn(self, keys: Tensor, distance: Tensor, kind: str | None) -> Tensor:
+        layers, batch = keys.shape[:2]
+        exact = keys.float().flatten(0, 1)
+        typed = (kind,) if self._typed else ()
+        cos, sin = self._rotary(exact, distance, *typed)
+        cos, sin = cos.repeat(layers, 1, 1), sin.repeat(layers, 1, 1)
+        rotary_dim = cos.shape[-1]  # some models rotate only the first dimensions
+        turned, _ = self._apply(exact[..., :rotary_dim], exact[..., :rotary_dim], cos, sin)
+        scale = getattr(self._rotary, f"{kind}_attention_scaling" if self._typed else "attention_scaling", 1.0)
+        # The keys carry YaRN's attention scaling already; turning must not apply it twice.
+        turned = torch.cat([turned / scale, exact[..., rotary_dim:]], dim=-1)
+        return turned.to(keys.dtype).unflatten(0, (layers, batch))

@@ -1,0 +1,158 @@
+"""The keys and values of chunks: written once, in place, and never copied.
+
+What a chunk's keys and values are depends on nothing but the chunk (paper §2.2), so a `ChunkBlock` is immutable once
+filled and may serve any number of questions. What a question adds behind the chunks, the dynamic prompt and the
+answer so far, lives in a `PromptCache` of its own.
+
+The last layer is missing on purpose: of a candidate only keys and values are used, and those of layer l are made
+before layer l's own attention. Nothing ever reads what the chunks' last layer would hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+_PROMPT_GROWTH = 64  # columns added when an answer outgrows the room reserved for it
+
+
+@dataclass(frozen=True, eq=False)
+class ChunkBlock:
+    """Keys and values of equally long chunks.
+
+    Attributes:
+        keys: `[layers - 1, chunks, kv_heads, tokens, head_dim]`
+        values: like `keys`
+    """
+
+    keys: Tensor
+    values: Tensor
+
+    @classmethod
+    def empty(cls, shape: tuple[int, int, int, int, int], *, dtype: torch.dtype, device: torch.device) -> ChunkBlock:
+        return cls(torch.empty(shape, dtype=dtype, device=device), torch.empty(shape, dtype=dtype, device=device))
+
+    @property
+    def chunks(self) -> int:
+        return int(self.keys.shape[1])
+
+    @property
+    def tokens(self) -> int:
+        return int(self.keys.shape[3])
+
+    @property
+    def nbytes(self) -> int:
+        return 2 * self.keys.numel() * self.keys.element_size()
+
+
+@dataclass(frozen=True)
+class ChunkRun:
+    """Consecutive chunks of one block: rows `first` to `last - 1`."""
+
+    block: ChunkBlock
+    first: int
+    last: int
+
+    @property
+    def chunks(self) -> int:
+        return self.last - self.first
+
+    def layer(self, index: int) -> tuple[Tensor, Tensor]:
+        """Views `[chunks, kv_heads, tokens, head_dim]` of one layer's keys and values."""
+        rows = slice(self.first, self.last)
+        return self.block.keys[index, rows], self.block.values[index, rows]
+
+    def narrow(self, start: int, stop: int) -> ChunkRun:
+        """The chunks `start` to `stop - 1` of this run."""
+        return ChunkRun(self.block, self.first + start, self.first + stop)
+
+
+@dataclass
+class PromptCache:
+    """Keys and values of what follows every chunk: the dynamic prompt and the tokens generated so far.
+
+    Attributes:
+        keys: `[layers - 1, chunks * questions, kv_heads, capacity, head_dim]`, chunk-major
+        values: like `keys`
+        length: columns in use. The last of them is the candidate's, which the next step overwrites, because it
+            reads that token again as an ordinary one
+        padding: `[questions]`, unused columns at the left of each question
+    """
+
+    keys: Tensor
+    values: Tensor
+    padding: Tensor
+    length: int = 0
+
+    def reserve(self, columns: int) -> None:
+        """Set `length` to `columns`; room is made in steps, so that few calls copy this (small) cache."""
+        missing = columns - self.keys.shape[3]
+        if missing > 0:
+            room = max(missing, _PROMPT_GROWTH)
+            self.keys = torch.nn.functional.pad(self.keys, (0, 0, 0, room))
+            self.values = torch.nn.functional.pad(self.values, (0, 0, 0, room))
+        self.length = columns
+
+    def rows(self, rows: slice) -> PromptCache:
+        """A view of some of the rows."""
+        return PromptCache(self.keys[:, rows], self.values[:, rows], self.padding, self.length)
+
+    def select_questions(self, keep: Tensor) -> PromptCache:
+        """The same cache with only the questions whose indices are in `keep`."""
+        questions = len(self.padding)
+
+        def kept(states: Tensor) -> Tensor:
+            return states.unflatten(1, (-1, questions))[:, :, keep].flatten(1, 2)
+
+        return PromptCache(kept(self.keys), kept(self.values), self.padding[keep], self.length)
+
+
+@dataclass
+class ChunkCache:
+    """All chunks that a question is asked of, in order, and what the question has appended to them so far."""
+
+    runs: Sequence[ChunkRun]
+    prompt: PromptCache | None = field(default=None)
+
+    @classmethod
+    def from_rows(cls, rows: Sequence[tuple[ChunkBlock, int]]) -> ChunkCache:
+        """Chunks in the given order; neighbours that lie side by side in one block become one run."""
+        runs: list[ChunkRun] = []
+        for block, row in rows:
+            if runs and runs[-1].block is block and runs[-1].last == row:
+                runs[-1] = ChunkRun(block, runs[-1].first, row + 1)
+            else:
+                runs.append(ChunkRun(block, row, row + 1))
+        return cls(runs)
+
+    @property
+    def chunks(self) -> int:
+        return sum(run.chunks for run in self.runs)
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each chunk."""
+        return [run.block.tokens for run in self.runs for _ in range(run.chunks)]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of keys and values of the chunks, without the prompt."""
+        return sum(run.block.nbytes // run.block.chunks * run.chunks for run in self.runs)
+
+    def between(self, start: int, stop: int) -> list[ChunkRun]:
+        """The runs that hold the chunks `start` to `stop - 1`."""
+        found, offset = [], 0
+        for run in self.runs:
+            low, high = max(start - offset, 0), min(stop - offset, run.chunks)
+            if low < high:
+                found.append(run.narrow(low, high))
+            offset += run.chunks
+        return found
+
+    def select_questions(self, keep: Tensor) -> None:
+        """Forget the questions whose indices are not in `keep`."""
+        assert self.prompt is not None
+        self.prompt = self.prompt.select_questions(keep)

@@ -1,0 +1,122 @@
+"""Settings of the method and of sampling: frozen, checked when made, unknown names refused by the dataclass."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from focus_core.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class FocusConfig:
+    """How a text is read. `None` means "what suits the model": see `resolve`.
+
+    All sizes are in tokens.
+    """
+
+    chunk_size: int | None = None  # tokens of text in a chunk (paper §2.1; `memory_stride` in the authors' code)
+    local_window: int | None = None  # of one long prompt, how much is local context; the rest is chunked
+    dynamic_prompt: int | None = None  # at most so much of the local context is appended to every chunk (paper eq. 1)
+    parallel_chunks: int | None = None  # chunks that pass the model together; bounds memory, never changes a result
+    bos_per_chunk: bool = True  # False: the authors' rule, BOS at the start of the text only
+    plain_up_to: int | None = None  # texts up to this length are read by the plain model, without chunks
+    window: int | None = None  # positions to use, if not those the model was trained for; more is at your own risk
+
+    def __post_init__(self) -> None:
+        for name in ("chunk_size", "local_window", "dynamic_prompt", "parallel_chunks", "window"):
+            _require_positive(name, getattr(self, name))
+        if self.plain_up_to is not None and self.plain_up_to < 0:
+            raise ConfigError(f"plain_up_to={self.plain_up_to}: must be 0 (always read in chunks) or more.")
+
+    def resolve(self, window: int, trained_with: FocusConfig | None = None) -> ResolvedConfig:
+        """Every `None` replaced: first by what the adapter was trained with, then by what `window` positions allow.
+
+        Raises:
+            ConfigError: a chunk with its dynamic prompt, or the local window, leaves no room for an answer.
+        """
+        known = self if trained_with is None else self.filled_from(trained_with)
+        window = known.window or window
+        # A chunk may take half of the window and the dynamic prompt a quarter: the answer keeps the rest.
+        chunk_size = known.chunk_size or max(1, min(2048, window // 2))
+        local_window = known.local_window or max(1, min(2048, window // 2))
+        dynamic_prompt = known.dynamic_prompt or max(1, min(512, window // 4))
+        resolved = ResolvedConfig(
+            chunk_size=chunk_size,
+            local_window=local_window,
+            dynamic_prompt=min(dynamic_prompt, chunk_size, local_window),
+            parallel_chunks=known.parallel_chunks,
+            bos_per_chunk=known.bos_per_chunk,
+            plain_up_to=window if known.plain_up_to is None else known.plain_up_to,
+            window=window,
+        )
+        resolved.check_sizes()
+        return resolved
+
+    def filled_from(self, other: FocusConfig) -> FocusConfig:
+        """This config, with what is `None` here taken from `other` (the BOS rule is always `other`'s unless asked)."""
+        taken = {f.name: getattr(other, f.name) for f in fields(self) if getattr(self, f.name) is None}
+        return replace(self, **taken, bos_per_chunk=self.bos_per_chunk and other.bos_per_chunk)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The settings that are not `None`, as JSON types."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
+
+
+@dataclass(frozen=True)
+class ResolvedConfig:
+    """The settings in force for one model; only `parallel_chunks` may still be open (it depends on the text)."""
+
+    chunk_size: int
+    local_window: int
+    dynamic_prompt: int
+    parallel_chunks: int | None
+    bos_per_chunk: bool
+    plain_up_to: int
+    window: int
+
+    def check_sizes(self) -> None:
+        """Refuse sizes that cannot hold even one new token."""
+        row = self.chunk_size + self.dynamic_prompt + _MARKERS_PER_ROW
+        if row >= self.window:
+            raise ConfigError(
+                f"chunk_size={self.chunk_size} and dynamic_prompt={self.dynamic_prompt} need {row + 1} positions with "
+                f"one new token, but the model's usable window has {self.window}. Lower one of the two."
+            )
+        if self.local_window + _MARKERS_PER_ROW >= self.window:
+            raise ConfigError(
+                f"local_window={self.local_window} leaves no room for memory and answer in the model's usable window "
+                f"of {self.window}. Lower it."
+            )
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """How the next token is chosen. The defaults are greedy decoding."""
+
+    temperature: float = 0.0  # 0 is greedy
+    top_p: float = 1.0
+    top_k: int = 0  # 0 keeps every token
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        _require(self.temperature >= 0, f"temperature={self.temperature}: must be 0 (greedy) or more.")
+        _require(0 < self.top_p <= 1, f"top_p={self.top_p}: must be above 0 and at most 1.")
+        _require(self.top_k >= 0, f"top_k={self.top_k}: must be 0 (off) or more.")
+        _require(0 <= self.min_p <= 1, f"min_p={self.min_p}: must lie between 0 and 1.")
+        _require(self.repetition_penalty > 0, f"repetition_penalty={self.repetition_penalty}: must be above 0.")
+
+
+_MARKERS_PER_ROW = 2  # a BOS before the chunk and one before the dynamic prompt
+
+
+def _require_positive(name: str, value: int | None) -> None:
+    if value is not None and value < 1:
+        raise ConfigError(f"{name}={value}: must be at least 1.")
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)

@@ -1,0 +1,67 @@
+"""What the machine offers: device, dtype, memory, and how many tokens one pass may hold."""
+
+from __future__ import annotations
+
+import psutil
+import torch
+from transformers import PreTrainedModel
+
+from focus_core.errors import ConfigError, OutOfMemoryError
+
+_CPU_TOKENS_PER_PASS = 4096  # beyond that a CPU pass gets no faster, it only leaves the caches
+_GPU_SHARE_FOR_ACTIVATIONS = 0.25
+
+
+def choose_device(name: str) -> torch.device:
+    """`"auto"` is the GPU where there is one."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"device={name!r} is not a device that torch knows: use 'auto', 'cpu' or 'cuda'.") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"device={name!r}: this machine has no GPU that torch can use. Use device='cpu' or 'auto'.")
+    return device
+
+
+def choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    """`"auto"` is bfloat16 on a GPU and float32 on a CPU, where half precision is slow."""
+    if name == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    dtype = getattr(torch, name, None)
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise ConfigError(f"dtype={name!r}: use 'auto', 'float32', 'bfloat16' or 'float16'.")
+    return dtype
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that can still be taken on the device."""
+    if device.type == "cuda":
+        reusable = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0] + reusable)
+    return int(psutil.virtual_memory().available)
+
+
+def require_memory(nbytes: int, device: torch.device, *, what: str) -> None:
+    """Refuse, before any work, what the device cannot hold.
+
+    Raises:
+        OutOfMemoryError: with both numbers
+    """
+    free = free_memory(device)
+    if nbytes > free:
+        raise OutOfMemoryError(
+            f"The keys and values of {what} take {nbytes / 2**30:.2f} GiB, but only {free / 2**30:.2f} GiB are free on "
+            f"{device}. Hand over fewer or shorter documents, or use dtype='bfloat16' or a smaller model."
+        )
+
+
+def tokens_per_pass(model: PreTrainedModel) -> int:
+    """How many tokens may pass the model together when the user has not said (`parallel_chunks`)."""
+    if model.device.type != "cuda":
+        return _CPU_TOKENS_PER_PASS
+    config = model.config.get_text_config()
+    # What one layer holds at a time: gate, up and their product, and about eight states of hidden size.
+    per_token = (3 * config.intermediate_size + 8 * config.hidden_size) * model.dtype.itemsize
+    return max(_CPU_TOKENS_PER_PASS, int(free_memory(model.device) * _GPU_SHARE_FOR_ACTIVATIONS) // per_token)

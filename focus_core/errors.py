@@ -1,0 +1,34 @@
+"""What can go wrong for a user: every error says which value, why, and the way out."""
+
+from __future__ import annotations
+
+
+class FocusError(Exception):
+    """Base of everything this package raises on purpose.
+
+    Not a `ValueError`: frameworks above us swallow those and answer "Empty Response".
+    """
+
+
+class ConfigError(FocusError):
+    """A setting has a value that cannot work."""
+
+
+class ContextOverflowError(FocusError):
+    """Something does not fit the model's window; nothing has been dropped and nothing has been computed."""
+
+
+class OutOfMemoryError(FocusError):
+    """The keys and values of the documents do not fit the memory of the device."""
+
+
+class UnsupportedModelError(FocusError):
+    """The model cannot work with candidate tokens, or not in this setting."""
+
+
+class AdapterError(FocusError):
+    """An adapter is missing, damaged, or belongs to another model."""
+
+
+class DocumentError(FocusError):
+    """A document cannot be read as text, or holds none."""

@@ -1,0 +1,326 @@
+"""FocusModel: the method of the paper in three calls, tensors in, tensors out.
+
+    cache = model.prefill(chunks)                          # §2.2: every chunk alone, positions from 0
+    memory = model.decode_candidates(cache, token_ids)     # §2.2, eq. 1–5: one candidate per chunk
+    logits = model.next_token_logits(local_ids, memory)    # §2.3: frozen decoder behind the memory
+
+It knows nothing of text, tokenizers or documents; `engine.py` does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from focus_core.attention.candidates import CandidateProjections, candidate_reader
+from focus_core.attention.memory import Memory
+from focus_core.attention.modules import decoder_parts
+from focus_core.attention.passes import PassCache, until_done
+from focus_core.attention.reading import ReaderPass, reading
+from focus_core.attention.rope import RotaryPositions
+from focus_core.chunk_cache import ChunkBlock, ChunkCache, PromptCache
+from focus_core.chunking import TextLayout
+from focus_core.config import FocusConfig, ResolvedConfig
+from focus_core.decoding import Decoding, FocusDecoding, PlainDecoding, check_plain_room, check_room
+from focus_core.device import require_memory, tokens_per_pass
+from focus_core.errors import ConfigError
+
+Progress = Callable[[int, int], None]  # chunks read so far, chunks in all
+
+
+@dataclass(frozen=True)
+class TokenGeneration:
+    """What `FocusModel.generate` returns.
+
+    Attributes:
+        tokens: `[n]`
+        logits: `[n + 1, vocab]`, float32; row t are the next-token logits after t generated tokens
+    """
+
+    tokens: Tensor
+    logits: Tensor | None
+
+
+class FocusModel:
+    """A frozen decoder and its candidate projections.
+
+    Args:
+        model: any supported decoder of transformers; it is used as it is and never changed
+        projections: `None` stands for untrained ones, equal to the model's own maps
+        config: `None` in a field stands for what suits the model
+        trained_with: settings that come with an adapter and fill what `config` leaves open
+
+    Raises:
+        UnsupportedModelError: the model cannot work with candidate tokens
+        ConfigError: sizes that leave no room for an answer
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        projections: CandidateProjections | None = None,
+        *,
+        config: FocusConfig | None = None,
+        trained_with: FocusConfig | None = None,
+    ) -> None:
+        self.parts = decoder_parts(model)
+        self.model = model.eval()
+        self.projections = projections or CandidateProjections(self.parts)
+        self.projections.eval().to(model.device)
+        self.config: ResolvedConfig = (config or FocusConfig()).resolve(self.parts.window, trained_with)
+        self._reader = candidate_reader(model, self.parts, self.projections)
+        self._positions = RotaryPositions(self.parts)
+        # Leaving a forward pass early would skip the hooks with which accelerate moves weights between devices.
+        self._run_through = any(hasattr(module, "_hf_hook") for module in model.modules())
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | Path,
+        *,
+        adapter: str | Path | None = None,
+        config: FocusConfig | None = None,
+        device: str = "auto",
+        dtype: str = "auto",
+        **model_arguments: Any,
+    ) -> FocusModel:
+        """A folder or hub id: an ordinary model with or without `adapter`, or a checkpoint of the authors."""
+        from focus_core.checkpoint import load_model
+
+        loaded = load_model(model, adapter=adapter, device=device, dtype=dtype, **model_arguments)
+        return cls(loaded.model, loaded.projections, config=config, trained_with=loaded.trained_with)
+
+    # --- the method -------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def prefill(self, chunks: Sequence[Tensor], *, progress: Progress | None = None) -> ChunkCache:
+        """Read every chunk once, alone, positions from 0 (paper §2.2).
+
+        Args:
+            chunks: token ids `[tokens]` each, BOS included where the BOS rule wants one
+            progress: called with the number of chunks read so far and in all
+
+        Returns:
+            keys and values of all chunks, in order; neighbours of equal length share a block
+        """
+        rows: list[tuple[ChunkBlock, int]] = []
+        for length, equal in groupby(chunks, key=len):
+            batch = torch.stack(list(equal)).to(self.device)
+            block = self._empty_block(len(batch), length)
+            rows += [(block, row) for row in range(len(batch))]
+            for start, stop in self._groups(len(batch), tokens=length):
+                self._prefill_rows(batch[start:stop], block, start)
+                if progress is not None:
+                    progress(len(rows) - len(batch) + stop, len(chunks))
+        return ChunkCache.from_rows(rows)
+
+    @torch.no_grad()
+    def decode_candidates(self, cache: ChunkCache, token_ids: Tensor, *, padding: Tensor | None = None) -> Memory:
+        """Append tokens to every chunk and condense each chunk into its candidate (paper §2.2, eq. 1–5).
+
+        The last token of every row is the candidate. The candidate of the call before must come again, as the first
+        of `token_ids`: only the newest token is a candidate, so it is read once more as an ordinary one.
+
+        Args:
+            cache: what `prefill` returned; remembers the tokens
+            token_ids: `[questions, tokens]`; first the dynamic prompt, then `[previous, new]` at each step
+            padding: `[questions]`, unused tokens at the left of each row; first call only
+
+        Returns:
+            one slot per chunk and layer, candidate i moved to position i
+        """
+        token_ids = token_ids.to(self.device)
+        questions, new = token_ids.shape
+        prompt = self._prompt_of(cache, token_ids, padding)
+        # Behind the first call the previous candidate's column is written again.
+        prompt.reserve(max(prompt.length - 1, 0) + new)
+        visible = _visible(prompt, new)
+        lengths = torch.tensor(cache.lengths, device=self.device)
+        # Where each candidate stands in its row, padding not counted: [chunks, questions].
+        positions = lengths[:, None] + (prompt.length - 1 - prompt.padding)
+        shape = (self.parts.num_layers, cache.chunks * questions, self.parts.kv_heads, self.parts.head_dim)
+        keys, values = (torch.empty(shape, dtype=self.dtype, device=self.device) for _ in range(2))
+        for start, stop in self._groups(cache.chunks, tokens=questions * new):
+            rows = slice(start * questions, stop * questions)
+            group = ReaderPass(cache.between(start, stop), questions, 1, visible)
+            candidates = keys[:, rows], values[:, rows]
+            self._read_rows(group, token_ids, positions[start:stop], prompt.rows(rows), candidates)
+        return self._place_in_memory(keys, values, positions)
+
+    @torch.no_grad()
+    def next_token_logits(self, local_ids: Tensor, memory: Memory, *, padding: Tensor | None = None) -> Tensor:
+        """One pass of the frozen decoder over the local context behind the memory (paper §2.3).
+
+        Args:
+            local_ids: `[questions, tokens]`, the local context with all generated tokens; positions start behind
+                the memory's last slot
+            memory: one slot per chunk
+            padding: `[questions]`, unused tokens at the left of each row
+
+        Returns:
+            next-token logits `[questions, vocab]`
+        """
+        local_ids = local_ids.to(self.device)
+        mask = position_ids = None
+        if padding is not None and bool((padding > 0).any()):
+            columns = torch.arange(local_ids.shape[1], device=self.device) - padding.to(self.device)[:, None]
+            position_ids = (memory.slots + columns).clamp(min=0)
+            mask = torch.nn.functional.pad((columns >= 0).long(), (memory.slots, 0), value=1)
+        output = self.model(
+            input_ids=local_ids,
+            attention_mask=mask,
+            position_ids=position_ids,
+            past_key_values=memory.as_cache(),
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        logits: Tensor = output.logits[:, -1]
+        return logits
+
+    # --- generation without a tokenizer -------------------------------------------------------------------------------
+
+    def generate(
+        self, input_ids: Sequence[int] | Tensor, *, max_new_tokens: int, return_logits: bool = False
+    ) -> TokenGeneration:
+        """Continue one long prompt greedily by exactly `max_new_tokens` tokens.
+
+        The last `local_window` tokens are the local context and the rest is chunked; up to `plain_up_to` tokens the
+        plain model runs (paper §4.1, and the authors' code below 4096).
+
+        Raises:
+            ConfigError: an empty prompt or a negative length
+            ContextOverflowError: chunk, prompt and answer, or memory, local context and answer, exceed the window
+        """
+        ids: list[int] = torch.as_tensor(input_ids, dtype=torch.long).flatten().tolist()
+        if not ids:
+            raise ConfigError("input_ids is empty: there is nothing to continue.")
+        if max_new_tokens < 0:
+            raise ConfigError(f"max_new_tokens={max_new_tokens}: must be 0 or more.")
+        decoding = self._decoding_of(ids, max_new_tokens)
+        logits = [decoding.start().float().cpu()]
+        tokens: list[Tensor] = []
+        for _ in range(max_new_tokens):
+            tokens.append(logits[-1].argmax(-1))
+            if return_logits or len(tokens) < max_new_tokens:
+                logits.append(decoding.step(tokens[-1]).float().cpu())
+        generated = torch.cat(tokens) if tokens else torch.empty(0, dtype=torch.long)
+        return TokenGeneration(generated, torch.cat(logits) if return_logits else None)
+
+    def _decoding_of(self, ids: list[int], new_tokens: int) -> Decoding:
+        if len(ids) <= self.config.plain_up_to:
+            check_plain_room(self, prompt=len(ids), new_tokens=new_tokens)
+            return PlainDecoding(self, [ids])
+        layout = TextLayout(self.config, self.bos_token_id)
+        chunks, local = layout.long_prompt(ids)
+        prompt = layout.dynamic_prompt(local)
+        lengths = [len(chunk) for chunk in chunks]
+        check_room(self, chunk_lengths=lengths, prompt=len(prompt), local=len(local), new_tokens=new_tokens)
+        cache = self.prefill([torch.tensor(chunk) for chunk in chunks])
+        return FocusDecoding(self, cache, [local], [prompt])
+
+    # --- below the fold -----------------------------------------------------------------------------------------------
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.dtype
+
+    @property
+    def bos_token_id(self) -> int | None:
+        token: int | None = self.model.config.get_text_config().bos_token_id
+        return token
+
+    @property
+    def cache_bytes_per_token(self) -> int:
+        """Bytes of keys and values that one token of a chunk costs."""
+        return 2 * (self.parts.num_layers - 1) * self.parts.kv_heads * self.parts.head_dim * self.dtype.itemsize
+
+    def _prefill_rows(self, token_ids: Tensor, block: ChunkBlock, start: int) -> None:
+        rows = slice(start, start + len(token_ids))
+
+        def store(layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+            block.keys[layer, rows], block.values[layer, rows] = keys, values
+            return keys, values
+
+        cache = PassCache(self.parts.num_layers, store, last=self.parts.num_layers - 2, run_through=self._run_through)
+        with until_done():
+            self.model.get_decoder()(input_ids=token_ids, past_key_values=cache, use_cache=True)
+
+    def _read_rows(
+        self,
+        reader_pass: ReaderPass,
+        token_ids: Tensor,
+        positions: Tensor,
+        prompt: PromptCache,
+        candidates: tuple[Tensor, Tensor],
+    ) -> None:
+        """One pass of the reader over some of the chunks.
+
+        Args:
+            token_ids: `[questions, new]`
+            positions: `[chunks of the pass, questions]`, the candidate's position in each row
+            prompt: rows of the pass; the new tokens' keys and values go to its last columns
+            candidates: keys and values `[layers, rows of the pass, kv_heads, head_dim]`, filled here
+        """
+        new, last = token_ids.shape[1], self.parts.num_layers - 1
+        columns = slice(prompt.length - new, prompt.length)
+
+        def store(layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+            candidates[0][layer], candidates[1][layer] = keys[:, :, -1], values[:, :, -1]
+            if layer == last:
+                return keys, values
+            prompt.keys[layer, :, :, columns], prompt.values[layer, :, :, columns] = keys, values
+            return prompt.keys[layer, :, :, : prompt.length], prompt.values[layer, :, :, : prompt.length]
+
+        cache = PassCache(self.parts.num_layers, store, last=last, run_through=self._run_through)
+        position_ids = positions.flatten()[:, None] + torch.arange(1 - new, 1, device=self.device)
+        with reading(reader_pass), until_done():
+            self._reader.get_decoder()(
+                input_ids=token_ids.repeat(len(positions), 1),
+                position_ids=position_ids.clamp(min=0),
+                past_key_values=cache,
+                use_cache=True,
+            )
+
+    def _place_in_memory(self, keys: Tensor, values: Tensor, positions: Tensor) -> Memory:
+        """`[layers, chunks * questions, kv_heads, head_dim]` to a memory, candidate i moved to position i."""
+        chunks, questions = positions.shape
+        keys, values = (s.unflatten(1, (chunks, questions)).permute(0, 2, 3, 1, 4) for s in (keys, values))
+        distance = torch.arange(chunks, device=self.device) - positions.T
+        return Memory(self._positions.move(keys, distance), values)
+
+    def _prompt_of(self, cache: ChunkCache, token_ids: Tensor, padding: Tensor | None) -> PromptCache:
+        if cache.prompt is None:
+            questions, columns = token_ids.shape
+            padding = torch.zeros(questions, dtype=torch.long) if padding is None else padding
+            shape = (self.parts.num_layers - 1, cache.chunks * questions, self.parts.kv_heads, columns)
+            states = [torch.empty(*shape, self.parts.head_dim, dtype=self.dtype, device=self.device) for _ in range(2)]
+            cache.prompt = PromptCache(states[0], states[1], padding.to(self.device))
+        return cache.prompt
+
+    def _empty_block(self, chunks: int, tokens: int) -> ChunkBlock:
+        require_memory(chunks * tokens * self.cache_bytes_per_token, self.device, what=f"{chunks * tokens} tokens")
+        shape = (self.parts.num_layers - 1, chunks, self.parts.kv_heads, tokens, self.parts.head_dim)
+        return ChunkBlock.empty(shape, dtype=self.dtype, device=self.device)
+
+    def _groups(self, rows: int, *, tokens: int) -> list[tuple[int, int]]:
+        """Borders of the groups of rows that pass the model together, for rows of `tokens` new tokens."""
+        size = self.config.parallel_chunks or max(1, tokens_per_pass(self.model) // tokens)
+        return [(start, min(start + size, rows)) for start in range(0, rows, size)]
+
+
+def _visible(prompt: PromptCache, new: int) -> Tensor:
+    """`[questions, new, prompt]`: a new token sees the prompt up to itself, without the padding."""
+    columns = torch.arange(prompt.length, device=prompt.padding.device)
+    causal = columns <= columns[prompt.length - new :, None]
+    return causal & (columns >= prompt.padding[:, None, None])

@@ -1,0 +1,1 @@
+"""Training of candidate projections; the base model stays frozen (paper §3)."""

@@ -1,0 +1,1 @@
+"""FocusLLM in LangChain and LlamaIndex."""
