@@ -1,1 +1,52 @@
-"""FocusLLM: answers from documents that are longer than a model's window (arXiv 2408.11745)."""
+"""FocusLLM: answers from documents that are longer than a model's window (arXiv 2408.11745).
+
+A text is cut into chunks (`chunking`); each is read once, alone, and its keys and values are kept (`model.prefill`,
+`store`). The end of the question is appended to every chunk, and a candidate token in each condenses it
+(`model.decode_candidates`). The candidates' keys and values are a memory in front of the question, behind which the
+frozen decoder gives the next token (`model.next_token_logits`). `engine` is text in, text out.
+"""
+
+from focus_core.attention.memory import Memory
+from focus_core.checkpoint import save_adapter, split_authors_checkpoint
+from focus_core.chunk_cache import ChunkCache
+from focus_core.config import FocusConfig, SamplingConfig
+from focus_core.documents import PreparedDocuments, read_file, read_folder
+from focus_core.engine import Answer, FocusEngine, Piece, Usage
+from focus_core.errors import (
+    AdapterError,
+    ConfigError,
+    ContextOverflowError,
+    DocumentError,
+    FocusError,
+    OutOfMemoryError,
+    UnsupportedModelError,
+)
+from focus_core.model import FocusModel, TokenGeneration
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AdapterError",
+    "Answer",
+    "ChunkCache",
+    "ConfigError",
+    "ContextOverflowError",
+    "DocumentError",
+    "FocusConfig",
+    "FocusEngine",
+    "FocusError",
+    "FocusModel",
+    "Memory",
+    "OutOfMemoryError",
+    "Piece",
+    "PreparedDocuments",
+    "SamplingConfig",
+    "TokenGeneration",
+    "UnsupportedModelError",
+    "Usage",
+    "__version__",
+    "read_file",
+    "read_folder",
+    "save_adapter",
+    "split_authors_checkpoint",
+]

@@ -137,6 +137,10 @@ class ChunkCache:
         """Tokens of each chunk."""
         return [run.block.tokens for run in self.runs for _ in range(run.chunks)]
 
+    def rows(self) -> list[tuple[ChunkBlock, int]]:
+        """Block and row of each chunk, as `from_rows` takes them."""
+        return [(run.block, row) for run in self.runs for row in range(run.first, run.last)]
+
     @property
     def nbytes(self) -> int:
         """Bytes of keys and values of the chunks, without the prompt."""

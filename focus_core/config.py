@@ -20,7 +20,7 @@ class FocusConfig:
     dynamic_prompt: int | None = None  # at most so much of the local context is appended to every chunk (paper eq. 1)
     parallel_chunks: int | None = None  # chunks that pass the model together; bounds memory, never changes a result
     bos_per_chunk: bool = True  # False: the authors' rule, BOS at the start of the text only
-    plain_up_to: int | None = None  # texts up to this length are read by the plain model, without chunks
+    plain_up_to: int | None = None  # the plain model reads texts up to this length; None: if they fit the window
     window: int | None = None  # positions to use, if not those the model was trained for; more is at your own risk
 
     def __post_init__(self) -> None:
@@ -47,7 +47,7 @@ class FocusConfig:
             dynamic_prompt=min(dynamic_prompt, chunk_size, local_window),
             parallel_chunks=known.parallel_chunks,
             bos_per_chunk=known.bos_per_chunk,
-            plain_up_to=window if known.plain_up_to is None else known.plain_up_to,
+            plain_up_to=known.plain_up_to,
             window=window,
         )
         resolved.check_sizes()
@@ -72,8 +72,14 @@ class ResolvedConfig:
     dynamic_prompt: int
     parallel_chunks: int | None
     bos_per_chunk: bool
-    plain_up_to: int
+    plain_up_to: int | None
     window: int
+
+    def reads_plainly(self, tokens: int, new_tokens: int) -> bool:
+        """Whether the plain model reads a text of so many tokens: up to its window, as in the paper (§4.1)."""
+        if self.plain_up_to is not None:
+            return tokens <= self.plain_up_to
+        return tokens + new_tokens <= self.window
 
     def check_sizes(self) -> None:
         """Refuse sizes that cannot hold even one new token."""

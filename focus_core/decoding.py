@@ -13,7 +13,6 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from focus_core.chunk_cache import ChunkCache
-from focus_core.errors import ContextOverflowError
 
 if TYPE_CHECKING:
     from focus_core.model import FocusModel
@@ -107,52 +106,6 @@ class PlainDecoding:
         )
         logits: Tensor = output.logits[:, -1]
         return logits
-
-
-def check_room(model: FocusModel, *, chunk_lengths: Sequence[int], prompt: int, local: int, new_tokens: int) -> None:
-    """Refuse what would run past the model's window, before any work.
-
-    Args:
-        chunk_lengths: tokens of every chunk
-        prompt: tokens of the longest dynamic prompt
-        local: tokens of the longest local context
-        new_tokens: how many tokens may be generated
-
-    Raises:
-        ContextOverflowError: says which of the two limits is exceeded, by how much, and what to change
-    """
-    window, chunks, longest = model.config.window, len(chunk_lengths), max(chunk_lengths, default=0)
-    row = longest + prompt + new_tokens
-    if row > window:
-        raise ContextOverflowError(
-            f"A chunk of {longest} tokens, a dynamic prompt of {prompt} and max_new_tokens={new_tokens} need {row} "
-            f"positions, but the model's usable window has {window}. Lower max_new_tokens to "
-            f"{max(window - longest - prompt, 0)}, or choose a smaller chunk_size or dynamic_prompt."
-        )
-    behind = chunks + local + new_tokens
-    if behind > window:
-        fits = max(window - local - new_tokens, 0)
-        raise ContextOverflowError(
-            f"A memory of {chunks} chunks, a local context of {local} tokens and max_new_tokens={new_tokens} need "
-            f"{behind} positions, but the model's usable window has {window}: {fits} chunks fit "
-            f"(about {fits * model.config.chunk_size} tokens of documents). Hand over fewer documents, choose a larger "
-            f"chunk_size (now {model.config.chunk_size}), or lower max_new_tokens or the local context."
-        )
-
-
-def check_plain_room(model: FocusModel, *, prompt: int, new_tokens: int) -> None:
-    """The same for the plain model.
-
-    Raises:
-        ContextOverflowError: with both numbers
-    """
-    window = model.config.window
-    if prompt + new_tokens > window:
-        raise ContextOverflowError(
-            f"The prompt has {prompt} tokens and max_new_tokens={new_tokens}, together {prompt + new_tokens}, but the "
-            f"model's usable window has {window}. Lower max_new_tokens to {max(window - prompt, 0)}, or read the text "
-            f"in chunks by handing it over as documents."
-        )
 
 
 def pad_left(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +27,10 @@ from focus_core.attention.rope import RotaryPositions
 from focus_core.chunk_cache import ChunkBlock, ChunkCache, PromptCache
 from focus_core.chunking import TextLayout
 from focus_core.config import FocusConfig, ResolvedConfig
-from focus_core.decoding import Decoding, FocusDecoding, PlainDecoding, check_plain_room, check_room
+from focus_core.decoding import Decoding, FocusDecoding, PlainDecoding
 from focus_core.device import require_memory, tokens_per_pass
 from focus_core.errors import ConfigError
+from focus_core.planning import make_plan
 
 Progress = Callable[[int, int], None]  # chunks read so far, chunks in all
 
@@ -110,16 +110,23 @@ class FocusModel:
         Returns:
             keys and values of all chunks, in order; neighbours of equal length share a block
         """
-        rows: list[tuple[ChunkBlock, int]] = []
-        for length, equal in groupby(chunks, key=len):
-            batch = torch.stack(list(equal)).to(self.device)
-            block = self._empty_block(len(batch), length)
-            rows += [(block, row) for row in range(len(batch))]
-            for start, stop in self._groups(len(batch), tokens=length):
-                self._prefill_rows(batch[start:stop], block, start)
-                if progress is not None:
-                    progress(len(rows) - len(batch) + stop, len(chunks))
-        return ChunkCache.from_rows(rows)
+        lengths = [len(chunk) for chunk in chunks]
+        self.require_memory_for(lengths)
+        blocks = {length: self._empty_block(lengths.count(length), length) for length in set(lengths)}
+        order = sorted(range(len(chunks)), key=lambda index: -lengths[index])  # a pass holds chunks of like length
+        row_of: dict[int, tuple[ChunkBlock, int]] = {}
+        for length, block in blocks.items():
+            equal = (index for index in range(len(chunks)) if lengths[index] == length)
+            row_of |= {index: (block, row) for row, index in enumerate(equal)}
+        done = 0
+        while done < len(order):
+            size = self._rows_per_pass(lengths[order[done]])
+            group = order[done : done + size]
+            self._prefill_rows([chunks[index] for index in group], [row_of[index] for index in group])
+            done += len(group)
+            if progress is not None:
+                progress(done, len(chunks))
+        return ChunkCache.from_rows([row_of[index] for index in range(len(chunks))])
 
     @torch.no_grad()
     def decode_candidates(self, cache: ChunkCache, token_ids: Tensor, *, padding: Tensor | None = None) -> Memory:
@@ -147,7 +154,9 @@ class FocusModel:
         positions = lengths[:, None] + (prompt.length - 1 - prompt.padding)
         shape = (self.parts.num_layers, cache.chunks * questions, self.parts.kv_heads, self.parts.head_dim)
         keys, values = (torch.empty(shape, dtype=self.dtype, device=self.device) for _ in range(2))
-        for start, stop in self._groups(cache.chunks, tokens=questions * new):
+        size = self._rows_per_pass(questions * new)
+        for start in range(0, cache.chunks, size):
+            stop = min(start + size, cache.chunks)
             rows = slice(start * questions, stop * questions)
             group = ReaderPass(cache.between(start, stop), questions, 1, visible)
             candidates = keys[:, rows], values[:, rows]
@@ -214,16 +223,11 @@ class FocusModel:
         return TokenGeneration(generated, torch.cat(logits) if return_logits else None)
 
     def _decoding_of(self, ids: list[int], new_tokens: int) -> Decoding:
-        if len(ids) <= self.config.plain_up_to:
-            check_plain_room(self, prompt=len(ids), new_tokens=new_tokens)
-            return PlainDecoding(self, [ids])
-        layout = TextLayout(self.config, self.bos_token_id)
-        chunks, local = layout.long_prompt(ids)
-        prompt = layout.dynamic_prompt(local)
-        lengths = [len(chunk) for chunk in chunks]
-        check_room(self, chunk_lengths=lengths, prompt=len(prompt), local=len(local), new_tokens=new_tokens)
-        cache = self.prefill([torch.tensor(chunk) for chunk in chunks])
-        return FocusDecoding(self, cache, [local], [prompt])
+        plan = make_plan(TextLayout(self.config, self.bos_token_id), ids, new_tokens=new_tokens)
+        if not plan.chunks:
+            return PlainDecoding(self, [plan.local])
+        cache = self.prefill([torch.tensor(chunk) for chunk in plan.chunks])
+        return FocusDecoding(self, cache, [plan.local], [plan.prompt])
 
     # --- below the fold -----------------------------------------------------------------------------------------------
 
@@ -245,11 +249,18 @@ class FocusModel:
         """Bytes of keys and values that one token of a chunk costs."""
         return 2 * (self.parts.num_layers - 1) * self.parts.kv_heads * self.parts.head_dim * self.dtype.itemsize
 
-    def _prefill_rows(self, token_ids: Tensor, block: ChunkBlock, start: int) -> None:
-        rows = slice(start, start + len(token_ids))
+    def _prefill_rows(self, chunks: Sequence[Tensor], rows: Sequence[tuple[ChunkBlock, int]]) -> None:
+        """One pass; shorter chunks are padded at the right, which no earlier token can see."""
+        token_ids = torch.nn.utils.rnn.pad_sequence(list(chunks), batch_first=True).to(self.device)
+        runs = ChunkCache.from_rows(rows).runs
 
         def store(layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-            block.keys[layer, rows], block.values[layer, rows] = keys, values
+            row = 0
+            for run in runs:
+                run_keys, run_values = run.layer(layer)
+                run_keys.copy_(keys[row : row + run.chunks, :, : run.block.tokens])
+                run_values.copy_(values[row : row + run.chunks, :, : run.block.tokens])
+                row += run.chunks
             return keys, values
 
         cache = PassCache(self.parts.num_layers, store, last=self.parts.num_layers - 2, run_through=self._run_through)
@@ -308,15 +319,22 @@ class FocusModel:
             cache.prompt = PromptCache(states[0], states[1], padding.to(self.device))
         return cache.prompt
 
+    def require_memory_for(self, lengths: Sequence[int]) -> None:
+        """Refuse, before any work, chunks whose keys and values do not fit the device.
+
+        Raises:
+            OutOfMemoryError: with both numbers
+        """
+        tokens = sum(lengths)
+        require_memory(tokens * self.cache_bytes_per_token, self.device, what=f"{tokens} tokens")
+
     def _empty_block(self, chunks: int, tokens: int) -> ChunkBlock:
-        require_memory(chunks * tokens * self.cache_bytes_per_token, self.device, what=f"{chunks * tokens} tokens")
         shape = (self.parts.num_layers - 1, chunks, self.parts.kv_heads, tokens, self.parts.head_dim)
         return ChunkBlock.empty(shape, dtype=self.dtype, device=self.device)
 
-    def _groups(self, rows: int, *, tokens: int) -> list[tuple[int, int]]:
-        """Borders of the groups of rows that pass the model together, for rows of `tokens` new tokens."""
-        size = self.config.parallel_chunks or max(1, tokens_per_pass(self.model) // tokens)
-        return [(start, min(start + size, rows)) for start in range(0, rows, size)]
+    def _rows_per_pass(self, tokens: int) -> int:
+        """How many rows of `tokens` new tokens pass the model together."""
+        return self.config.parallel_chunks or max(1, tokens_per_pass(self.model) // tokens)
 
 
 def _visible(prompt: PromptCache, new: int) -> Tensor:

@@ -1,0 +1,358 @@
+"""Loading and saving: base models, adapters (saved candidate projections), and the authors' checkpoints."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import logging
+
+from focus_core.attention.candidates import CandidateProjections, names_per_layer
+from focus_core.attention.modules import DecoderParts, decoder_parts
+from focus_core.config import FocusConfig
+from focus_core.device import choose_device, choose_dtype
+from focus_core.errors import AdapterError, UnsupportedModelError
+
+ADAPTER_CONFIG = "focusllm_adapter.json"
+ADAPTER_WEIGHTS = "focusllm_adapter.safetensors"
+FORMAT_VERSION = 1
+
+# The authors read texts below this length with the plain model, whatever the checkpoint's config says.
+_AUTHORS_WINDOW = 4096
+_AUTHORS_DYNAMIC_PROMPT = 512
+_BEACON = "self_attn.beacon_"
+_AUTHORS_SETTINGS = ("local_window", "memory_stride", "retrieval_method", "retrieval_topk", "query_related_condensing")
+
+_LOADS_IN_A_BLINK = 500 * 2**20
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """What a folder or hub id gives.
+
+    Attributes:
+        projections: `None` where nothing was trained
+        trained_with: chunk and window settings that came with the projections
+        adapter_id: where the projections came from
+    """
+
+    model: PreTrainedModel
+    model_id: str
+    projections: CandidateProjections | None = None
+    trained_with: FocusConfig | None = None
+    adapter_id: str | None = None
+
+
+def load_model(
+    model: str | Path, *, adapter: str | Path | None = None, device: str = "auto", dtype: str = "auto", **arguments: Any
+) -> LoadedModel:
+    """A model folder or hub id, with an adapter or as a checkpoint of the authors (found by its `beacon_*` tensors).
+
+    Args:
+        arguments: passed on to `AutoModelForCausalLM.from_pretrained` (`revision`, `attn_implementation`, …)
+
+    Raises:
+        UnsupportedModelError: there is no causal language model under this name
+        AdapterError: the adapter is missing, damaged, or belongs to another model
+    """
+    place = choose_device(device)
+    base = _load_base(str(model), choose_dtype(dtype, place), arguments).to(place)
+    loaded = LoadedModel(base, str(model))
+    if adapter is not None:
+        projections, trained_with = load_adapter(adapter, base)
+        return LoadedModel(base, str(model), projections, trained_with, str(adapter))
+    if is_authors_checkpoint(model):
+        projections, trained_with = _authors_projections(Path(model), base)
+        return LoadedModel(base, str(model), projections, trained_with, str(model))
+    return loaded
+
+
+def _load_base(name: str, dtype: torch.dtype, arguments: dict[str, Any]) -> PreTrainedModel:
+    if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
+        raise UnsupportedModelError(f"{name} is a folder without a config.json: not a model saved by transformers.")
+    try:
+        with _quiet(Path(name)):
+            return cast(PreTrainedModel, AutoModelForCausalLM.from_pretrained(name, dtype=dtype, **arguments).eval())
+    except (OSError, ValueError, HfHubHTTPError, SafetensorError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UnsupportedModelError(
+            f"No causal language model could be loaded from {name!r}: {reason} "
+            "Give a folder that `save_pretrained` wrote, or a hub id where there is a network."
+        ) from error
+
+
+# --- adapters ---------------------------------------------------------------------------------------------------------
+
+
+def save_adapter(
+    folder: str | Path,
+    projections: CandidateProjections,
+    model: PreTrainedModel,
+    *,
+    trained_with: FocusConfig,
+    base_id: str,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Write candidate projections as safetensors with a JSON beside them; an adapter there before is replaced whole.
+
+    Args:
+        trained_with: chunk and window settings, which become the defaults of whoever loads the adapter
+        base_id: hub id or name of the base model, for people; `model`'s fingerprint is what is checked
+        dtype: store in this dtype instead of the projections' own
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    parts = decoder_parts(model)
+    description = {
+        "format": "focusllm-adapter",
+        "format_version": FORMAT_VERSION,
+        "base_model": base_id,
+        "fingerprint": fingerprint(model, parts),
+        "rank": projections.rank,
+        "projections": list(parts.projections),
+        "config": trained_with.as_dict(),
+    }
+    tensors = {
+        name: tensor.detach().cpu().to(dtype or tensor.dtype).contiguous() for name, tensor in _flat(projections)
+    }
+    _replace(folder / ADAPTER_WEIGHTS, lambda path: save_file(tensors, path))
+    _replace(folder / ADAPTER_CONFIG, lambda path: path.write_text(json.dumps(description, indent=2) + "\n"))
+
+
+def load_adapter(adapter: str | Path, model: PreTrainedModel) -> tuple[CandidateProjections, FocusConfig]:
+    """Candidate projections for `model`, and the settings they were trained with.
+
+    Raises:
+        AdapterError: names what is missing, damaged or different
+    """
+    folder = _adapter_folder(str(adapter))
+    description = _read_description(folder)
+    parts = decoder_parts(model)
+    _check_base(description, fingerprint(model, parts), folder)
+    projections = CandidateProjections(parts, rank=description["rank"])
+    _fill(projections, _read_weights(folder), folder)
+    known = {f.name for f in fields(FocusConfig)}
+    foreign = sorted(set(description["config"]) - known)
+    if foreign:
+        raise AdapterError(f"{folder / ADAPTER_CONFIG}: unknown settings {foreign}; a newer version wrote it. Upgrade.")
+    return projections, FocusConfig(**description["config"])
+
+
+def fingerprint(model: PreTrainedModel, parts: DecoderParts) -> dict[str, Any]:
+    """What tells one base model from another: its shape, and the mean size of some weights of every layer.
+
+    Sizes instead of a hash, so that the same model in another dtype is still the same model.
+    """
+    config = model.config.get_text_config()
+    shape = {name: getattr(config, name) for name in ("model_type", "hidden_size", "num_hidden_layers", "vocab_size")}
+    shape |= {"num_attention_heads": config.num_attention_heads, "kv_heads": parts.kv_heads}
+    weights = [getattr(attention.o_proj, "weight", None) for attention in parts.attentions]
+    sizes = [
+        float(f"{weight.detach().flatten()[:4096].float().abs().mean().item():.4g}")
+        for weight in weights
+        if weight is not None and weight.is_floating_point() and weight.device.type != "meta"
+    ]
+    return {"shape": shape, "weights": sizes}
+
+
+def _check_base(description: Mapping[str, Any], ours: Mapping[str, Any], folder: Path) -> None:
+    theirs = description["fingerprint"]
+    differing = [
+        f"{name}: adapter {theirs['shape'].get(name)}, model {value}"
+        for name, value in ours["shape"].items()
+        if theirs["shape"].get(name) != value
+    ]
+    same_length = len(ours["weights"]) == len(theirs["weights"])  # quantised weights cannot be compared
+    if not differing and same_length:
+        differing = [
+            f"weights of layer {layer}: adapter {there}, model {here}"
+            for layer, (there, here) in enumerate(zip(theirs["weights"], ours["weights"], strict=True))
+            if not math.isclose(there, here, rel_tol=0.02)
+        ]
+    if differing:
+        raise AdapterError(
+            f"The adapter in {folder} belongs to base model {description['base_model']!r}, not to this one "
+            f"({'; '.join(differing[:3])}). Load it with its own base model."
+        )
+
+
+def _adapter_folder(name: str) -> Path:
+    if Path(name).is_dir():
+        return Path(name)
+    if Path(name).is_absolute() or name.startswith(".") or name.count("/") != 1:
+        raise AdapterError(f"No adapter at {name!r}: there is no such folder.")
+    try:
+        return Path(snapshot_download(name, allow_patterns=[ADAPTER_CONFIG, ADAPTER_WEIGHTS]))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise AdapterError(
+            f"No adapter at {name!r}: there is no such folder, and the hub gave none ({reason})"
+        ) from error
+
+
+def _read_description(folder: Path) -> dict[str, Any]:
+    path = folder / ADAPTER_CONFIG
+    if not path.is_file():
+        hint = (
+            " It holds a PEFT adapter, which is something else." if (folder / "adapter_config.json").is_file() else ""
+        )
+        raise AdapterError(f"{folder} is not an adapter of FocusLLM: it has no {ADAPTER_CONFIG}.{hint}")
+    try:
+        description = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise AdapterError(f"{path} is damaged: {error}. Save or download the adapter again.") from error
+    expected = {"format", "format_version", "base_model", "fingerprint", "rank", "projections", "config"}
+    if not isinstance(description, dict) or expected - set(description):
+        raise AdapterError(f"{path} lacks {sorted(expected - set(description))}: not an adapter of FocusLLM.")
+    if description["format_version"] != FORMAT_VERSION:
+        raise AdapterError(
+            f"{path} has format version {description['format_version']}, this release reads {FORMAT_VERSION}. "
+            "Upgrade focusllm, or save the adapter again with it."
+        )
+    return cast(dict[str, Any], description)
+
+
+def _read_weights(folder: Path) -> dict[str, Tensor]:
+    path = folder / ADAPTER_WEIGHTS
+    try:
+        return load_file(path)
+    except FileNotFoundError as error:
+        raise AdapterError(f"{folder} has no {ADAPTER_WEIGHTS}. Save or download the adapter again.") from error
+    except (SafetensorError, OSError) as error:
+        raise AdapterError(f"{path} is damaged or cut short: {error}. Save or download the adapter again.") from error
+
+
+def _fill(projections: CandidateProjections, tensors: Mapping[str, Tensor], folder: Path) -> None:
+    own = dict(_flat(projections))
+    missing, foreign = sorted(set(own) - set(tensors)), sorted(set(tensors) - set(own))
+    wrong = [
+        f"{name} {list(tensors[name].shape)} instead of {list(own[name].shape)}"
+        for name in own.keys() & tensors.keys()
+        if tensors[name].shape != own[name].shape
+    ]
+    if missing or foreign or wrong:
+        raise AdapterError(
+            f"The adapter in {folder} does not fit: missing {missing[:3]}, unknown {foreign[:3]}, "
+            f"wrong shape {wrong[:3]} (of {len(missing)}, {len(foreign)}, {len(wrong)})."
+        )
+    projections.load_state_dict(dict(tensors))
+
+
+def _flat(projections: CandidateProjections) -> Iterator[tuple[str, Tensor]]:
+    yield from projections.state_dict().items()
+
+
+def _replace(path: Path, write: Any) -> None:
+    """Write beside `path`, then move over it, so that a stop in between leaves the old file."""
+    beside = path.with_name(path.name + ".partial")
+    write(beside)
+    os.replace(beside, path)
+
+
+# --- the authors' checkpoints -----------------------------------------------------------------------------------------
+
+
+def is_authors_checkpoint(folder: str | Path) -> bool:
+    """Whether a folder holds tensors named as in the authors' implementation."""
+    return Path(folder).is_dir() and any(_BEACON in name for name in _tensor_files(Path(folder)))
+
+
+def split_authors_checkpoint(folder: str | Path, *, base: str | Path, adapter: str | Path) -> None:
+    """Save the authors' checkpoint as an ordinary model in `base` and an adapter in `adapter`.
+
+    Raises:
+        AdapterError: the folder holds no tensors of the authors' naming
+    """
+    if not is_authors_checkpoint(folder):
+        raise AdapterError(f"{folder} is not a checkpoint of the authors: it has no tensors named beacon_*.")
+    loaded = load_model(folder, device="cpu", dtype="float32")
+    assert loaded.projections is not None
+    assert loaded.trained_with is not None
+    for name in [n for n in vars(loaded.model.config) if n.startswith("beacon_") or n in _AUTHORS_SETTINGS]:
+        delattr(loaded.model.config, name)
+    with _quiet(Path(folder)):
+        loaded.model.save_pretrained(base)
+    save_adapter(adapter, loaded.projections, loaded.model, trained_with=loaded.trained_with, base_id=Path(base).name)
+
+
+def _authors_projections(folder: Path, model: PreTrainedModel) -> tuple[CandidateProjections, FocusConfig]:
+    settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if "mlp" in settings.get("beacon_param", []):
+        raise UnsupportedModelError(f"{folder}: beacon_param has 'mlp'; only q, k, v and o are candidate projections.")
+    parts = decoder_parts(model)
+    projections = CandidateProjections(parts)
+    files = _tensor_files(folder)
+    for index, names in enumerate(names_per_layer(parts)):
+        for name in names:
+            for kind in ("weight", "bias"):
+                key = f"model.layers.{index}.{_BEACON}{name}.{kind}"
+                if key in files:  # what is not there keeps the copy of the base map, as in the authors' code
+                    _assign(projections.layer(index)[name], kind, _read_tensor(files[key], key))
+    strides = settings.get("memory_stride", [1024])
+    return projections, FocusConfig(
+        chunk_size=strides[0] if isinstance(strides, list) else strides,
+        local_window=settings.get("local_window", 1024),
+        dynamic_prompt=_AUTHORS_DYNAMIC_PROMPT,
+        bos_per_chunk=False,
+        plain_up_to=_AUTHORS_WINDOW - 1,
+        window=max(_AUTHORS_WINDOW, parts.window),
+    )
+
+
+def _assign(linear: nn.Module, kind: str, tensor: Tensor) -> None:
+    with torch.no_grad():
+        cast(Tensor, getattr(linear, kind)).copy_(tensor)
+
+
+def _tensor_files(folder: Path) -> dict[str, Path]:
+    """Which file holds which tensor, for safetensors and `.bin` shards."""
+    found: dict[str, Path] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        if path.name == ADAPTER_WEIGHTS:
+            continue
+        with safe_open(path, framework="pt") as tensors:
+            found |= dict.fromkeys(tensors.keys(), path)
+    if not found:
+        for path in sorted(folder.glob("pytorch_model*.bin")):
+            found |= dict.fromkeys(_load_bin(path), path)
+    return found
+
+
+def _read_tensor(path: Path, name: str) -> Tensor:
+    if path.suffix == ".bin":
+        return _load_bin(path)[name]
+    with safe_open(path, framework="pt") as tensors:
+        return cast(Tensor, tensors.get_tensor(name))
+
+
+def _load_bin(path: Path) -> dict[str, Tensor]:
+    return cast(dict[str, Tensor], torch.load(path, map_location="cpu", weights_only=True, mmap=True))
+
+
+@contextmanager
+def _quiet(folder: Path) -> Iterator[None]:
+    """No report on tensors that we read ourselves, and no progress bar over what loads in a blink."""
+    verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    weights = [path.stat().st_size for path in folder.glob("*.safetensors")] if folder.is_dir() else []
+    logging.set_verbosity_error()
+    if weights and sum(weights) < _LOADS_IN_A_BLINK:
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bar:
+            logging.enable_progress_bar()

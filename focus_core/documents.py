@@ -1,0 +1,123 @@
+"""Documents: text that a question is asked of, and files read as text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from charset_normalizer import from_bytes
+
+from focus_core.errors import DocumentError
+
+_BINARY_SUFFIXES = frozenset(
+    ".bin .bz2 .class .dll .doc .docx .exe .gif .gz .ico .jar .jpeg .jpg .mp3 .mp4 .npy .npz .odt .png .pptx .pt .pyc "
+    ".safetensors .so .sqlite .tar .tgz .wav .webp .whl .xls .xlsx .xz .zip".split()
+)
+
+
+@dataclass(frozen=True)
+class PreparedDocuments:
+    """What `FocusEngine.prepare` returns; goes wherever `documents=` goes, alone or in a list, in any order.
+
+    The handle remembers the tokens; keys and values live in the store that all engines of the model share. Should
+    they have been dropped there, they are read again, and the usage of the answer says so.
+
+    Attributes:
+        texts: token ids of each document, without special tokens
+        model: identity of the model whose tokens they are
+    """
+
+    texts: tuple[list[int], ...]
+    model: str
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all documents."""
+        return sum(map(len, self.texts))
+
+
+def read_file(path: str | Path) -> str:
+    """The text of a file in whatever encoding it has; PDF with the extra `pdf`.
+
+    Raises:
+        DocumentError: no such file, not readable, binary, or without text
+    """
+    path = Path(path)
+    try:
+        raw = path.read_bytes()
+    except FileNotFoundError as error:
+        raise DocumentError(f"{path}: there is no such file.") from error
+    except OSError as error:
+        raise DocumentError(f"{path}: cannot be read ({error.strerror}).") from error
+    text = _pdf_text(path) if raw[:5] == b"%PDF-" else decode_text(raw, name=str(path))
+    if not text.strip():
+        hint = " A scanned PDF holds pictures of text only; run OCR on it first." if raw[:5] == b"%PDF-" else ""
+        raise DocumentError(f"{path}: the file holds no text.{hint}")
+    return text
+
+
+def read_folder(folder: str | Path) -> Iterator[tuple[Path, str]]:
+    """Every readable text file below a folder, in the order of their paths; hidden and binary files are passed over.
+
+    Raises:
+        DocumentError: there is nothing to read below the folder
+    """
+    found = False
+    for path in sorted(Path(folder).rglob("*")):
+        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+        if hidden or not path.is_file() or path.suffix.lower() in _BINARY_SUFFIXES:
+            continue
+        try:
+            text = read_file(path)
+        except DocumentError:
+            continue
+        found = True
+        yield path, text
+    if not found:
+        raise DocumentError(f"{folder}: no text files below this folder.")
+
+
+def decode_text(raw: bytes, *, name: str) -> str:
+    """Bytes as text: UTF-8 if they are, else the most likely encoding.
+
+    Raises:
+        DocumentError: binary content, or no encoding fits
+    """
+    try:
+        return _refuse_binary(raw.decode("utf-8-sig"), name)
+    except UnicodeDecodeError:
+        best = None if _looks_binary(raw) else from_bytes(raw).best()
+        if best is None:
+            raise DocumentError(f"{name}: a binary file, not text in an encoding that could be recognised.") from None
+        return str(best)
+
+
+def _refuse_binary(text: str, name: str) -> str:
+    if "\0" in text:
+        raise DocumentError(f"{name}: a binary file (it holds zero bytes).")
+    return text
+
+
+def _looks_binary(raw: bytes) -> bool:
+    """Zero bytes outside of UTF-16 and UTF-32, or many control characters."""
+    sample = raw[:65536]
+    if sample[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        return False
+    control = sum(byte < 32 and byte not in b"\t\n\r\f\x1b" for byte in sample)
+    return b"\0" in sample or control > len(sample) // 50
+
+
+def _pdf_text(path: Path) -> str:
+    try:
+        from pypdf import PdfReader
+        from pypdf.errors import PyPdfError
+    except ImportError as error:
+        raise DocumentError(f"{path}: reading PDF needs an extra. Install it: pip install 'focusllm[pdf]'") from error
+    try:
+        return "\n\n".join(page.extract_text() for page in PdfReader(path).pages)
+    except (PyPdfError, OSError, ValueError) as error:
+        raise DocumentError(f"{path}: the PDF is damaged or locked ({error}).") from error

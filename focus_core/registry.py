@@ -1,0 +1,89 @@
+"""Weights that are loaded live here once per process; engines and wrappers that name the same model share them."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from weakref import WeakValueDictionary
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from focus_core.checkpoint import LoadedModel, load_model
+from focus_core.device import free_memory
+from focus_core.errors import UnsupportedModelError
+from focus_core.store import ChunkStore
+
+EMBEDDED = "embedded"
+EMBEDDED_FOLDER = Path(__file__).parent / "embedded"
+_STORE_SHARE = 0.5  # of the memory that is free once the weights are loaded
+
+
+@dataclass(eq=False)
+class SharedModel:
+    """Weights, tokenizer, and what all who use them share: the chunks already read, and one turn at a time.
+
+    Attributes:
+        identity: what a chunk's keys and values depend on besides its tokens
+        turn: held for one pass of the model, never while somebody waits for a user
+    """
+
+    loaded: LoadedModel
+    tokenizer: PreTrainedTokenizerBase
+    store: ChunkStore
+    identity: str
+    turn: threading.Lock = field(default_factory=threading.Lock)
+
+    @classmethod
+    def of(cls, loaded: LoadedModel, tokenizer: PreTrainedTokenizerBase, store_bytes: int | None = None) -> SharedModel:
+        """Around a model that is already loaded."""
+        budget = int(free_memory(loaded.model.device) * _STORE_SHARE) if store_bytes is None else store_bytes
+        config = loaded.model.config.get_text_config()
+        identity = f"{loaded.model_id}|{getattr(config, '_commit_hash', None)}|{loaded.model.dtype}"
+        return cls(loaded, tokenizer, ChunkStore(budget), identity)
+
+
+_shared: WeakValueDictionary[tuple[Any, ...], SharedModel] = WeakValueDictionary()
+_loading = threading.Lock()
+
+
+def shared_model(
+    model: str | Path | None, *, adapter: str | Path | None, device: str, dtype: str, **arguments: Any
+) -> SharedModel:
+    """The weights of `model`, loaded now or long ago; `None` is the embedded model with its own adapter.
+
+    Raises:
+        UnsupportedModelError: no model or no tokenizer under this name
+        AdapterError: the adapter is missing, damaged, or belongs to another model
+    """
+    name = str(model or EMBEDDED)
+    key = (name, str(adapter), device, dtype, *sorted((k, repr(v)) for k, v in arguments.items()))
+    with _loading:
+        found = _shared.get(key)
+        if found is None:
+            path, own_adapter = _resolve(name)
+            loaded = load_model(path, adapter=adapter or own_adapter, device=device, dtype=dtype, **arguments)
+            found = SharedModel.of(loaded, _load_tokenizer(path, arguments))
+            _shared[key] = found
+        return found
+
+
+def _resolve(name: str) -> tuple[str, Path | None]:
+    if name != EMBEDDED:
+        return name, None
+    if not (EMBEDDED_FOLDER / "base" / "config.json").is_file():
+        raise UnsupportedModelError(f"The embedded model is not installed at {EMBEDDED_FOLDER}. Reinstall focusllm.")
+    return str(EMBEDDED_FOLDER / "base"), EMBEDDED_FOLDER / "adapter"
+
+
+def _load_tokenizer(name: str, arguments: dict[str, Any]) -> PreTrainedTokenizerBase:
+    chosen = {key: arguments[key] for key in ("revision", "token", "trust_remote_code") if key in arguments}
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, **chosen)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UnsupportedModelError(f"{name} has no tokenizer that transformers can load: {reason}") from error
+    if not len(tokenizer):
+        raise UnsupportedModelError(f"{name} has an empty tokenizer. Add its tokenizer files to the model folder.")
+    return tokenizer

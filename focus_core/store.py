@@ -1,0 +1,73 @@
+"""Chunks that have been read, by content: what has been read once is not read again.
+
+In memory only for now. A disk tier belongs here too: a block is two tensors and a list of keys.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from array import array
+from collections import OrderedDict
+from collections.abc import Sequence
+
+from focus_core.chunk_cache import ChunkBlock
+
+ChunkKey = bytes
+ChunkRow = tuple[ChunkBlock, int]
+
+
+def chunk_key(identity: str, tokens: Sequence[int]) -> ChunkKey:
+    """What the keys and values of a chunk depend on: its tokens (BOS included), and the model and dtype."""
+    digest = hashlib.sha256(identity.encode())
+    digest.update(array("q", tokens).tobytes())
+    return digest.digest()
+
+
+class ChunkStore:
+    """Blocks of keys and values up to a number of bytes; the block unused for the longest time goes first.
+
+    A block that a question is working on stays alive with that question, even when it has left the store.
+    """
+
+    def __init__(self, budget: int) -> None:
+        self.budget = budget
+        self._lock = threading.Lock()
+        self._rows: dict[ChunkKey, ChunkRow] = {}
+        self._keys_of: OrderedDict[ChunkBlock, list[ChunkKey]] = OrderedDict()
+        self._nbytes = 0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all blocks in the store."""
+        return self._nbytes
+
+    def get(self, key: ChunkKey) -> ChunkRow | None:
+        """The block and row of a chunk, now the most recently used; `None` where it has to be read."""
+        with self._lock:
+            found = self._rows.get(key)
+            if found is not None:
+                self._keys_of.move_to_end(found[0])
+            return found
+
+    def put(self, keys: Sequence[ChunkKey], block: ChunkBlock) -> None:
+        """Keep a block whose row i is the chunk `keys[i]`; a block larger than the whole budget is not kept."""
+        with self._lock:
+            self._keys_of[block] = list(keys)
+            self._rows.update({key: (block, row) for row, key in enumerate(keys)})
+            self._nbytes += block.nbytes
+            while self._nbytes > self.budget:
+                self._drop_oldest()
+
+    def clear(self) -> None:
+        """Forget everything."""
+        with self._lock:
+            while self._keys_of:
+                self._drop_oldest()
+
+    def _drop_oldest(self) -> None:
+        block, keys = self._keys_of.popitem(last=False)
+        for key in keys:
+            if key in self._rows and self._rows[key][0] is block:
+                del self._rows[key]
+        self._nbytes -= block.nbytes
