@@ -6,12 +6,9 @@ A text is cut into chunks (`chunking`); each is read once, alone, and its keys a
 frozen decoder gives the next token (`model.next_token_logits`). `engine` is text in, text out.
 """
 
-from focus_core.attention.memory import Memory
-from focus_core.checkpoint import save_adapter, split_authors_checkpoint
-from focus_core.chunk_cache import ChunkCache
+from typing import TYPE_CHECKING, Any
+
 from focus_core.config import FocusConfig, SamplingConfig
-from focus_core.documents import PreparedDocuments, read_file, read_folder
-from focus_core.engine import Answer, FocusEngine, Piece, Usage
 from focus_core.errors import (
     AdapterError,
     ConfigError,
@@ -21,7 +18,34 @@ from focus_core.errors import (
     OutOfMemoryError,
     UnsupportedModelError,
 )
-from focus_core.model import FocusModel, TokenGeneration
+
+if TYPE_CHECKING:
+    from focus_core.attention.memory import Memory
+    from focus_core.checkpoint import save_adapter, split_authors_checkpoint
+    from focus_core.chunk_cache import ChunkCache
+    from focus_core.documents import PreparedDocuments, read_file, read_folder
+    from focus_core.engine import Answer, FocusEngine, Piece, Usage
+    from focus_core.model import FocusModel, TokenGeneration
+else:
+    # Importing torch takes seconds, so it waits until a name is asked for that needs it: `focusllm --help` is instant.
+    _MODULES = {
+        "attention.memory": ("Memory",),
+        "checkpoint": ("save_adapter", "split_authors_checkpoint"),
+        "chunk_cache": ("ChunkCache",),
+        "documents": ("PreparedDocuments", "read_file", "read_folder"),
+        "engine": ("Answer", "FocusEngine", "Piece", "Usage"),
+        "model": ("FocusModel", "TokenGeneration"),
+    }
+    _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
+
+    def __getattr__(name: str) -> Any:
+        from importlib import import_module
+
+        if name not in _MODULE_OF:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        globals()[name] = value = getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+        return value
+
 
 __version__ = "0.1.0"
 

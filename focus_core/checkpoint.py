@@ -308,7 +308,7 @@ def _authors_projections(folder: Path, model: PreTrainedModel) -> tuple[Candidat
         dynamic_prompt=_AUTHORS_DYNAMIC_PROMPT,
         bos_per_chunk=False,
         plain_up_to=_AUTHORS_WINDOW - 1,
-        window=max(_AUTHORS_WINDOW, parts.window),
+        window=max(_AUTHORS_WINDOW, parts.window.size),
     )
 
 

@@ -29,14 +29,19 @@ class FocusConfig:
         if self.plain_up_to is not None and self.plain_up_to < 0:
             raise ConfigError(f"plain_up_to={self.plain_up_to}: must be 0 (always read in chunks) or more.")
 
-    def resolve(self, window: int, trained_with: FocusConfig | None = None) -> ResolvedConfig:
+    def resolve(
+        self, window: int, trained_with: FocusConfig | None = None, *, window_is: str = "max_position_embeddings"
+    ) -> ResolvedConfig:
         """Every `None` replaced: first by what the adapter was trained with, then by what `window` positions allow.
+
+        Args:
+            window_is: what limits the window, for messages
 
         Raises:
             ConfigError: a chunk with its dynamic prompt, or the local window, leaves no room for an answer.
         """
         known = self if trained_with is None else self.filled_from(trained_with)
-        window = known.window or window
+        window, window_is = (known.window, "set by hand") if known.window else (window, window_is)
         # A chunk may take half of the window and the dynamic prompt a quarter: the answer keeps the rest.
         chunk_size = known.chunk_size or max(1, min(2048, window // 2))
         local_window = known.local_window or max(1, min(2048, window // 2))
@@ -49,6 +54,7 @@ class FocusConfig:
             bos_per_chunk=known.bos_per_chunk,
             plain_up_to=known.plain_up_to,
             window=window,
+            window_is=window_is,
         )
         resolved.check_sizes()
         return resolved
@@ -74,6 +80,12 @@ class ResolvedConfig:
     bos_per_chunk: bool
     plain_up_to: int | None
     window: int
+    window_is: str
+
+    @property
+    def usable_window(self) -> str:
+        """For messages: "the model's usable window has 1024 positions (its sliding window)"."""
+        return f"the model's usable window has {self.window} positions ({self.window_is})"
 
     def reads_plainly(self, tokens: int, new_tokens: int) -> bool:
         """Whether the plain model reads a text of so many tokens: up to its window, as in the paper (§4.1)."""
@@ -87,12 +99,12 @@ class ResolvedConfig:
         if row >= self.window:
             raise ConfigError(
                 f"chunk_size={self.chunk_size} and dynamic_prompt={self.dynamic_prompt} need {row + 1} positions with "
-                f"one new token, but the model's usable window has {self.window}. Lower one of the two."
+                f"one new token, but {self.usable_window}. Lower one of the two."
             )
         if self.local_window + _MARKERS_PER_ROW >= self.window:
             raise ConfigError(
-                f"local_window={self.local_window} leaves no room for memory and answer in the model's usable window "
-                f"of {self.window}. Lower it."
+                f"local_window={self.local_window} leaves no room for memory and answer, for {self.usable_window}. "
+                "Lower it."
             )
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 
 from charset_normalizer import from_bytes
@@ -14,6 +15,8 @@ _BINARY_SUFFIXES = frozenset(
     ".bin .bz2 .class .dll .doc .docx .exe .gif .gz .ico .jar .jpeg .jpg .mp3 .mp4 .npy .npz .odt .png .pptx .pt .pyc "
     ".safetensors .so .sqlite .tar .tgz .wav .webp .whl .xls .xlsx .xz .zip".split()
 )
+# Their texts look alike in many encodings; Windows-1252, which contains Latin-1, is the one they are found in.
+_WESTERN = frozenset("Danish Dutch English Finnish French German Italian Norwegian Portuguese Spanish Swedish".split())
 
 
 @dataclass(frozen=True)
@@ -53,15 +56,30 @@ def read_file(path: str | Path) -> str:
         raise DocumentError(f"{path}: there is no such file.") from error
     except OSError as error:
         raise DocumentError(f"{path}: cannot be read ({error.strerror}).") from error
-    text = _pdf_text(path) if raw[:5] == b"%PDF-" else decode_text(raw, name=str(path))
+    return document_text(raw, name=str(path))
+
+
+def document_text(raw: bytes, *, name: str) -> str:
+    """The text of a document's bytes, as `read_file` reads it; `name` is for messages.
+
+    Raises:
+        DocumentError: binary, or without text
+    """
+    is_pdf = raw.startswith(b"%PDF-")
+    text = _pdf_text(raw, name) if is_pdf else decode_text(raw, name=name)
     if not text.strip():
-        hint = " A scanned PDF holds pictures of text only; run OCR on it first." if raw[:5] == b"%PDF-" else ""
-        raise DocumentError(f"{path}: the file holds no text.{hint}")
+        hint = " A scanned PDF holds pictures of text only; run OCR on it first." if is_pdf else ""
+        raise DocumentError(f"{name}: holds no text.{hint}")
     return text
 
 
-def read_folder(folder: str | Path) -> Iterator[tuple[Path, str]]:
+def read_folder(
+    folder: str | Path, *, passed_over: Callable[[DocumentError], None] | None = None
+) -> Iterator[tuple[Path, str]]:
     """Every readable text file below a folder, in the order of their paths; hidden and binary files are passed over.
+
+    Args:
+        passed_over: told about a file that could have been text and could not be read
 
     Raises:
         DocumentError: there is nothing to read below the folder
@@ -73,7 +91,9 @@ def read_folder(folder: str | Path) -> Iterator[tuple[Path, str]]:
             continue
         try:
             text = read_file(path)
-        except DocumentError:
+        except DocumentError as error:
+            if passed_over is not None:
+                passed_over(error)
             continue
         found = True
         yield path, text
@@ -90,10 +110,20 @@ def decode_text(raw: bytes, *, name: str) -> str:
     try:
         return _refuse_binary(raw.decode("utf-8-sig"), name)
     except UnicodeDecodeError:
-        best = None if _looks_binary(raw) else from_bytes(raw).best()
-        if best is None:
+        text = None if _looks_binary(raw) else _most_likely_text(raw)
+        if text is None:
             raise DocumentError(f"{name}: a binary file, not text in an encoding that could be recognised.") from None
-        return str(best)
+        return text
+
+
+def _most_likely_text(raw: bytes) -> str | None:
+    matches = from_bytes(raw)
+    best = matches.best()
+    if best is None:
+        return None
+    western = next((match for match in matches if "cp1252" in match.could_be_from_charset), None)
+    unsure = not best.coherence or best.language in _WESTERN
+    return str(western if western is not None and unsure and western.coherence >= best.coherence else best)
 
 
 def _refuse_binary(text: str, name: str) -> str:
@@ -111,13 +141,12 @@ def _looks_binary(raw: bytes) -> bool:
     return b"\0" in sample or control > len(sample) // 50
 
 
-def _pdf_text(path: Path) -> str:
+def _pdf_text(raw: bytes, name: str) -> str:
     try:
         from pypdf import PdfReader
-        from pypdf.errors import PyPdfError
     except ImportError as error:
-        raise DocumentError(f"{path}: reading PDF needs an extra. Install it: pip install 'focusllm[pdf]'") from error
+        raise DocumentError(f"{name}: reading PDF needs an extra. Install it: pip install 'focusllm[pdf]'") from error
     try:
-        return "\n\n".join(page.extract_text() for page in PdfReader(path).pages)
-    except (PyPdfError, OSError, ValueError) as error:
-        raise DocumentError(f"{path}: the PDF is damaged or locked ({error}).") from error
+        return "\n\n".join(page.extract_text() for page in PdfReader(BytesIO(raw)).pages)
+    except Exception as error:  # a broken PDF breaks pypdf in many ways
+        raise DocumentError(f"{name}: the PDF is damaged or locked ({error}).") from error

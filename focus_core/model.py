@@ -29,7 +29,7 @@ from focus_core.chunking import TextLayout
 from focus_core.config import FocusConfig, ResolvedConfig
 from focus_core.decoding import Decoding, FocusDecoding, PlainDecoding
 from focus_core.device import require_memory, tokens_per_pass
-from focus_core.errors import ConfigError
+from focus_core.errors import ConfigError, UnsupportedModelError
 from focus_core.planning import make_plan
 
 Progress = Callable[[int, int], None]  # chunks read so far, chunks in all
@@ -74,7 +74,10 @@ class FocusModel:
         self.model = model.eval()
         self.projections = projections or CandidateProjections(self.parts)
         self.projections.eval().to(model.device)
-        self.config: ResolvedConfig = (config or FocusConfig()).resolve(self.parts.window, trained_with)
+        self.config: ResolvedConfig = (config or FocusConfig()).resolve(
+            self.parts.window.size, trained_with, window_is=self.parts.window.reason
+        )
+        self._refuse_beyond_hard_window()
         self._reader = candidate_reader(model, self.parts, self.projections)
         self._positions = RotaryPositions(self.parts)
         # Leaving a forward pass early would skip the hooks with which accelerate moves weights between devices.
@@ -230,6 +233,14 @@ class FocusModel:
         return FocusDecoding(self, cache, [plan.local], [plan.prompt])
 
     # --- below the fold -----------------------------------------------------------------------------------------------
+
+    def _refuse_beyond_hard_window(self) -> None:
+        window = self.parts.window
+        if window.hard and self.config.window > window.size:
+            raise UnsupportedModelError(
+                f"window={self.config.window}: {self.parts.name} sees at most {window.size} positions "
+                f"({window.reason}), and what lies beyond would be wrong. Set window to {window.size} or less."
+            )
 
     @property
     def device(self) -> torch.device:

@@ -84,7 +84,7 @@ def check_room(
     if row > window:
         raise ContextOverflowError(
             f"A chunk of {longest} tokens, a dynamic prompt of {prompt} and max_new_tokens={new_tokens} need {row} "
-            f"positions, but the model's usable window has {window}. Lower max_new_tokens to "
+            f"positions, but {config.usable_window}. Lower max_new_tokens to "
             f"{max(window - longest - prompt, 0)}, or choose a smaller chunk_size or dynamic_prompt."
         )
     behind = chunks + local + new_tokens
@@ -92,7 +92,7 @@ def check_room(
         fits = max(window - local - new_tokens, 0)
         raise ContextOverflowError(
             f"A memory of {chunks} chunks, a local context of {local} tokens and max_new_tokens={new_tokens} need "
-            f"{behind} positions, but the model's usable window has {window}: {fits} chunks fit "
+            f"{behind} positions, but {config.usable_window}: {fits} chunks fit "
             f"(about {fits * config.chunk_size} tokens of documents). Hand over fewer documents, choose a larger "
             f"chunk_size (now {config.chunk_size}), or lower max_new_tokens or the local context."
         )
@@ -107,7 +107,7 @@ def check_plain_room(config: ResolvedConfig, *, prompt: int, new_tokens: int) ->
     window = config.window
     if prompt + new_tokens > window:
         raise ContextOverflowError(
-            f"The prompt has {prompt} tokens and max_new_tokens={new_tokens}, together {prompt + new_tokens}, but the "
-            f"model's usable window has {window}. Lower max_new_tokens to {max(window - prompt, 0)}, or read the text "
+            f"The prompt has {prompt} tokens and max_new_tokens={new_tokens}, together {prompt + new_tokens}, but "
+            f"{config.usable_window}. Lower max_new_tokens to {max(window - prompt, 0)}, or read the text "
             f"in chunks by handing it over as documents."
         )

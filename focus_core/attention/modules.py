@@ -17,6 +17,20 @@ _FUSED_PROJECTIONS = ("qkv_proj", "o_proj")
 
 
 @dataclass(frozen=True)
+class Window:
+    """How many positions a pass may have.
+
+    Attributes:
+        reason: what sets the limit
+        hard: beyond it results are wrong, instead of merely untrained
+    """
+
+    size: int
+    reason: str
+    hard: bool
+
+
+@dataclass(frozen=True)
 class DecoderParts:
     """The inside of a supported model, found by name."""
 
@@ -26,7 +40,8 @@ class DecoderParts:
     apply_rotary: Callable[..., tuple[Any, Any]]
     kv_heads: int
     head_dim: int
-    window: int  # positions that every layer can see and the rotary embedding knows
+    window: Window
+    name: str
 
     @property
     def num_layers(self) -> int:
@@ -61,6 +76,7 @@ def decoder_parts(model: PreTrainedModel) -> DecoderParts:
         kv_heads=getattr(config, "num_key_value_heads", None) or heads,
         head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
         window=_usable_window(config, attentions, name),
+        name=name,
     )
 
 
@@ -93,22 +109,25 @@ def _projection_names(attention: nn.Module, name: str) -> tuple[str, ...]:
     )
 
 
-def _usable_window(config: Any, attentions: tuple[nn.Module, ...], name: str) -> int:
+def _usable_window(config: Any, attentions: tuple[nn.Module, ...], name: str) -> Window:
     """The smallest of: trained positions, original positions of length-dependent RoPE, sliding window."""
-    window: int | None = getattr(config, "max_position_embeddings", None)
-    if window is None:
+    trained: int | None = getattr(config, "max_position_embeddings", None)
+    if trained is None:
         raise UnsupportedModelError(f"{name}: its config has no max_position_embeddings.")
+    limits = [Window(trained, "max_position_embeddings", hard=False)]
     for parameters in _rope_parameters(config):
-        if parameters.get("rope_type") in ("dynamic", "longrope"):
+        kind = parameters.get("rope_type")
+        if kind in ("dynamic", "longrope"):
             # Their frequencies change once a pass is longer than this, and with them every key already cached.
             original = parameters.get("original_max_position_embeddings")
-            original = original or getattr(config, "original_max_position_embeddings", None) or window
-            window = min(window, original)
+            original = original or getattr(config, "original_max_position_embeddings", None) or trained
+            limits.append(Window(original, f"the original length of its {kind} RoPE", hard=True))
     sliding = [getattr(attention, "sliding_window", None) for attention in attentions]
     if not getattr(config, "layer_types", None) and getattr(config, "use_sliding_window", True):
         # Mistral's attention reads the window from its config instead of a module attribute.
         sliding.append(getattr(config, "sliding_window", None))
-    return min([window, *(size for size in sliding if size)])
+    limits += [Window(size, "its sliding window", hard=True) for size in sliding if size]
+    return min(limits, key=lambda limit: (limit.size, not limit.hard))
 
 
 def _rope_parameters(config: Any) -> list[dict[str, Any]]:

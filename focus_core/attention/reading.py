@@ -134,12 +134,13 @@ def _attend(
     prompt_keys, prompt_values = (s.unflatten(0, (chunks, questions)) for s in (prompt_keys, prompt_values))
     over_chunk = fold(grouped) @ chunk_keys.transpose(-1, -2)
     over_prompt = fold(grouped @ prompt_keys.transpose(-1, -2))
-    scores = torch.cat([over_chunk, over_prompt], dim=-1).float()
+    # Half-precision scores stay as they are: softmax sums in float32 by itself, and casting them costs more than it.
+    scores = torch.cat([over_chunk, over_prompt], dim=-1)
     if softcap is not None:
-        scores = torch.tanh(scores / softcap) * softcap
+        scores = torch.tanh(scores.float() / softcap) * softcap
     by_token = scores.unflatten(2, (questions, -1, new))
     by_token[..., tokens:] += bias[:, None]
-    weights = torch.softmax(scores, dim=-1).to(query.dtype)
+    weights = torch.softmax(scores, dim=-1).to(over_chunk.dtype)
     from_chunk = weights[..., :tokens] @ chunk_values
     from_prompt = weights[..., tokens:].unflatten(2, (questions, -1)).transpose(1, 2) @ prompt_values
     attended = from_chunk.unflatten(2, (questions, -1)).transpose(1, 2) + from_prompt

@@ -1,0 +1,1 @@
+"""Tasks with known answers, and how well a model does on them."""

@@ -1,0 +1,133 @@
+"""How often a model answers right, at a length: by chunks, and as a control by the plain model on a cut text."""
+
+from __future__ import annotations
+
+import math
+import random
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from focus_core.engine import FocusEngine
+from focus_core.errors import ConfigError
+from focus_core.evaluation.tasks import Haystack, Sheet, Trial, task_named
+
+Watch = Callable[[int, int], None]  # trials done, trials right
+
+
+@dataclass(frozen=True)
+class Result:
+    """Outcome of one task at one length.
+
+    Attributes:
+        tokens: median length of the documents
+        reader: "focus" or "cut" (the plain model on the end of the text)
+        low: lower end of the 95 % Wilson interval of the accuracy
+        high: its upper end
+        seconds: median per document, all its questions included
+    """
+
+    task: str
+    reader: str
+    tokens: int
+    trials: int
+    right: int
+    low: float
+    high: float
+    seconds: float
+    seed: int
+
+    @property
+    def accuracy(self) -> float:
+        return self.right / self.trials
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON, with the accuracy."""
+        return {**asdict(self), "accuracy": self.accuracy}
+
+
+def evaluate(
+    engine: FocusEngine,
+    task: str,
+    tokens: int,
+    *,
+    trials: int = 100,
+    seed: int = 0,
+    haystack: Haystack | None = None,
+    cut: bool = False,
+    watch: Watch | None = None,
+) -> Result:
+    """Ask `trials` questions about seeded documents of about `tokens` tokens.
+
+    Args:
+        haystack: where the text around the facts comes from; generated sentences by default
+        cut: the control: the plain model, on as much of the end of the text as its window holds
+        watch: called after every document
+
+    Raises:
+        ConfigError: an unknown task or an impossible size
+    """
+    if tokens < 256:
+        raise ConfigError(f"tokens={tokens}: a task needs at least 256 tokens of text.")
+    sheets = _sheets(engine, task, tokens, trials, seed, haystack or Haystack(engine))
+    sizes: list[int] = []
+    seconds: list[float] = []
+    right = asked = 0
+    for sheet in sheets:
+        sizes.append(engine.count_tokens(sheet.document))
+        started = time.perf_counter()
+        right += sum(_ask(engine, sheet, cut))
+        seconds.append(time.perf_counter() - started)
+        asked += len(sheet.trials)
+        if watch is not None:
+            watch(asked, right)
+    low, high = wilson(right, asked)
+    reader = "cut" if cut else "focus"
+    middle = round(statistics.median(sizes))
+    return Result(task, reader, middle, asked, right, low, high, statistics.median(seconds), seed)
+
+
+def wilson(right: int, trials: int) -> tuple[float, float]:
+    """95 % interval of a share: (0.70, 0.85) for 78 of 100."""
+    z, share = 1.96, right / trials
+    middle = share + z * z / (2 * trials)
+    spread = z * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
+    return (middle - spread) / (1 + z * z / trials), (middle + spread) / (1 + z * z / trials)
+
+
+def _sheets(engine: FocusEngine, task: str, tokens: int, trials: int, seed: int, haystack: Haystack) -> Iterator[Sheet]:
+    make = task_named(task)
+    number = asked = 0
+    while asked < trials:
+        sheet = make(engine, haystack, random.Random(f"{seed} {task} {tokens} {number}"), tokens)
+        sheet = Sheet(sheet.document, sheet.trials[: trials - asked])
+        asked += len(sheet.trials)
+        number += 1
+        yield sheet
+
+
+def _ask(engine: FocusEngine, sheet: Sheet, cut: bool) -> list[bool]:
+    document = _end_of(engine, sheet) if cut else sheet.document
+    first = sheet.trials[0]
+    answers = engine.generate(
+        [trial.question for trial in sheet.trials],
+        [document],
+        chat_template=first.chat_template,
+        max_new_tokens=first.new_tokens,
+    )
+    return [trial.is_right(answer.text) for trial, answer in zip(sheet.trials, answers, strict=True)]
+
+
+def _end_of(engine: FocusEngine, sheet: Sheet) -> str:
+    """As much of the end of the text as the plain model can read with a question and an answer."""
+    room = engine.config.window - max(_needed(engine, trial) for trial in sheet.trials)
+    ids = engine.tokenizer(sheet.document, add_special_tokens=False, verbose=False)["input_ids"]
+    text: str = engine.tokenizer.decode(ids[-room:])
+    return text
+
+
+def _needed(engine: FocusEngine, trial: Trial) -> int:
+    template = 32  # the chat template, BOS, and what decoding and encoding again may add
+    return engine.count_tokens(trial.question) + trial.new_tokens + template

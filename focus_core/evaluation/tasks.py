@@ -1,0 +1,154 @@
+"""Trials with known answers at any length: a fact somewhere in a long text, and the question about it."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from focus_core.engine import FocusEngine
+from focus_core.errors import ConfigError
+from focus_core.evaluation.facts import (
+    Fact,
+    distractors,
+    filler_sentences,
+    hide,
+    key_values,
+    make_fact,
+    pass_key,
+    split_sentences,
+)
+
+_PASSAGE_PROMPT = 16  # tokens of a passage that are given
+_PASSAGE_ANSWER = 8  # tokens that must follow exactly
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One question and its only right answer.
+
+    Attributes:
+        chat_template: False where the model is to continue `question` as it stands
+        new_tokens: how many tokens the answer may take
+    """
+
+    question: str
+    answer: str
+    chat_template: bool = True
+    new_tokens: int = 12
+
+    def is_right(self, text: str) -> bool:
+        """Exactly the answer; white space around it and a full stop behind it do not count."""
+        return text.strip().removesuffix(".") == self.answer.strip().removesuffix(".")
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """One document and the trials on it."""
+
+    document: str
+    trials: list[Trial]
+
+
+class Haystack:
+    """Sentences to hide facts between, cut from texts or made up; repeated where they do not suffice."""
+
+    def __init__(self, engine: FocusEngine, texts: Sequence[str] = ()) -> None:
+        """Args:
+        texts: where sentences come from; without any they are generated, a new set for every document
+        """
+        self._engine = engine
+        self._sentences = [sentence for text in texts for sentence in split_sentences(text) if sentence.strip()]
+        self._tokens = [engine.count_tokens(sentence) for sentence in self._sentences]
+
+    def sentences(self, rng: random.Random, tokens: int) -> list[str]:
+        """Running text of about `tokens` tokens, starting at a random sentence."""
+        sentences, sizes = self._sentences, self._tokens
+        if not sentences:
+            sentences = filler_sentences(rng, max(tokens // 8, 8))
+            sizes = [self._engine.count_tokens(sentence) + 1 for sentence in sentences]
+        chosen: list[str] = []
+        index, total = rng.randrange(len(sentences)), 0
+        while total < tokens:
+            chosen.append(sentences[index])
+            total += sizes[index]
+            index = (index + 1) % len(sentences)
+        return chosen
+
+
+def pass_key_sheet(engine: FocusEngine, haystack: Haystack, rng: random.Random, tokens: int) -> Sheet:
+    """One pass key at a random depth."""
+    fact = pass_key(rng)
+    document = hide([fact], haystack.sentences(rng, tokens - 30), rng)
+    return Sheet(document.text, [Trial("What is the pass key?", fact.value)])
+
+
+def facts_sheet(engine: FocusEngine, haystack: Haystack, rng: random.Random, tokens: int) -> Sheet:
+    """One fact and twenty of the same kind that share its attribute, its owner or a word of its owner's name.
+
+    Five of the 21, the first among them, are asked for.
+    """
+    fact = make_fact(rng)
+    facts = [fact, *distractors(rng, fact, 20)]
+    document = hide(facts, haystack.sentences(rng, tokens - 18 * len(facts)), rng)
+    return Sheet(document.text, [Trial(f.question(rng), f.value) for f in [fact, *rng.sample(facts[1:], 4)]])
+
+
+def one_fact_sheet(engine: FocusEngine, haystack: Haystack, rng: random.Random, tokens: int) -> Sheet:
+    """A single stated fact at a random depth."""
+    fact = make_fact(rng)
+    document = hide([fact], haystack.sentences(rng, tokens - 20), rng)
+    return Sheet(document.text, [Trial(fact.question(rng), fact.value)])
+
+
+def keys_sheet(engine: FocusEngine, haystack: Haystack, rng: random.Random, tokens: int) -> Sheet:
+    """Nothing but `key: value` lines; five keys are asked for."""
+    sample = key_values(rng, 8)
+    per_line = max(1, engine.count_tokens("\n".join(map(_line, sample))) // len(sample))
+    lines = key_values(rng, max(8, tokens // per_line))
+    asked = rng.sample(lines, 5)
+    return Sheet("\n".join(map(_line, lines)), [Trial(fact.question(rng), fact.value) for fact in asked])
+
+
+def passage_sheet(engine: FocusEngine, haystack: Haystack, rng: random.Random, tokens: int) -> Sheet:
+    """Five passages to be continued verbatim from their first words."""
+    text = "".join(_spaced(sentence) for sentence in haystack.sentences(rng, tokens))
+    words = text.split(" ")
+    trials = []
+    while len(trials) < 5:
+        start = rng.randrange(len(words) - 80)
+        ids = engine.tokenizer(" ".join(words[start : start + 60]), add_special_tokens=False)["input_ids"]
+        given = engine.tokenizer.decode(ids[:_PASSAGE_PROMPT])
+        answer = engine.tokenizer.decode(ids[_PASSAGE_PROMPT : _PASSAGE_PROMPT + _PASSAGE_ANSWER])
+        if text.count(given) == 1:  # otherwise there is more than one right answer
+            trials.append(Trial(given, answer, chat_template=False, new_tokens=_PASSAGE_ANSWER))
+    return Sheet(text, trials)
+
+
+Task = Callable[[FocusEngine, Haystack, random.Random, int], Sheet]
+TASKS: dict[str, Task] = {
+    "passkey": pass_key_sheet,
+    "fact": one_fact_sheet,
+    "facts": facts_sheet,
+    "keys": keys_sheet,
+    "passage": passage_sheet,
+}
+
+
+def task_named(name: str) -> Task:
+    """The task of this name.
+
+    Raises:
+        ConfigError: naming those there are
+    """
+    if name not in TASKS:
+        raise ConfigError(f"There is no task {name!r}. Choose from: {', '.join(TASKS)}.")
+    return TASKS[name]
+
+
+def _line(fact: Fact) -> str:
+    return f"{fact.entity}: {fact.value}"
+
+
+def _spaced(sentence: str) -> str:
+    return sentence if sentence[-1:].isspace() else sentence + " "

@@ -1,0 +1,177 @@
+"""Settings of a training run: a frozen dataclass, read from TOML."""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from focus_core.config import FocusConfig
+from focus_core.errors import ConfigError
+
+OBJECTIVES = ("continuation", "reconstruction", "answering")
+_PRECISIONS = ("no", "bf16", "fp16")
+# What may differ between a run and its continuation without changing a single weight.
+_FREE_TO_CHANGE = ("model", "output", "data", "save_every", "log_every", "evaluate_every", "recompute", "device")
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Everything that a training run depends on. Sizes are in tokens, intervals in optimizer steps."""
+
+    output: Path  # a folder: adapter/, checkpoint.pt, losses.csv; the same config goes on where it stopped
+    model: str = ""  # folder or hub id of the base model
+    data: tuple[Path, ...] = ()  # JSONL files; see `data.read_records`
+    rank: int | None = None  # low-rank projections instead of full copies
+    adapter: str | None = None  # start from these projections instead of the model's own maps
+
+    steps: int = 10_000
+    learning_rate: float = 5e-5
+    warm_up: int = 100
+    final_share: float = 0.0  # of the learning rate, at the end of the cosine
+    weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    max_gradient_norm: float = 1.0
+    accumulation: int = 8  # examples per step and process
+    mixed_precision: str = "bf16"
+    seed: int = 0
+    recompute: bool = False  # less memory, more time: activations are computed again for the backward pass
+    device: str = "auto"
+    dtype: str = "auto"  # of the frozen model
+
+    objectives: Mapping[str, float] = field(default_factory=lambda: dict.fromkeys(OBJECTIVES, 1.0))
+    chunk_sizes: tuple[int, ...] = (64, 128, 256, 512, 1024, 2048)  # one is drawn per sample (paper §3)
+    max_chunks: int = 16  # at most so many of a text; the number is drawn per sample
+    local_lengths: tuple[int, int] = (30, 2048)  # of a continued or repeated span, smallest and largest
+    dynamic_prompts: tuple[int, ...] = (512,)  # one is drawn per sample; never longer than the chunk
+    targets_per_span: int = 16  # of the tokens of a continued or repeated span
+    bos_per_chunk: bool = True
+    used_with: FocusConfig | None = None  # settings saved with the adapter; by default the largest ones trained
+
+    save_every: int = 500
+    log_every: int = 10
+    evaluate_every: int = 0  # 0: only at the end
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "accumulation", "max_chunks", "targets_per_span", "save_every", "log_every"):
+            _require(getattr(self, name) >= 1, f"{name}={getattr(self, name)}: must be at least 1.")
+        for name in ("warm_up", "weight_decay", "evaluate_every", "final_share"):
+            _require(getattr(self, name) >= 0, f"{name}={getattr(self, name)}: must be 0 or more.")
+        for name in ("learning_rate", "max_gradient_norm"):
+            _require(getattr(self, name) > 0, f"{name}={getattr(self, name)}: must be above 0.")
+        for name in ("chunk_sizes", "dynamic_prompts"):
+            sizes = getattr(self, name)
+            _require(bool(sizes) and min(sizes) >= 1, f"{name}={list(sizes)}: needs at least one size above 0.")
+        low, high = self.local_lengths
+        _require(2 <= low <= high, f"local_lengths={[low, high]}: needs a smallest (2 or more) and a largest length.")
+        _require(
+            self.mixed_precision in _PRECISIONS,
+            f"mixed_precision={self.mixed_precision!r}: use one of {', '.join(map(repr, _PRECISIONS))}.",
+        )
+        self._check_objectives()
+
+    def _check_objectives(self) -> None:
+        for name, weight in self.objectives.items():
+            _require(name in OBJECTIVES, f"objectives: unknown {name!r}. Known: {', '.join(OBJECTIVES)}.")
+            _require(weight >= 0, f"objectives: {name}={weight}: must be 0 (off) or more.")
+        _require(any(self.objectives.values()), "objectives: all are off, so there is nothing to learn.")
+
+    @classmethod
+    def from_toml(cls, path: str | Path, **changes: Any) -> TrainingConfig:
+        """Read a file; paths in it are relative to it. `changes` replace what the file says.
+
+        Raises:
+            ConfigError: names the file and the key, and for an unknown key the known ones
+        """
+        path = Path(path)
+        try:
+            settings = tomllib.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise ConfigError(f"{path}: there is no such file.") from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path} is not TOML: {error}.") from error
+        try:
+            return cls.from_dict(settings, folder=path.parent, **changes)
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from error
+
+    @classmethod
+    def from_dict(cls, settings: Mapping[str, Any], *, folder: Path = Path(), **changes: Any) -> TrainingConfig:
+        """From plain values, as TOML and JSON have them."""
+        known = {f.name for f in fields(cls)}
+        values = {**settings, **{name: value for name, value in changes.items() if value is not None}}
+        for name in values:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, 1)
+                hint = f" Did you mean {near[0]!r}?" if near else ""
+                raise ConfigError(f"unknown key {name!r}.{hint} Known: {', '.join(sorted(known))}.")
+        if "output" not in values:
+            raise ConfigError("the key 'output' is missing: a folder for the adapter, the checkpoint and the log.")
+        for name in ("output", "data"):
+            if name in settings and name not in changes:
+                values[name] = _under(folder, settings[name], name)
+        if isinstance(values.get("model"), str) and (folder / values["model"]).is_dir():
+            values["model"] = str(folder / values["model"])
+        values = {name: _typed(name, value) for name, value in values.items()}
+        return cls(**values)
+
+    def for_use(self) -> FocusConfig:
+        """The settings saved with the adapter, which become the defaults of whoever loads it."""
+        if self.used_with is not None:
+            return self.used_with
+        return FocusConfig(
+            chunk_size=max(self.chunk_sizes), dynamic_prompt=max(self.dynamic_prompts), bos_per_chunk=self.bos_per_chunk
+        )
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What has to be equal for a run to go on as if it had never stopped."""
+        return {name: str(value) for name, value in asdict(self).items() if name not in _FREE_TO_CHANGE}
+
+    def with_steps(self, steps: int) -> TrainingConfig:
+        return replace(self, steps=steps)
+
+
+_TUPLES = ("data", "betas", "chunk_sizes", "local_lengths", "dynamic_prompts")
+_NUMBERS = ("learning_rate", "final_share", "weight_decay", "max_gradient_norm")
+_PLAIN: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("model", "adapter", "mixed_precision", "device", "dtype"), (str,)),
+    **dict.fromkeys(
+        ("rank", "steps", "warm_up", "accumulation", "seed", "max_chunks", "targets_per_span", "save_every"), (int,)
+    ),
+    **dict.fromkeys(("log_every", "evaluate_every"), (int,)),
+    **dict.fromkeys(_NUMBERS, (int, float)),
+    **dict.fromkeys(("recompute", "bos_per_chunk"), (bool,)),
+    "objectives": (dict,),
+}
+
+
+def _typed(name: str, value: Any) -> Any:
+    """A value as the dataclass wants it, or an error that names the key."""
+    if name == "used_with" and isinstance(value, dict):
+        try:
+            return FocusConfig(**value)
+        except TypeError as error:
+            known = ", ".join(f.name for f in fields(FocusConfig))
+            raise ConfigError(f"used_with={value}: has an unknown key. Known: {known}.") from error
+    if name in _TUPLES:
+        if not isinstance(value, (list, tuple)):
+            raise ConfigError(f"{name}={value!r}: must be a list.")
+        return tuple(value)
+    expected = _PLAIN.get(name)
+    if expected is not None and (not isinstance(value, expected) or (isinstance(value, bool) and bool not in expected)):
+        raise ConfigError(f"{name}={value!r}: must be of type {' or '.join(kind.__name__ for kind in expected)}.")
+    return value
+
+
+def _under(folder: Path, value: Any, name: str) -> Any:
+    if name == "output":
+        return folder / str(value)
+    return [folder / str(path) for path in ([value] if isinstance(value, str) else value)]
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)

@@ -1,0 +1,76 @@
+"""What one training sample is: chunks, and one or more questions about them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from focus_core.chunking import TextLayout, TokenIds
+from focus_core.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Question:
+    """A local context and what follows it.
+
+    Attributes:
+        local_context: token ids before generation starts, BOS included
+        dynamic_prompt: the end of the local context as it is appended to every chunk, BOS included (paper eq. 1)
+        answer: the tokens that follow; while they are generated, each is appended to both
+        targets: which of the answer's tokens are supervised, rising; all of them if not given
+    """
+
+    local_context: TokenIds
+    dynamic_prompt: TokenIds
+    answer: TokenIds
+    targets: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.local_context or not self.dynamic_prompt:
+            raise ConfigError("A question needs at least one token before its answer: a BOS or some text.")
+        if not self.answer:
+            raise ConfigError("A question without an answer has nothing to learn from.")
+        if not self.targets:
+            object.__setattr__(self, "targets", tuple(range(len(self.answer))))
+        if min(self.targets) < 0 or max(self.targets) >= len(self.answer):
+            raise ConfigError(f"targets={self.targets}: the answer has {len(self.answer)} tokens.")
+
+    @classmethod
+    def of(
+        cls,
+        layout: TextLayout,
+        prompt: Sequence[int],
+        answer: Sequence[int],
+        *,
+        targets: Sequence[int] = (),
+    ) -> Question:
+        """From a prompt without special tokens: `layout` sets the BOS and cuts the dynamic prompt."""
+        local = layout.with_bos(prompt)
+        return cls(local, layout.dynamic_prompt(local), list(answer), tuple(targets))
+
+
+@dataclass(frozen=True)
+class TrainingExample:
+    """One set of chunks and all questions about it: reading the chunks is paid for once.
+
+    Attributes:
+        chunks: token ids, BOS included where the BOS rule wants one
+        questions: at least one
+        objective: the column of the log that the loss goes to
+        weight: of this example in the loss
+    """
+
+    chunks: list[TokenIds]
+    questions: list[Question]
+    objective: str = "answering"
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.chunks or not all(self.chunks):
+            raise ConfigError("A training example needs at least one chunk, and no chunk may be empty.")
+        if not self.questions:
+            raise ConfigError("A training example needs at least one question.")
+
+    @property
+    def num_targets(self) -> int:
+        return sum(len(question.targets) for question in self.questions)

@@ -1,0 +1,128 @@
+"""What a training run tells: a progress bar or JSON lines on the screen, and losses per objective as CSV."""
+
+from __future__ import annotations
+
+import csv
+import json
+import time
+from collections import defaultdict
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from focus_core.training.config import TrainingConfig
+
+LOSSES = "losses.csv"
+EVALUATION = "evaluation.csv"
+_LOSS_COLUMNS = ("step", "objective", "loss", "examples", "targets", "learning_rate", "gradient_norm", "seconds")
+_EVALUATION_COLUMNS = ("step", "name", "value")
+
+
+class LossLog:
+    """Collects the losses of all processes; the main one writes every `log_every` steps.
+
+    A row of the CSV holds one objective: the mean loss over the examples since the row before.
+    """
+
+    def __init__(self, config: TrainingConfig, first: int, accelerator: Accelerator) -> None:
+        self._config, self._first, self._accelerator = config, first, accelerator
+        self._examples: list[tuple[str, float, int]] = []
+        self._steps, self._norms, self._began = 0, 0.0, time.monotonic()
+        self._console = Console(stderr=True)
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+        self._progress = Progress(
+            *columns,
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=self._console,
+            disable=not (accelerator.is_main_process and self._console.is_terminal),
+        )
+
+    def __enter__(self) -> LossLog:
+        if self._accelerator.is_main_process:
+            _open_csv(self._config.output / LOSSES, _LOSS_COLUMNS, self._first)
+            _open_csv(self._config.output / EVALUATION, _EVALUATION_COLUMNS, self._first)
+        self._progress.start()
+        self._task = self._progress.add_task("training", total=self._config.steps, completed=self._first)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def example(self, objective: str, loss: float, targets: int) -> None:
+        """Note the loss of one example."""
+        self._examples.append((objective, loss, targets))
+
+    def step(self, done: int, rate: float, norm: float) -> None:
+        """After an optimizer step: move the bar, and write when it is time."""
+        self._progress.update(self._task, completed=done)
+        self._steps += 1
+        self._norms += norm
+        if done % self._config.log_every == 0 or done == self._config.steps:
+            self._write(done, rate)
+
+    def evaluated(self, done: int, results: dict[str, float]) -> None:
+        """Write what an evaluation returned."""
+        rows = [{"step": done, "name": name, "value": value} for name, value in results.items()]
+        _append_csv(self._config.output / EVALUATION, _EVALUATION_COLUMNS, rows)
+        self._say({"step": done, **{f"evaluation/{name}": round(value, 4) for name, value in results.items()}})
+
+    def _write(self, done: int, rate: float) -> None:
+        examples: list[tuple[str, float, int]] = gather_object(self._examples)
+        seconds, norm = (time.monotonic() - self._began) / self._steps, self._norms / self._steps
+        self._examples, self._steps, self._norms, self._began = [], 0, 0.0, time.monotonic()
+        if not self._accelerator.is_main_process:
+            return
+        common = {"step": done, "learning_rate": rate, "gradient_norm": norm, "seconds": seconds}
+        rows = [common | row for row in _by_objective(examples)]
+        _append_csv(self._config.output / LOSSES, _LOSS_COLUMNS, rows)
+        losses = {f"loss/{row['objective']}": round(row["loss"], 4) for row in rows}
+        shown = " ".join(f"{name.removeprefix('loss/')} {loss:.3f}" for name, loss in losses.items())
+        self._progress.update(self._task, description=f"training · {shown}")
+        numbers = {"learning_rate": rate, "gradient_norm": round(norm, 4), "seconds_per_step": round(seconds, 3)}
+        self._say({"step": done, **losses, **numbers})
+
+    def _say(self, line: dict[str, Any]) -> None:
+        """One JSON object per line where nobody watches a progress bar."""
+        if not self._console.is_terminal:
+            self._console.file.write(json.dumps(line) + "\n")
+            self._console.file.flush()
+
+
+def _by_objective(examples: list[tuple[str, float, int]]) -> list[dict[str, Any]]:
+    found: dict[str, list[tuple[float, int]]] = defaultdict(list)
+    for objective, loss, targets in examples:
+        found[objective].append((loss, targets))
+    return [
+        {
+            "objective": objective,
+            "loss": sum(loss for loss, _ in losses) / len(losses),
+            "examples": len(losses),
+            "targets": sum(targets for _, targets in losses),
+        }
+        for objective, losses in sorted(found.items())
+    ]
+
+
+def _open_csv(path: Path, columns: tuple[str, ...], first: int) -> None:
+    """A file with a header; rows of steps that are about to be done again are taken out."""
+    kept: list[dict[str, str]] = []
+    if path.exists() and first:
+        with path.open(newline="", encoding="utf-8") as file:
+            kept = [row for row in csv.DictReader(file) if int(row["step"]) <= first]
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(kept)
+
+
+def _append_csv(path: Path, columns: tuple[str, ...], rows: list[dict[str, Any]]) -> None:
+    with path.open("a", newline="", encoding="utf-8") as file:
+        csv.DictWriter(file, columns).writerows(rows)

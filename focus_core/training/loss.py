@@ -1,0 +1,280 @@
+"""The training objective: the cross-entropy of every target, with the candidates it would have in use.
+
+In use, every new token has candidates of its own: what is read behind a chunk is the dynamic prompt and the answer up
+to the token before it, and only the last of them is the candidate (paper §2.2, eq. 1–5). Targets therefore never share
+a memory, but nearly everything else:
+
+    cache = prefill(chunks)                      no gradient: depends on nothing that learns (paper §2.2)
+    prompts = read_prompts(cache)                no gradient: ordinary tokens never see a candidate
+    memory = read_candidates(cache, prompts)     one candidate per chunk and target, all in one pass
+    losses = local_losses(memory)                one row of local context per target behind its own memory (paper eq. 6)
+
+A candidate is the twin of an ordinary token: same token, same position. It sees its chunk, the prompt before its own
+position and itself; no other candidate and nothing of another question.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from focus_core.attention.candidates import candidate_reader
+from focus_core.attention.memory import Memory
+from focus_core.attention.passes import PassCache, until_done
+from focus_core.attention.reading import ReaderPass, reading
+from focus_core.attention.rope import RotaryPositions
+from focus_core.chunk_cache import ChunkCache
+from focus_core.decoding import pad_left
+from focus_core.device import tokens_per_pass
+from focus_core.model import FocusModel
+from focus_core.training.examples import TrainingExample
+
+KeysAndValues = tuple[Tensor, Tensor]
+
+
+class FocusLoss(nn.Module):
+    """The frozen model and its projections as one module whose forward is the loss.
+
+    Only the projections are registered, so that this module's parameters are those that learn, its state dict is
+    what is saved, and data parallelism waits for no gradient that never comes.
+
+    Args:
+        model: its projections learn; everything else is frozen here
+        recompute: keep no activations of candidates and local contexts for the backward pass, but compute them again
+    """
+
+    def __init__(self, model: FocusModel, *, recompute: bool = False) -> None:
+        super().__init__()
+        model.model.requires_grad_(False)
+        self.projections = model.projections.requires_grad_(True)
+        self._method = _Method(model, recompute)
+
+    def forward(self, example: TrainingExample) -> Tensor:
+        """The mean loss over the targets of one example."""
+        return self.target_losses(example).mean()
+
+    def target_losses(self, example: TrainingExample) -> Tensor:
+        """Cross-entropy of every target `[targets]`, question by question."""
+        method, targets = self._method, Targets.of(example, self._method.model.device)
+        cache = method.model.prefill([torch.tensor(chunk) for chunk in example.chunks])
+        prompts = method.read_prompts(cache, targets)
+        memory = method.read_candidates(cache, prompts, targets)
+        return method.local_losses(memory, targets)
+
+
+@dataclass(frozen=True)
+class Targets:
+    """All targets of one example and what each of them sees. The prompts of all questions lie side by side.
+
+    Example: the prompts `a b` (answer `c d`) and `x` (answer `y`), every answer token a target:
+
+        prompt_ids          a b c | x     at 0 1 2 | 0 behind the chunk, without tokens that nobody reads
+        candidate_ids       b c   | x     at 1 2   | 0, to predict c d | y
+        candidate_visible   b sees a; c sees a b; x sees nothing; and each sees itself
+
+    Attributes:
+        prompt_ids: `[prompt]`, tokens read as ordinary ones
+        prompt_offsets: `[prompt]`, their positions behind the chunk
+        prompt_visible: `[1, prompt, prompt]`
+        candidate_ids: `[targets]`
+        candidate_offsets: `[targets]`
+        candidate_visible: `[1, targets, prompt + targets]`
+        local_ids: `[targets, longest]`, the local context up to each target
+        local_padding: `[targets]`, unused tokens at the left
+        next_ids: `[targets]`, the targets themselves
+    """
+
+    prompt_ids: Tensor
+    prompt_offsets: Tensor
+    prompt_visible: Tensor
+    candidate_ids: Tensor
+    candidate_offsets: Tensor
+    candidate_visible: Tensor
+    local_ids: Tensor
+    local_padding: Tensor
+    next_ids: Tensor
+
+    @classmethod
+    def of(cls, example: TrainingExample, device: torch.device) -> Targets:
+        prompt: list[tuple[int, int, int]] = []  # token, offset, question
+        candidates: list[tuple[int, int, int]] = []
+        local: list[list[int]] = []
+        next_ids: list[int] = []
+        for number, question in enumerate(example.questions):
+            row = question.dynamic_prompt + question.answer
+            before = len(question.dynamic_prompt) - 1  # the candidate of the answer's first token stands here
+            prompt += [(row[at], at, number) for at in range(before + max(question.targets))]
+            candidates += [(row[before + target], before + target, number) for target in question.targets]
+            local += [question.local_context + question.answer[:target] for target in question.targets]
+            next_ids += [question.answer[target] for target in question.targets]
+        local_ids, local_padding = pad_left(local)
+        prompts = torch.tensor(prompt, dtype=torch.long, device=device).view(-1, 3)
+        twins = torch.tensor(candidates, dtype=torch.long, device=device)
+        itself = torch.eye(len(twins), dtype=torch.bool, device=device)
+        return cls(
+            prompt_ids=prompts[:, 0],
+            prompt_offsets=prompts[:, 1],
+            prompt_visible=_same_question(prompts, prompts, lambda mine, theirs: theirs <= mine)[None],
+            candidate_ids=twins[:, 0],
+            candidate_offsets=twins[:, 1],
+            candidate_visible=torch.cat(
+                [_same_question(twins, prompts, lambda mine, theirs: theirs < mine), itself], dim=1
+            )[None],
+            local_ids=local_ids.to(device),
+            local_padding=local_padding.to(device),
+            next_ids=torch.tensor(next_ids, device=device),
+        )
+
+
+def _same_question(seeing: Tensor, seen: Tensor, position: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """`[seeing, seen]`: columns of the same question whose positions satisfy `position(mine, theirs)`."""
+    same: Tensor = seeing[:, None, 2] == seen[:, 2]
+    return same & position(seeing[:, None, 1], seen[:, 1])
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Keys and values of the prompts behind every chunk, constants of the loss.
+
+    Attributes:
+        keys: `[layers - 1, chunks, kv_heads, prompt, head_dim]`
+        values: like `keys`
+    """
+
+    keys: Tensor
+    values: Tensor
+
+
+class _Method:
+    """The steps of the loss. Not a module, so that the frozen model stays out of the loss module's state."""
+
+    def __init__(self, model: FocusModel, recompute: bool) -> None:
+        self.model = model
+        self._parts = model.parts
+        self._reader = candidate_reader(model.model, model.parts, model.projections)
+        self._positions = RotaryPositions(model.parts)
+        self._recompute = recompute
+
+    @torch.no_grad()
+    def read_prompts(self, cache: ChunkCache, targets: Targets) -> Prompts:
+        """Read the ordinary tokens of all questions behind every chunk."""
+        columns = len(targets.prompt_ids)
+        shape = (self._parts.num_layers - 1, cache.chunks, self._parts.kv_heads, columns, self._parts.head_dim)
+        keys, values = (torch.empty(shape, dtype=self.model.dtype, device=self.model.device) for _ in range(2))
+        for start, stop in self._groups(cache.chunks, tokens=columns):
+            group = ReaderPass(cache.between(start, stop), 1, 0, targets.prompt_visible)
+
+            def store(layer: int, new_keys: Tensor, new_values: Tensor, rows: slice = slice(start, stop)) -> KeysAndValues:
+                keys[layer, rows], values[layer, rows] = new_keys, new_values
+                return new_keys, new_values
+
+            positions = _positions_behind(cache, start, stop, targets.prompt_offsets)
+            self._read(group, targets.prompt_ids, positions, store, last=self._parts.num_layers - 2)
+        return Prompts(keys, values)
+
+    def read_candidates(self, cache: ChunkCache, prompts: Prompts, targets: Targets) -> Memory:
+        """Condense every chunk into one candidate per target (paper eq. 2–5), with gradient.
+
+        Returns:
+            a memory `[layers, targets, kv_heads, chunks, head_dim]`, candidate i moved to position i
+        """
+
+        def read(start: int, stop: int) -> KeysAndValues:
+            made: list[KeysAndValues] = []
+
+            def store(layer: int, keys: Tensor, values: Tensor) -> KeysAndValues:
+                made.append((keys, values))
+                if layer == self._parts.num_layers - 1:
+                    return keys, values
+                before = prompts.keys[layer, start:stop], prompts.values[layer, start:stop]
+                return torch.cat([before[0], keys], dim=2), torch.cat([before[1], values], dim=2)
+
+            count = len(targets.candidate_ids)
+            group = ReaderPass(cache.between(start, stop), 1, count, targets.candidate_visible)
+            positions = _positions_behind(cache, start, stop, targets.candidate_offsets)
+            self._read(group, targets.candidate_ids, positions, store, last=self._parts.num_layers - 1)
+            return torch.stack([k for k, _ in made]), torch.stack([v for _, v in made])
+
+        groups = [
+            self._kept_or_recomputed(read, start, stop)
+            for start, stop in self._groups(cache.chunks, tokens=len(targets.candidate_ids))
+        ]
+        # [layers, chunks, kv_heads, targets, head_dim] to [layers, targets, kv_heads, chunks, head_dim]
+        keys, values = (torch.cat(states, dim=1).transpose(1, 3) for states in zip(*groups, strict=True))
+        positions = _positions_behind(cache, 0, cache.chunks, targets.candidate_offsets)
+        distance = torch.arange(cache.chunks, device=self.model.device) - positions.T
+        return Memory(self._positions.move(keys, distance), values)
+
+    def local_losses(self, memory: Memory, targets: Targets) -> Tensor:
+        """Cross-entropy of each target given its memory and its row of local context (paper eq. 6): `[targets]`."""
+
+        def losses(start: int, stop: int) -> Tensor:
+            rows = slice(start, stop)
+            logits = self._next_token_logits(
+                Memory(memory.keys[:, rows], memory.values[:, rows]),
+                targets.local_ids[rows],
+                targets.local_padding[rows],
+            )
+            return F.cross_entropy(logits.float(), targets.next_ids[rows], reduction="none")
+
+        rows, longest = targets.local_ids.shape
+        groups = self._groups(rows, tokens=longest + memory.slots)
+        return torch.cat([self._kept_or_recomputed(losses, start, stop) for start, stop in groups])
+
+    def _next_token_logits(self, memory: Memory, local_ids: Tensor, padding: Tensor) -> Tensor:
+        """`FocusModel.next_token_logits` with gradient, without the padding that no row of the group needs."""
+        unused = int(padding.min())
+        local_ids, padding = local_ids[:, unused:], padding - unused
+        columns = torch.arange(local_ids.shape[1], device=local_ids.device) - padding[:, None]
+        output = self.model.model(
+            input_ids=local_ids,
+            attention_mask=F.pad((columns >= 0).long(), (memory.slots, 0), value=1),
+            position_ids=(memory.slots + columns).clamp(min=0),
+            past_key_values=memory.as_cache(),
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        return cast(Tensor, output.logits[:, -1])
+
+    def _read(
+        self,
+        group: ReaderPass,
+        token_ids: Tensor,
+        positions: Tensor,
+        store: Callable[[int, Tensor, Tensor], KeysAndValues],
+        *,
+        last: int,
+    ) -> None:
+        """One pass of the reader: the same `token_ids [new]` behind every chunk, at `positions [chunks, new]`."""
+        if not len(token_ids):
+            return
+        cache = PassCache(self._parts.num_layers, store, last=last, run_through=False)
+        with reading(group), until_done():
+            self._reader.get_decoder()(
+                input_ids=token_ids.expand(len(positions), -1),
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=True,
+            )
+
+    def _kept_or_recomputed(self, function: Callable[[int, int], Any], start: int, stop: int) -> Any:
+        if not self._recompute:
+            return function(start, stop)
+        return checkpoint(function, start, stop, use_reentrant=False, preserve_rng_state=False)
+
+    def _groups(self, rows: int, *, tokens: int) -> Iterator[tuple[int, int]]:
+        """Borders of the groups of rows that pass the model together, for rows of `tokens` new tokens."""
+        size = max(1, tokens_per_pass(self.model.model) // max(tokens, 1))
+        return ((start, min(start + size, rows)) for start in range(0, rows, size))
+
+
+def _positions_behind(cache: ChunkCache, start: int, stop: int, offsets: Tensor) -> Tensor:
+    """`[chunks, new]`: a chunk stands at positions from 0, what is read behind it follows."""
+    lengths = torch.tensor(cache.lengths[start:stop], device=offsets.device)
+    return lengths[:, None] + offsets

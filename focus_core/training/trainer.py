@@ -1,0 +1,306 @@
+"""The training loop: candidate projections learn, everything else stands still.
+
+    folder = train(TrainingConfig.from_toml("train.toml"))
+
+Stopped at any point (Ctrl-C included), the same call goes on from the last checkpoint with the same examples and the
+same result.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from transformers import PreTrainedModel
+
+from focus_core.attention.candidates import CandidateProjections
+from focus_core.attention.modules import decoder_parts
+from focus_core.checkpoint import load_model, save_adapter
+from focus_core.config import FocusConfig
+from focus_core.device import choose_device
+from focus_core.errors import ConfigError, FocusError
+from focus_core.model import FocusModel
+from focus_core.training.config import TrainingConfig
+from focus_core.training.examples import TrainingExample
+from focus_core.training.log import LossLog
+from focus_core.training.loss import FocusLoss
+
+Examples = Callable[[int], TrainingExample] | Iterable[TrainingExample]
+Evaluate = Callable[[FocusModel], dict[str, float]]
+
+CHECKPOINT = "checkpoint.pt"
+ADAPTER = "adapter"
+_EXAMPLES_AHEAD = 4
+
+
+def train(
+    config: TrainingConfig,
+    *,
+    model: PreTrainedModel | FocusModel | None = None,
+    examples: Examples | None = None,
+    evaluate: Evaluate | None = None,
+) -> Path:
+    """Train candidate projections and save them as an adapter.
+
+    Args:
+        model: the base model, or a `FocusModel` whose projections go on learning; `None` loads `config.model`
+        examples: example number i as a function of i (best: exact resume costs nothing), or an iterable in a fixed
+            order; `None` reads `config.data`
+        evaluate: called every `evaluate_every` steps and at the end; what it returns is logged
+
+    Returns:
+        the adapter's folder
+
+    Raises:
+        ConfigError: settings that cannot work, or a checkpoint of other settings
+        KeyboardInterrupt: after Ctrl-C, once the state is saved
+    """
+    accelerator = Accelerator(
+        mixed_precision=config.mixed_precision,
+        gradient_accumulation_steps=config.accumulation,
+        cpu=choose_device(config.device).type == "cpu",
+    )
+    try:
+        torch.manual_seed(config.seed)
+        random.seed(config.seed)
+        focus, base_id = _focus_model(config, model, accelerator.device)
+        if examples is None:
+            examples = _examples_from_files(config, focus, base_id)
+        return _Run(config, accelerator, focus, base_id).to_the_end(examples, evaluate)
+    finally:
+        # Otherwise a second run in this process could not choose another precision.
+        AcceleratorState._reset_state()
+
+
+def learning_rate(config: TrainingConfig, step: int) -> float:
+    """In step number `step`, from 0: linear warm-up, then a cosine down to `final_share`."""
+    if step < config.warm_up:
+        return config.learning_rate * (step + 1) / config.warm_up
+    progress = (step - config.warm_up) / max(config.steps - config.warm_up, 1)
+    share = config.final_share + (1 - config.final_share) * 0.5 * (1 + math.cos(math.pi * progress))
+    return config.learning_rate * share
+
+
+class _Run:
+    """One training run: what is made once, and the loop."""
+
+    def __init__(self, config: TrainingConfig, accelerator: Accelerator, focus: FocusModel, base_id: str) -> None:
+        self.config, self.accelerator, self.focus, self.base_id = config, accelerator, focus, base_id
+        loss = FocusLoss(focus, recompute=config.recompute)
+        decay = config.weight_decay
+        optimizer = torch.optim.AdamW(loss.parameters(), lr=config.learning_rate, betas=config.betas, weight_decay=decay)
+        self.loss, self.optimizer = accelerator.prepare(loss, optimizer)
+        config.output.mkdir(parents=True, exist_ok=True)
+
+    def to_the_end(self, examples: Examples, evaluate: Evaluate | None) -> Path:
+        first = self._resume()
+        numbers = self._example_numbers(first)
+        log = LossLog(self.config, first, self.accelerator)
+        with log, _asked_to_stop() as stop, _prefetched(examples, numbers) as ready:
+            for step in range(first, self.config.steps):
+                self._step(step, ready, log)
+                done = step + 1
+                stopping = self._any_process(stop.is_set())
+                if done % self.config.save_every == 0 or done == self.config.steps or stopping:
+                    self._save(done)
+                if stopping:
+                    raise KeyboardInterrupt(f"Stopped and saved after step {done} of {self.config.steps}.")
+                if evaluate is not None and self._evaluates_after(done):
+                    log.evaluated(done, self._evaluate(evaluate))
+        return self.config.output / ADAPTER
+
+    def _step(self, step: int, ready: Iterator[TrainingExample], log: LossLog) -> None:
+        """One optimizer step over `accumulation` examples."""
+        rate = learning_rate(self.config, step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        norm = 0.0
+        for example in islice(ready, self.config.accumulation):
+            with self.accelerator.accumulate(self.loss):
+                loss = self.loss(example)
+                self.accelerator.backward(loss * example.weight)
+                if self.accelerator.sync_gradients:
+                    norm = float(self.accelerator.clip_grad_norm_(self.loss.parameters(), self.config.max_gradient_norm))
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+            log.example(example.objective, loss.item(), example.num_targets)
+        if not math.isfinite(norm) and self.config.mixed_precision != "fp16":
+            raise FocusError(f"Step {step + 1}: the gradient is {norm}. Lower learning_rate, or look at the data.")
+        log.step(step + 1, rate, norm)
+
+    # --- examples -----------------------------------------------------------------------------------------------------
+
+    def _example_numbers(self, first: int) -> Iterable[int]:
+        """Numbers of this process's examples from optimizer step `first` on."""
+        processes, rank = self.accelerator.num_processes, self.accelerator.process_index
+        per_step = self.config.accumulation * processes
+        return range(first * per_step + rank, self.config.steps * per_step, processes)
+
+    # --- state --------------------------------------------------------------------------------------------------------
+
+    def _save(self, done: int) -> None:
+        """The exact state after `done` steps, and the projections as an adapter that can be used at once."""
+        self.accelerator.wait_for_everyone()
+        if not self.accelerator.is_main_process:
+            return
+        scaler = self.accelerator.scaler
+        state = {
+            "done": done,
+            "config": self.config.fingerprint(),
+            "projections": self.focus.projections.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": None if scaler is None else scaler.state_dict(),
+            "random": {"torch": torch.get_rng_state(), "python": random.getstate()},
+        }
+        path = self.config.output / CHECKPOINT
+        beside = path.with_name(path.name + ".partial")
+        torch.save(state, beside)
+        beside.replace(path)  # a stop in between leaves the checkpoint before
+        save_adapter(
+            self.config.output / ADAPTER,
+            self.focus.projections,
+            self.focus.model,
+            trained_with=self.config.for_use(),
+            base_id=self.base_id,
+        )
+
+    def _resume(self) -> int:
+        """Load the last checkpoint if there is one; the number of steps already done."""
+        path = self.config.output / CHECKPOINT
+        if not path.exists():
+            return 0
+        state: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
+        ours = self.config.fingerprint()
+        differing = [name for name, value in ours.items() if state["config"].get(name) != value]
+        if differing:
+            changes = ", ".join(f"{name}: {state['config'].get(name)} there, {ours[name]} now" for name in differing)
+            raise ConfigError(
+                f"{path} is of a run with other settings ({changes}). Go on with those, choose another output folder, "
+                "or delete it to start again."
+            )
+        self.focus.projections.load_state_dict(state["projections"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.accelerator.scaler is not None and state["scaler"] is not None:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        torch.set_rng_state(state["random"]["torch"])
+        random.setstate(state["random"]["python"])
+        return int(state["done"])
+
+    # --- evaluation and stopping --------------------------------------------------------------------------------------
+
+    def _evaluates_after(self, done: int) -> bool:
+        every = self.config.evaluate_every
+        return self.accelerator.is_main_process and (done == self.config.steps or (every > 0 and done % every == 0))
+
+    def _evaluate(self, evaluate: Evaluate) -> dict[str, float]:
+        """Evaluation may draw random numbers; training goes on as if it had not."""
+        torch_state, python_state = torch.get_rng_state(), random.getstate()
+        try:
+            with torch.no_grad():
+                return evaluate(self.focus)
+        finally:
+            torch.set_rng_state(torch_state)
+            random.setstate(python_state)
+
+    def _any_process(self, flag: bool) -> bool:
+        """Processes stop together: the others would wait for the gradients of the one that stopped."""
+        if self.accelerator.num_processes == 1:
+            return flag
+        flags = torch.tensor([int(flag)], device=self.accelerator.device)
+        return bool(self.accelerator.gather(flags).any())
+
+
+@contextmanager
+def _prefetched(examples: Examples, numbers: Iterable[int]) -> Iterator[Iterator[TrainingExample]]:
+    """Examples in order, made in a thread of their own a few ahead of use."""
+    pool = ThreadPoolExecutor(1, thread_name_prefix="examples")
+    make = examples if callable(examples) else _by_number(examples)
+
+    def in_order() -> Iterator[TrainingExample]:
+        pending: deque[Future[TrainingExample]] = deque()
+        for number in numbers:
+            pending.append(pool.submit(make, number))
+            if len(pending) > _EXAMPLES_AHEAD:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+
+    try:
+        yield in_order()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _by_number(examples: Iterable[TrainingExample]) -> Callable[[int], TrainingExample]:
+    """An iterable as a function of rising numbers; what lies between them is passed over."""
+    iterator, position = iter(examples), 0
+
+    def make(number: int) -> TrainingExample:
+        nonlocal position
+        example = next(islice(iterator, number - position, None), None)
+        position = number + 1
+        if example is None:
+            raise ConfigError(f"The examples end before number {number}: lower steps, or let them repeat.")
+        return example
+
+    return make
+
+
+@contextmanager
+def _asked_to_stop() -> Iterator[threading.Event]:
+    """Ctrl-C and SIGTERM set the event, so that a step is never cut in half; a second Ctrl-C stops at once."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+
+    def ask(number: int, frame: Any) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _focus_model(
+    config: TrainingConfig, model: PreTrainedModel | FocusModel | None, device: torch.device
+) -> tuple[FocusModel, str]:
+    """The model to train and its name."""
+    if isinstance(model, FocusModel):
+        return model, config.model or model.model.name_or_path
+    projections = None
+    if model is None:
+        if not config.model:
+            raise ConfigError("model is missing: a folder or hub id of the base model.")
+        loaded = load_model(config.model, adapter=config.adapter, device=str(device), dtype=config.dtype)
+        model, projections = loaded.model, loaded.projections
+    model = model.to(device)
+    if projections is None:
+        projections = CandidateProjections(decoder_parts(model), rank=config.rank)
+    projections.float()  # what learns is float32, whatever the frozen model is kept in
+    limits = FocusConfig(bos_per_chunk=config.bos_per_chunk)
+    return FocusModel(model, projections, config=limits), config.model or model.name_or_path
+
+
+def _examples_from_files(config: TrainingConfig, focus: FocusModel, base_id: str) -> Examples:
+    from focus_core.training.data import FileExamples  # needs a tokenizer, which examples made in Python do not
+
+    return FileExamples.open(config, focus, base_id)

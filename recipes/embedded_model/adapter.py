@@ -1,0 +1,135 @@
+"""Step 4: trains the candidate projections: ``python -m recipes.embedded_model.adapter --base FOLDER --text FOLDER``.
+
+Made on the fly: every example is one long document cut into chunks, with facts, keys and passages in it, and a handful
+of questions. Example number i depends on i alone, so a training that is stopped and resumed sees the same data.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from focus_core.config import FocusConfig
+from focus_core.chunking import TextLayout
+from focus_core.evaluation import facts
+from focus_core.model import FocusModel
+from focus_core.training.config import TrainingConfig
+from focus_core.training.examples import Question, TrainingExample
+from focus_core.training.trainer import train
+from recipes.embedded_model.data import Sampler
+from recipes.embedded_model.texts import read_texts
+
+USED_WITH = FocusConfig(chunk_size=896, local_window=512, dynamic_prompt=128)
+PASSAGE_TARGETS = 4  # of a passage's tokens; answers are supervised whole
+
+
+@dataclass(frozen=True)
+class Level:
+    """From which share of the training on: how many tokens a document may have, and how large its chunks may be."""
+
+    start: float
+    tokens: int
+    chunk_sizes: tuple[int, int]
+
+
+# With many chunks the difficulty is to know, in all the others, that the fact is not there: so many small ones, early.
+LEVELS = (
+    Level(0.00, 1024, (48, 256)),
+    Level(0.05, 3072, (32, 512)),
+    Level(0.15, 6144, (32, 896)),
+    Level(0.70, 10240, (48, 1024)),
+)
+
+
+class Examples:
+    """Example number i of the training."""
+
+    def __init__(self, sampler: Sampler, total: int, seed: int) -> None:
+        self.sampler, self.total, self.seed = sampler, total, seed
+
+    def __call__(self, number: int) -> TrainingExample:
+        rng = random.Random(f"{self.seed}/adapter/{number}")
+        # A share of the examples is of an earlier, easier level.
+        progress = number / self.total * (1.0 if rng.random() < 0.8 else rng.random())
+        level = [level for level in LEVELS if level.start <= progress][-1]
+        size = _log_uniform(rng, *level.chunk_sizes)
+        tokens = size * _log_uniform(rng, 1, max(2, level.tokens // size))
+        layout = self._layout(size)
+        ids, present, text = self._document(rng, tokens)
+        questions = self._questions(rng, layout, present, text)
+        return TrainingExample(layout.document_chunks(ids), questions)
+
+    def _layout(self, size: int) -> TextLayout:
+        config = FocusConfig(chunk_size=size, local_window=512, dynamic_prompt=128, window=2048)
+        return TextLayout(config.resolve(2048), self.sampler.bos)
+
+    def _document(self, rng: random.Random, tokens: int) -> tuple[list[int], list[facts.Fact], str]:
+        count = rng.choice((1, 2, rng.randint(1, 12), rng.randint(1, 40)))
+        count = max(1, min(count, tokens // 32))
+        chosen = self.sampler.facts(rng, count) or self.sampler.facts(rng, count + 2)
+        hidden = sum(60 if fact.kind == "fact" else 25 for fact in chosen)
+        chars = max(rng.randint(20, 200), round(tokens * 2.9) - hidden)
+        places = self.sampler.places(rng, len(chosen)) if rng.random() < 0.3 else None
+        document = facts.hide(chosen, self.sampler.filler(rng, chars), rng, places)
+        ids, present, start, end = self.sampler.cut(rng, document, tokens)
+        return ids, present, document.text[start:end]
+
+    def _questions(
+        self, rng: random.Random, layout: TextLayout, present: list[facts.Fact], text: str
+    ) -> list[Question]:
+        asked: list[facts.Fact | None] = list(rng.sample(present, min(len(present), 6)))
+        asked += [None] * (1 if asked else 4)
+        questions = []
+        for fact in asked:
+            prompt, answer, _ = self.sampler.task(rng, fact, text)
+            targets = range(len(answer))
+            if fact is None:
+                targets = sorted(rng.sample(targets, min(len(answer), PASSAGE_TARGETS)))
+            if prompt and answer:
+                questions.append(Question.of(layout, prompt, answer, targets=tuple(targets)))
+        return questions
+
+
+def _log_uniform(rng: random.Random, low: int, high: int) -> int:
+    return round(math.exp(rng.uniform(math.log(low), math.log(high))))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--base", type=Path, default=Path("runs/embedded/base"))
+    parser.add_argument("--text", type=Path, required=True)
+    parser.add_argument("--out", type=Path, default=Path("runs/embedded/adapter"))
+    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--accumulation", type=int, default=2)
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--optimizer", default="muon")
+    parser.add_argument("--precision", default="bf16")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    tokenizer = AutoTokenizer.from_pretrained(args.base)
+    model = AutoModelForCausalLM.from_pretrained(args.base, dtype=torch.float32)
+    config = TrainingConfig(
+        output=args.out,
+        steps=args.steps,
+        learning_rate=args.learning_rate,
+        optimizer=args.optimizer,
+        warm_up=50,
+        accumulation=args.accumulation,
+        mixed_precision=args.precision,
+        betas=(0.9, 0.98),
+        used_with=USED_WITH,
+        save_every=100,
+        seed=args.seed,
+    )
+    examples = Examples(Sampler(tokenizer, read_texts(args.text).train), args.steps * args.accumulation, args.seed)
+    train(config, model=FocusModel(model, config=FocusConfig(window=2048)), examples=examples)
+
+
+if __name__ == "__main__":
+    main()
