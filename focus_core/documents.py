@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from io import BytesIO
@@ -17,6 +18,8 @@ _BINARY_SUFFIXES = frozenset(
 )
 # Their texts look alike in many encodings; Windows-1252, which contains Latin-1, is the one they are found in.
 _WESTERN = frozenset("Danish Dutch English Finnish French German Italian Norwegian Portuguese Spanish Swedish".split())
+_STRAY = re.compile("[\udc80-\udcff]")  # how `surrogateescape` shows a byte that is not UTF-8
+_NOT_ASCII = re.compile(r"[^\x00-\x7f]")
 
 
 @dataclass(frozen=True)
@@ -110,10 +113,20 @@ def decode_text(raw: bytes, *, name: str) -> str:
     try:
         return _refuse_binary(raw.decode("utf-8-sig"), name)
     except UnicodeDecodeError:
-        text = None if _looks_binary(raw) else _most_likely_text(raw)
+        text = None if _looks_binary(raw) else _mostly_utf8(raw) or _most_likely_text(raw)
         if text is None:
             raise DocumentError(f"{name}: a binary file, not text in an encoding that could be recognised.") from None
         return text
+
+
+def _mostly_utf8(raw: bytes) -> str | None:
+    """UTF-8 with a few stray bytes among it, each read as Windows-1252; `None` where the stray ones are the rule."""
+    text = raw.decode("utf-8", errors="surrogateescape")
+    stray = len(_STRAY.findall(text))
+    valid = len(_NOT_ASCII.findall(text)) - stray
+    if stray >= valid:
+        return None
+    return _STRAY.sub(lambda byte: byte[0].encode(errors="surrogateescape").decode("cp1252", errors="replace"), text)
 
 
 def _most_likely_text(raw: bytes) -> str | None:

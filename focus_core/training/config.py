@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import tomllib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,10 @@ from focus_core.errors import ConfigError
 OBJECTIVES = ("continuation", "reconstruction", "answering")
 _PRECISIONS = ("no", "bf16", "fp16")
 # What may differ between a run and its continuation without changing a single weight.
-_FREE_TO_CHANGE = ("model", "output", "data", "save_every", "log_every", "evaluate_every", "recompute", "device")
+_FREE_TO_CHANGE = (
+    *("model", "output", "data", "used_with", "recompute", "device"),
+    *("save_every", "log_every", "evaluate_every"),
+)
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ class TrainingConfig:
     device: str = "auto"
     dtype: str = "auto"  # of the frozen model
 
-    objectives: Mapping[str, float] = field(default_factory=lambda: dict.fromkeys(OBJECTIVES, 1.0))
+    objectives: Mapping[str, float] = field(default_factory=dict)  # shares; by default all that the data has, equally
     chunk_sizes: tuple[int, ...] = (64, 128, 256, 512, 1024, 2048)  # one is drawn per sample (paper §3)
     max_chunks: int = 16  # at most so many of a text; the number is drawn per sample
     local_lengths: tuple[int, int] = (30, 2048)  # of a continued or repeated span, smallest and largest
@@ -77,7 +80,8 @@ class TrainingConfig:
         for name, weight in self.objectives.items():
             _require(name in OBJECTIVES, f"objectives: unknown {name!r}. Known: {', '.join(OBJECTIVES)}.")
             _require(weight >= 0, f"objectives: {name}={weight}: must be 0 (off) or more.")
-        _require(any(self.objectives.values()), "objectives: all are off, so there is nothing to learn.")
+        if self.objectives and not any(self.objectives.values()):
+            raise ConfigError("objectives: all are off, so there is nothing to learn.")
 
     @classmethod
     def from_toml(cls, path: str | Path, **changes: Any) -> TrainingConfig:
@@ -129,9 +133,6 @@ class TrainingConfig:
     def fingerprint(self) -> dict[str, Any]:
         """What has to be equal for a run to go on as if it had never stopped."""
         return {name: str(value) for name, value in asdict(self).items() if name not in _FREE_TO_CHANGE}
-
-    def with_steps(self, steps: int) -> TrainingConfig:
-        return replace(self, steps=steps)
 
 
 _TUPLES = ("data", "betas", "chunk_sizes", "local_lengths", "dynamic_prompts")

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -169,11 +170,7 @@ class _Method:
         keys, values = (torch.empty(shape, dtype=self.model.dtype, device=self.model.device) for _ in range(2))
         for start, stop in self._groups(cache.chunks, tokens=columns):
             group = ReaderPass(cache.between(start, stop), 1, 0, targets.prompt_visible)
-
-            def store(layer: int, new_keys: Tensor, new_values: Tensor, rows: slice = slice(start, stop)) -> KeysAndValues:
-                keys[layer, rows], values[layer, rows] = new_keys, new_values
-                return new_keys, new_values
-
+            store = partial(_store, keys[:, start:stop], values[:, start:stop])
             positions = _positions_behind(cache, start, stop, targets.prompt_offsets)
             self._read(group, targets.prompt_ids, positions, store, last=self._parts.num_layers - 2)
         return Prompts(keys, values)
@@ -272,6 +269,11 @@ class _Method:
         """Borders of the groups of rows that pass the model together, for rows of `tokens` new tokens."""
         size = max(1, tokens_per_pass(self.model.model) // max(tokens, 1))
         return ((start, min(start + size, rows)) for start in range(0, rows, size))
+
+
+def _store(keys: Tensor, values: Tensor, layer: int, new_keys: Tensor, new_values: Tensor) -> KeysAndValues:
+    keys[layer], values[layer] = new_keys, new_values
+    return new_keys, new_values
 
 
 def _positions_behind(cache: ChunkCache, start: int, stop: int, offsets: Tensor) -> Tensor:

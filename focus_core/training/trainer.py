@@ -12,7 +12,6 @@ import math
 import random
 import signal
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,13 +21,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
+from accelerate import Accelerator  # type: ignore[import-untyped]
+from accelerate.state import AcceleratorState  # type: ignore[import-untyped]
 from transformers import PreTrainedModel
 
 from focus_core.attention.candidates import CandidateProjections
 from focus_core.attention.modules import decoder_parts
-from focus_core.checkpoint import load_model, save_adapter
+from focus_core.checkpoint import LoadedModel, load_model, save_adapter
 from focus_core.config import FocusConfig
 from focus_core.device import choose_device
 from focus_core.errors import ConfigError, FocusError
@@ -101,7 +100,9 @@ class _Run:
         self.config, self.accelerator, self.focus, self.base_id = config, accelerator, focus, base_id
         loss = FocusLoss(focus, recompute=config.recompute)
         decay = config.weight_decay
-        optimizer = torch.optim.AdamW(loss.parameters(), lr=config.learning_rate, betas=config.betas, weight_decay=decay)
+        optimizer = torch.optim.AdamW(
+            loss.parameters(), lr=config.learning_rate, betas=config.betas, weight_decay=decay
+        )
         self.loss, self.optimizer = accelerator.prepare(loss, optimizer)
         config.output.mkdir(parents=True, exist_ok=True)
 
@@ -133,7 +134,9 @@ class _Run:
                 loss = self.loss(example)
                 self.accelerator.backward(loss * example.weight)
                 if self.accelerator.sync_gradients:
-                    norm = float(self.accelerator.clip_grad_norm_(self.loss.parameters(), self.config.max_gradient_norm))
+                    norm = float(
+                        self.accelerator.clip_grad_norm_(self.loss.parameters(), self.config.max_gradient_norm)
+                    )
                 self.optimizer.step()
                 self.optimizer.zero_grad()
             log.example(example.objective, loss.item(), example.num_targets)
@@ -286,18 +289,17 @@ def _focus_model(
     """The model to train and its name."""
     if isinstance(model, FocusModel):
         return model, config.model or model.model.name_or_path
-    projections = None
-    if model is None:
-        if not config.model:
-            raise ConfigError("model is missing: a folder or hub id of the base model.")
-        loaded = load_model(config.model, adapter=config.adapter, device=str(device), dtype=config.dtype)
-        model, projections = loaded.model, loaded.projections
-    model = model.to(device)
-    if projections is None:
-        projections = CandidateProjections(decoder_parts(model), rank=config.rank)
+    loaded = _loaded(config, device) if model is None else LoadedModel(model.to(device), model.name_or_path)
+    projections = loaded.projections or CandidateProjections(decoder_parts(loaded.model), rank=config.rank)
     projections.float()  # what learns is float32, whatever the frozen model is kept in
-    limits = FocusConfig(bos_per_chunk=config.bos_per_chunk)
-    return FocusModel(model, projections, config=limits), config.model or model.name_or_path
+    focus = FocusModel(loaded.model, projections, config=FocusConfig(bos_per_chunk=config.bos_per_chunk))
+    return focus, config.model or loaded.model_id
+
+
+def _loaded(config: TrainingConfig, device: torch.device) -> LoadedModel:
+    if not config.model:
+        raise ConfigError("model is missing: a folder or hub id of the base model.")
+    return load_model(config.model, adapter=config.adapter, device=str(device), dtype=config.dtype)
 
 
 def _examples_from_files(config: TrainingConfig, focus: FocusModel, base_id: str) -> Examples:

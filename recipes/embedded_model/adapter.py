@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from focus_core.config import FocusConfig
 from focus_core.chunking import TextLayout
+from focus_core.config import FocusConfig
 from focus_core.evaluation import facts
 from focus_core.model import FocusModel
 from focus_core.training.config import TrainingConfig

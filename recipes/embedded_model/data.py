@@ -37,10 +37,10 @@ class Stage:
 
 STAGES = (
     Stage(0.00, 128, 4, 40),
-    Stage(0.25, 192, 7, 28),
-    Stage(0.45, 320, 12, 18),
-    Stage(0.65, 512, 20, 12),
-    Stage(0.85, 1152, 30, 5),
+    Stage(0.12, 192, 7, 28),
+    Stage(0.30, 320, 12, 18),
+    Stage(0.55, 512, 20, 12),
+    Stage(0.82, 1152, 30, 5),
 )
 SYSTEM_TEXTS = ("Answer from the text.", "You are a helpful assistant.", "Use the documents. Be brief.")
 

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from focus_core.evaluation import facts, words
 from recipes.embedded_model.texts import read_texts
 
+WORD_COUNT = 400
 SPECIAL_TOKENS = ["<pad>", "<bos>", "<eos>"]
 CHAT_TEMPLATE = (
     "{% for m in messages %}"
@@ -33,8 +34,12 @@ def training_text(texts: list[str], seed: int = 0) -> Iterator[str]:
     for _ in range(12_000):
         fact = facts.make_fact(rng)
         yield f"{fact.statement(rng)} Question: {fact.question(rng)}\nAnswer: {fact.value} {facts.filler_sentence(rng)}"
-    for name in (words.ADJECTIVES + words.NOUNS) * 20:
-        yield f" the {name}"
+    # A word that falls into pieces is several times as hard to look up for a model of this size.
+    listed = [value for values in words.WORD_ATTRIBUTES.values() for value in values]
+    names = {part for value in [*listed, *words.WORD_ATTRIBUTES, *words.NUMERIC_ATTRIBUTES] for part in value.split()}
+    names |= {*words.ADJECTIVES, *words.NOUNS, *words.FIRST_NAMES, *words.LAST_NAMES, *words.PLACE_PARTS[0]}
+    for name in sorted(names | set(words.PLACE_PARTS[1])):
+        yield f" {name}" * WORD_COUNT
 
 
 def train(texts: list[str], vocab_size: int) -> PreTrainedTokenizerFast:
@@ -64,7 +69,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--text", type=Path, required=True, help="folder of public-domain .txt files")
     parser.add_argument("--out", type=Path, default=Path("runs/embedded/tokenizer"))
-    parser.add_argument("--vocab-size", type=int, default=2048)
+    parser.add_argument("--vocab-size", type=int, default=4096)
     args = parser.parse_args()
     tokenizer = train(read_texts(args.text).train, args.vocab_size)
     tokenizer.save_pretrained(args.out)

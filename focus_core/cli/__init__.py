@@ -1,0 +1,5 @@
+"""The command line: `focusllm ask`, `info`, `train`. See `app.py`."""
+
+from focus_core.cli.app import app, main
+
+__all__ = ["app", "main"]

@@ -1,0 +1,74 @@
+"""The commands put together, and what becomes of an error: one message, one exit code.
+
+Exit codes: 0 done, 1 a `FocusError`, 2 wrong usage, 130 Ctrl-C, 141 whoever read our output has gone.
+Commands import torch when they run, so that `focusllm --help` is quick.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from focus_core import __version__
+from focus_core.cli.ask import ask
+from focus_core.cli.info import info
+from focus_core.cli.train import train
+from focus_core.errors import FocusError
+
+
+class _Commands(TyperGroup):
+    """Runs a command and turns what it raises into a message and an exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except FocusError as error:
+            typer.secho(f"Error: {error}", err=True, fg="red")
+            code = 1
+        except KeyboardInterrupt as error:
+            typer.echo(f"\n{error or 'Interrupted.'}", err=True)
+            code = 130
+        except BrokenPipeError:
+            # Python writes what is left when it ends, and would complain once more.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            code = 141
+        raise typer.Exit(code)
+
+
+app = typer.Typer(
+    cls=_Commands,
+    help="Ask a local model about documents that are longer than its window (FocusLLM, arXiv 2408.11745).",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(ask)
+app.command()(info)
+app.command()(train)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"focusllm {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Entry point of `focusllm`."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # an answer may hold what a terminal lacks
+    app(prog_name="focusllm")

@@ -1,0 +1,134 @@
+"""`focusllm ask -d book.txt "Who signed?"`: the answer on standard output, everything else on standard error."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from focus_core.cli import options
+from focus_core.cli.loading import load_engine, read_documents
+
+if TYPE_CHECKING:
+    from focus_core.engine import FocusEngine, Piece, Usage
+
+
+def ask(
+    question: Annotated[str, typer.Argument(help="What you want to know.", show_default=False)],
+    document: options.Documents = None,
+    model: options.Model = None,
+    adapter: options.Adapter = None,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    chunk_size: options.ChunkSize = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Longest answer, in tokens. Default: 256, or what the window leaves.")
+    ] = None,
+    temperature: Annotated[float, typer.Option(min=0, help="0 always takes the likeliest token.")] = 0.0,
+    top_p: Annotated[
+        float, typer.Option(min=0, max=1, help="Draw from the likeliest tokens that make up this share.")
+    ] = 1.0,
+    seed: Annotated[int | None, typer.Option(min=0, max=2**63 - 1, help="The same seed draws the same answer.")] = None,
+    stop: Annotated[
+        list[str] | None, typer.Option(metavar="TEXT", help="End the answer before this text; may be repeated.")
+    ] = None,
+    system: Annotated[str | None, typer.Option(metavar="TEXT", help="A system prompt.")] = None,
+    raw: Annotated[bool, typer.Option("--raw", help="Continue the question as it stands, no chat template.")] = False,
+    as_json: options.AsJson = False,
+) -> None:
+    """Ask a question about documents of any length, or without documents.
+
+    The answer comes on standard output as it is made.
+    """
+    documents = read_documents(document or [])
+    clock = _Clock()
+    engine = load_engine(model, adapter, device, dtype, chunk_size=chunk_size)
+    clock.loaded()
+    pieces = engine.stream(
+        question,
+        documents or None,
+        system=system,
+        chat_template=not raw,
+        max_new_tokens=max_new_tokens,
+        stop=stop or (),
+        temperature=temperature,
+        top_p=top_p,
+        seed=seed,
+    )
+    text, last = _collect(pieces, clock, show=not as_json)
+    assert last.usage is not None
+    if as_json:
+        typer.echo(json.dumps(_as_json(text, last, engine, clock), ensure_ascii=False))
+    elif sys.stderr.isatty():
+        typer.secho(_footer(last.usage, clock), err=True, dim=True)
+    if last.usage.chunks and engine.shared.loaded.projections is None:
+        typer.echo(_untrained(engine), err=True)
+
+
+class _Clock:
+    """Seconds that loading took, and seconds from then on to the first text and to the end."""
+
+    def __init__(self) -> None:
+        self._start = time.perf_counter()
+        self.loading = self.first_text = self.answer = 0.0
+
+    def loaded(self) -> None:
+        self.loading = time.perf_counter() - self._start
+        self._start = time.perf_counter()
+
+    def text_came(self) -> None:
+        self.answer = time.perf_counter() - self._start
+        self.first_text = self.first_text or self.answer
+
+
+def _collect(pieces: Iterator[Piece], clock: _Clock, *, show: bool) -> tuple[str, Piece]:
+    """The whole answer, printed on the way if it is to be shown."""
+    text = ""
+    try:
+        with closing(pieces):  # type: ignore[type-var]
+            for piece in pieces:
+                clock.text_came()
+                text += piece.text
+                if show:
+                    sys.stdout.write(piece.text)
+                    sys.stdout.flush()
+    except KeyboardInterrupt:
+        done = "the answer is not complete" if text else "there is no answer yet"
+        raise KeyboardInterrupt(f"Interrupted: {done}. What was read of the documents is not kept.") from None
+    if show and not text.endswith("\n"):
+        typer.echo()
+    return text, piece
+
+
+def _as_json(text: str, last: Piece, engine: FocusEngine, clock: _Clock) -> dict[str, Any]:
+    loaded = engine.shared.loaded
+    return {
+        "text": text,
+        "finish_reason": last.finish_reason,
+        "usage": asdict(last.usage),  # type: ignore[arg-type]
+        "timings": {
+            "loading_seconds": round(clock.loading, 3),
+            "first_text_seconds": round(clock.first_text, 3),
+            "answer_seconds": round(clock.answer, 3),
+        },
+        "model": {"id": loaded.model_id, "adapter": loaded.adapter_id, "device": str(engine.focus.device)},
+    }
+
+
+def _footer(usage: Usage, clock: _Clock) -> str:
+    read = f"{usage.input_tokens:,} tokens, "
+    read += f"{usage.chunks} chunks" if usage.chunks else "all in the window"
+    return f"{read} · first text after {clock.first_text:.1f} s · {clock.answer:.1f} s in all"
+
+
+def _untrained(engine: FocusEngine) -> str:
+    return (
+        f"Note: {engine.shared.loaded.model_id} was used without an adapter. Its candidate projections are untrained "
+        "and find little in chunks; name one with --adapter, or train one with `focusllm train`."
+    )

@@ -1,0 +1,132 @@
+"""`focusllm info`: how a model reads, and whether given documents fit."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from focus_core.cli import options
+from focus_core.cli.loading import load_engine, read_documents
+
+if TYPE_CHECKING:
+    from focus_core.engine import FocusEngine
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What it takes to read documents.
+
+    Attributes:
+        chunks: 0 where the plain model reads everything
+        cache_bytes: keys and values of all chunks
+        free_bytes: what the device can still hold
+        room: positions that the window leaves for question and answer
+    """
+
+    documents: int
+    tokens: int
+    chunks: int
+    cache_bytes: int
+    free_bytes: int
+    room: int
+
+    @property
+    def fits(self) -> bool:
+        return self.cache_bytes <= self.free_bytes and self.room > 0
+
+
+def info(
+    document: options.Documents = None,
+    tokens: Annotated[
+        int | None, typer.Option(min=1, help="A document of so many tokens, instead of --document.")
+    ] = None,
+    model: options.Model = None,
+    adapter: options.Adapter = None,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    chunk_size: options.ChunkSize = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Show how a model reads: window, chunks, memory per token; and whether documents fit."""
+    if document and tokens:
+        raise typer.BadParameter("give documents or a number of tokens, not both.", param_hint="--tokens")
+    texts = read_documents(document or [])
+    engine = load_engine(model, adapter, device, dtype, chunk_size=chunk_size)
+    lengths = [tokens] if tokens else [engine.count_tokens(text) for text in texts]
+    described = _describe(engine)
+    reading = _reading(engine, lengths) if lengths else None
+    if as_json:
+        found = None if reading is None else {**asdict(reading), "fits": reading.fits}
+        typer.echo(json.dumps({**described, "reading": found}))
+        return
+    for name, value in described.items():
+        typer.echo(f"{name.replace('_', ' '):<24}{_shown(value)}")
+    if reading is not None:
+        typer.echo(f"\n{_explain(reading)}")
+
+
+def _describe(engine: FocusEngine) -> dict[str, Any]:
+    loaded, focus, config = engine.shared.loaded, engine.focus, engine.config
+    return {
+        "model": loaded.model_id,
+        "adapter": loaded.adapter_id,
+        "device": str(focus.device),
+        "dtype": str(focus.dtype).removeprefix("torch."),
+        "window": config.window,
+        "chunk_size": config.chunk_size,
+        "local_window": config.local_window,
+        "dynamic_prompt": config.dynamic_prompt,
+        "layers": focus.parts.num_layers,
+        "kv_heads": focus.parts.kv_heads,
+        "cache_bytes_per_token": focus.cache_bytes_per_token,
+    }
+
+
+def _reading(engine: FocusEngine, lengths: Sequence[int]) -> Reading:
+    from focus_core.device import free_memory
+
+    config, focus = engine.config, engine.focus
+    plain = config.reads_plainly(sum(lengths), new_tokens=1)
+    chunks = 0 if plain else sum(-(-length // config.chunk_size) for length in lengths)
+    has_bos = engine.tokenizer.bos_token_id is not None or focus.bos_token_id is not None
+    starts = 0 if not has_bos or plain else chunks if config.bos_per_chunk else len(lengths)
+    return Reading(
+        documents=len(lengths),
+        tokens=sum(lengths),
+        chunks=chunks,
+        cache_bytes=(sum(lengths) + starts) * focus.cache_bytes_per_token,
+        free_bytes=free_memory(focus.device),
+        room=config.window - (sum(lengths) if plain else chunks),
+    )
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "none"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _explain(reading: Reading) -> str:
+    how = f"{reading.chunks:,} chunks" if reading.chunks else "read whole by the plain model"
+    plural = "s" if reading.documents > 1 else ""
+    lines = [
+        f"{reading.documents} document{plural}, {reading.tokens:,} tokens: {how}.",
+        f"Keys and values take {_gib(reading.cache_bytes)} of {_gib(reading.free_bytes)} free.",
+        f"The window leaves {max(reading.room, 0):,} positions for question and answer.",
+    ]
+    if reading.fits:
+        return "\n".join([*lines, "It fits."])
+    short = "memory" if reading.cache_bytes > reading.free_bytes else "window"
+    way_out = {
+        "memory": "Use fewer documents, --dtype bfloat16 or a smaller model.",
+        "window": "Use fewer documents or a larger --chunk-size.",
+    }
+    return "\n".join([*lines, f"It does not fit the {short}. {way_out[short]}"])
+
+
+def _gib(nbytes: int) -> str:
+    return f"{nbytes / 2**30:,.2f} GiB"

@@ -1,0 +1,87 @@
+"""What commands need before they can work: documents as text, and an engine."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from focus_core.config import FocusConfig
+
+if TYPE_CHECKING:
+    from focus_core.engine import FocusEngine
+    from focus_core.errors import DocumentError
+
+_PATIENCE = 2.0  # seconds without a sign of life
+_NAMED_AT_MOST = 5  # files that could not be read are named up to this number
+
+
+def read_documents(names: Sequence[str]) -> list[str]:
+    """The texts of files, folders and standard input, in the order in which they were named.
+
+    Raises:
+        DocumentError: what cannot be read as text
+    """
+    if names.count("-") > 1:
+        raise typer.BadParameter("standard input (-) can be read only once.", param_hint="--document")
+    return [text for name in names for text in _texts(name)]
+
+
+def load_engine(
+    model: str | None, adapter: str | None, device: str, dtype: str, *, chunk_size: int | None
+) -> FocusEngine:
+    """The engine that the options ask for."""
+    config = FocusConfig(chunk_size=chunk_size)
+    with sign_of_life("starting"):
+        from transformers.utils import logging
+
+        from focus_core.engine import FocusEngine
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
+    return FocusEngine.from_pretrained(model, adapter=adapter, device=device, dtype=dtype, config=config)
+
+
+@contextmanager
+def sign_of_life(text: str) -> Iterator[None]:
+    """A spinner over what takes longer than two seconds, on a terminal."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    from rich.console import Console
+
+    status = Console(stderr=True).status(text)
+    timer = threading.Timer(_PATIENCE, status.start)
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        timer.join()
+        status.stop()
+
+
+def _texts(name: str) -> list[str]:
+    from focus_core.documents import document_text, read_file
+
+    if name == "-":
+        return [document_text(sys.stdin.buffer.read(), name="standard input")]
+    if name and Path(name).is_dir():
+        return _folder_texts(Path(name))
+    return [read_file(name)]
+
+
+def _folder_texts(folder: Path) -> list[str]:
+    from focus_core.documents import read_folder
+
+    unread: list[DocumentError] = []
+    texts = [text for _, text in read_folder(folder, passed_over=unread.append)]
+    for error in unread[:_NAMED_AT_MOST]:
+        typer.echo(f"Passed over {error}", err=True)
+    if len(unread) > _NAMED_AT_MOST:
+        typer.echo(f"Passed over {len(unread) - _NAMED_AT_MOST} more files that could not be read.", err=True)
+    return texts

@@ -1,0 +1,30 @@
+"""Options that commands have in common."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+Model = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Model folder or hub id. Default: the small embedded model.")
+]
+Adapter = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Candidate projections trained for the model: folder or hub id.")
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, … auto takes the GPU where there is one.")]
+Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
+ChunkSize = Annotated[
+    int | None, typer.Option(min=1, help="Tokens per chunk. Default: what the adapter was trained with.")
+]
+Documents = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--document",
+        "-d",
+        metavar="FILE",
+        help="Text or PDF in any encoding, a folder with such files, or - for standard input. Give it several times "
+        "for several documents.",
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]

@@ -1,0 +1,31 @@
+"""`focusllm train train.toml`: candidate projections for your own model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from focus_core.cli.loading import sign_of_life
+from focus_core.errors import ConfigError
+
+
+def train(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG.toml", help="Settings of the run.", show_default=False)],
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in the output folder.")] = False,
+) -> None:
+    """Train candidate projections; the model itself stays as it is.
+
+    Prints the folder of the adapter. Ctrl-C saves the state before it stops.
+    """
+    with sign_of_life("starting"):
+        from focus_core.training.config import TrainingConfig
+        from focus_core.training.trainer import CHECKPOINT
+        from focus_core.training.trainer import train as run
+    settings = TrainingConfig.from_toml(config)
+    if not resume and (settings.output / CHECKPOINT).exists():
+        raise ConfigError(
+            f"{settings.output} holds a checkpoint already. Go on from it with --resume, or name another output folder."
+        )
+    typer.echo(run(settings))

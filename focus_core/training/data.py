@@ -1,0 +1,247 @@
+"""Training examples from JSONL files: each line a text, or documents with questions and answers.
+
+    {"text": "…"}                                                          continuation and reconstruction
+    {"documents": ["…", "…"], "question": "…", "answer": "…"}              answering
+    {"documents": ["…"], "questions": [{"question": "…", "answer": "…"}, {"prompt": "…", "answer": "…"}]}
+
+A `question` goes through the model's chat template, as in use; a `prompt` is continued as it stands. Example number i
+depends on the seed and on i alone, never on how many processes or threads there are.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from focus_core.chunking import TextLayout, TokenIds
+from focus_core.config import ResolvedConfig
+from focus_core.errors import ConfigError
+from focus_core.model import FocusModel
+from focus_core.training.config import TrainingConfig
+from focus_core.training.examples import Question, TrainingExample
+
+_TEXTS_REMEMBERED = 64  # tokenized texts kept, because one long text gives many samples
+_SMALLEST_TEXT = 4  # tokens; fewer leave nothing to chunk and continue
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question as written: through the chat template, or a prompt that is continued as it stands."""
+
+    text: str
+    answer: str
+    templated: bool
+
+
+@dataclass(frozen=True)
+class Record:
+    """One line: either `text`, or `documents` with `questions`."""
+
+    where: str  # file and line, for messages
+    text: str = ""
+    documents: tuple[str, ...] = ()
+    questions: tuple[Asked, ...] = ()
+
+    @property
+    def objectives(self) -> tuple[str, ...]:
+        return ("answering",) if self.documents else ("continuation", "reconstruction")
+
+
+class FileExamples:
+    """Example number i of a run: callable with i.
+
+    Args:
+        config: what is drawn
+        limits: the resolved settings of the model, for its window and BOS rule
+        bos: the model's BOS token id, if it has one
+    """
+
+    def __init__(
+        self,
+        config: TrainingConfig,
+        records: Sequence[Record],
+        tokenizer: PreTrainedTokenizerBase,
+        limits: ResolvedConfig,
+        bos: int | None,
+    ) -> None:
+        self._config, self._tokenizer, self._limits, self._bos = config, tokenizer, limits, bos
+        self._by_objective = {
+            name: [record for record in records if name in record.objectives]
+            for name in config.objectives or sorted({name for record in records for name in record.objectives})
+        }
+        for name, found in self._by_objective.items():
+            if not found and config.objectives.get(name, 0) > 0:
+                needed = "'documents'" if name == "answering" else "'text'"
+                raise ConfigError(f"objectives: {name} is on, but no record of the data has {needed}.")
+        self._check_window()
+        self._tokens = lru_cache(maxsize=_TEXTS_REMEMBERED)(self._tokenize)
+
+    @classmethod
+    def open(cls, config: TrainingConfig, focus: FocusModel, tokenizer_id: str) -> FileExamples:
+        """Read all of `config.data`."""
+        if not config.data:
+            raise ConfigError("data is missing: a list of JSONL files, or hand examples over in Python.")
+        records = [record for path in config.data for record in read_records(path)]
+        tokenizer = AutoTokenizer.from_pretrained(tokenizer_id)
+        return cls(config, records, tokenizer, focus.config, focus.bos_token_id)
+
+    def __call__(self, number: int) -> TrainingExample:
+        draw = random.Random(f"{self._config.seed}/{number}")
+        names = list(self._by_objective)
+        weights = [self._config.objectives.get(name, 1.0) for name in names]
+        objective = draw.choices(names, weights)[0]
+        record = draw.choice(self._by_objective[objective])
+        if objective == "answering":
+            return self._answering(draw, record)
+        return self._span(draw, record, objective)
+
+    # --- the objectives -----------------------------------------------------------------------------------------------
+
+    def _span(self, draw: random.Random, record: Record, objective: str) -> TrainingExample:
+        """Continuation: the span follows what is chunked. Reconstruction: it is a copy of a part (paper §3).
+
+        The span's last tokens are the targets, what comes before them is the local context.
+        """
+        tokens = self._tokens(record.text)
+        if len(tokens) < _SMALLEST_TEXT:
+            raise ConfigError(f"{record.where}: field 'text' has {len(tokens)} tokens, too few to learn from.")
+        size = draw.choice(self._config.chunk_sizes)
+        length = min(draw.randint(*self._config.local_lengths), len(tokens) // 2)
+        last = size * draw.randint(1, self._config.max_chunks) - draw.randrange(size)
+        chunked = max(min(last, len(tokens) - length), length)
+        start = draw.randint(0, len(tokens) - length - chunked)
+        border = start + chunked
+        span_start = border if objective == "continuation" else draw.randint(start, border - length)
+        span = tokens[span_start : span_start + length]
+        before = max(1, length - self._config.targets_per_span)
+        layout = self._layout(draw, size)
+        question = Question.of(layout, span[:before], span[before:])
+        return TrainingExample(
+            layout.document_chunks(tokens[start:border])[: self._config.max_chunks], [question], objective
+        )
+
+    def _answering(self, draw: random.Random, record: Record) -> TrainingExample:
+        documents = [self._tokens(text) for text in record.documents]
+        layout = self._layout(draw, self._fitting_size(draw, documents, record))
+        chunks = [chunk for document in documents for chunk in layout.document_chunks(document)]
+        return TrainingExample(chunks, [self._question(layout, asked) for asked in record.questions])
+
+    def _question(self, layout: TextLayout, asked: Asked) -> Question:
+        """Prompt and answer as the engine would have them, ended by what ends a turn."""
+        prompt, answer = self._rendered(asked)
+        tokens, end = list(self._tokenize(answer)), self._tokenizer.eos_token_id
+        if end in tokens:
+            tokens = tokens[: tokens.index(end) + 1]
+        elif end is not None:
+            tokens.append(end)
+        return Question.of(layout, self._tokenize(prompt), tokens)
+
+    def _rendered(self, asked: Asked) -> tuple[str, str]:
+        if not asked.templated or not self._tokenizer.chat_template:
+            return asked.text, asked.answer
+        turn = [{"role": "user", "content": asked.text}]
+        prompt: str = self._tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
+        turn.append({"role": "assistant", "content": asked.answer})
+        whole: str = self._tokenizer.apply_chat_template(turn, tokenize=False)
+        return prompt, whole.removeprefix(prompt) if whole.startswith(prompt) else asked.answer
+
+    # --- sizes --------------------------------------------------------------------------------------------------------
+
+    def _layout(self, draw: random.Random, size: int) -> TextLayout:
+        prompt = min(draw.choice(self._config.dynamic_prompts), size)
+        bos_rule = self._config.bos_per_chunk
+        limits = replace(self._limits, chunk_size=size, dynamic_prompt=prompt, bos_per_chunk=bos_rule)
+        return TextLayout(limits, self._bos)
+
+    def _fitting_size(self, draw: random.Random, documents: Sequence[TokenIds], record: Record) -> int:
+        """A chunk size that cuts the documents into at most `max_chunks`."""
+        counts = {size: sum(-(-len(d) // size) for d in documents) for size in self._config.chunk_sizes}
+        fitting = [size for size, count in counts.items() if count <= self._config.max_chunks]
+        if not fitting:
+            size = max(counts)
+            raise ConfigError(
+                f"{record.where}: field 'documents' makes {counts[size]} chunks of {size} tokens, but "
+                f"max_chunks={self._config.max_chunks}. Raise max_chunks or chunk_sizes, or shorten the documents."
+            )
+        return draw.choice(fitting)
+
+    def _check_window(self) -> None:
+        config, window = self._config, self._limits.window
+        row = max(min(max(config.dynamic_prompts), size) + size for size in config.chunk_sizes) + 2
+        if row + config.targets_per_span > window:
+            raise ConfigError(
+                f"chunk_sizes={list(config.chunk_sizes)} with dynamic_prompts={list(config.dynamic_prompts)} need up "
+                f"to {row + config.targets_per_span} positions, but the model's usable window has {window}. Lower them."
+            )
+        local = config.max_chunks + config.local_lengths[1] + 1
+        if local > window:
+            raise ConfigError(
+                f"max_chunks={config.max_chunks} and local_lengths={list(config.local_lengths)} need up to {local} "
+                f"positions, but the model's usable window has {window}. Lower one of the two."
+            )
+
+    def _tokenize(self, text: str) -> TokenIds:
+        tokens: TokenIds = self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        return tokens
+
+
+def read_records(path: str | Path) -> list[Record]:
+    """All lines of a JSONL file; empty lines are allowed.
+
+    Raises:
+        ConfigError: names file, line and field
+    """
+    path = Path(path)
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError as error:
+        raise ConfigError(f"data: there is no file {path}.") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not UTF-8 text: {error}.") from error
+    records = [_record(f"{path}, line {number}", line) for number, line in enumerate(lines, 1) if line.strip()]
+    if not records:
+        raise ConfigError(f"{path} has no records.")
+    return records
+
+
+def _record(where: str, line: str) -> Record:
+    try:
+        values = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{where}: not JSON: {error}.") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{where}: must be a JSON object, not {type(values).__name__}.")
+    if "text" in values:
+        return Record(where, text=_text(where, values, "text"))
+    if "documents" not in values:
+        raise ConfigError(f"{where}: needs the field 'text' or the field 'documents'; it has {sorted(values)}.")
+    documents = values["documents"]
+    if not isinstance(documents, list) or not documents:
+        raise ConfigError(f"{where}: field 'documents' must be a list of at least one text.")
+    texts = [_text(where, {f"documents[{i}]": text}, f"documents[{i}]") for i, text in enumerate(documents)]
+    asked = values.get("questions", [values])
+    if not isinstance(asked, list) or not asked:
+        raise ConfigError(f"{where}: field 'questions' must be a list of at least one question.")
+    return Record(where, documents=tuple(texts), questions=tuple(_asked(where, one) for one in asked))
+
+
+def _asked(where: str, values: Any) -> Asked:
+    if not isinstance(values, dict) or ("question" in values) == ("prompt" in values):
+        raise ConfigError(f"{where}: a question needs either the field 'question' or the field 'prompt', and 'answer'.")
+    name = "question" if "question" in values else "prompt"
+    return Asked(_text(where, values, name), _text(where, values, "answer"), templated=name == "question")
+
+
+def _text(where: str, values: Mapping[str, Any], name: str) -> str:
+    value = values.get(name)
+    if not isinstance(value, str) or not value.strip():
+        found = "is missing" if value is None else "is empty" if isinstance(value, str) else f"is {value!r}"
+        raise ConfigError(f"{where}: field {name!r} must be a text that is not empty; it {found}.")
+    return value

@@ -1,0 +1,87 @@
+"""`focusllm info`: the numbers are those of the engine, and "it fits" is true."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from focus_core import FocusEngine
+from tests.cli.conftest import CHUNK, WINDOW, Focusllm
+
+
+@pytest.fixture
+def info(focusllm: Focusllm, model_folder: Path) -> Focusllm:
+    def run(*arguments: str | Path, stdin: bytes = b"") -> Any:
+        return focusllm("info", "--model", model_folder, "--adapter", model_folder / "adapter", *arguments, stdin=stdin)
+
+    return run
+
+
+def test_describes_the_model(info: Focusllm, model_folder: Path) -> None:
+    result = info("--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout) == {
+        "model": str(model_folder),
+        "adapter": str(model_folder / "adapter"),
+        "device": "cpu",
+        "dtype": "float32",
+        "window": WINDOW,
+        "chunk_size": CHUNK,
+        "local_window": CHUNK,
+        "dynamic_prompt": 32,
+        "layers": 3,
+        "kv_heads": 2,
+        "cache_bytes_per_token": 2 * (3 - 1) * 2 * 8 * 4,
+        "reading": None,
+    }
+
+
+def test_says_exactly_what_reading_takes(info: Focusllm, model_folder: Path, tmp_path: Path) -> None:
+    """The number must be the one that the engine then uses."""
+    texts = [" ".join(map(str, range(1000)))[:1000], "y" * 70]  # a chunk that comes twice is read once
+    for number, text in enumerate(texts):
+        (tmp_path / f"{number}.txt").write_text(text)
+    reading = json.loads(info("-d", tmp_path, "--json").stdout)["reading"]
+    engine = FocusEngine.from_pretrained(model_folder, adapter=model_folder / "adapter", progress=False)
+    engine.prepare(texts)
+    assert reading["cache_bytes"] == engine.shared.store.nbytes
+    assert reading["tokens"] == 1070
+    assert reading["chunks"] == 16 + 2
+    assert reading["fits"]
+
+
+def test_plain_words(info: Focusllm) -> None:
+    result = info("--tokens", "6400")
+    assert result.exit_code == 0, result.output
+    assert "6,400 tokens: 100 chunks." in result.stdout
+    assert "It fits." in result.stdout
+
+
+def test_too_much_for_the_window(info: Focusllm) -> None:
+    result = info("--tokens", str(CHUNK * WINDOW))
+    assert result.exit_code == 0
+    assert "does not fit the window" in result.stdout
+    assert "--chunk-size" in result.stdout
+
+
+def test_too_much_for_the_memory(info: Focusllm) -> None:
+    result = info("--tokens", str(10**15), "--json")
+    reading = json.loads(result.stdout)["reading"]
+    assert reading["cache_bytes"] > reading["free_bytes"]
+    assert not reading["fits"]
+    assert "does not fit the memory" in info("--tokens", str(10**15)).stdout
+
+
+def test_a_text_that_fits_is_read_by_the_plain_model(focusllm: Focusllm, model_folder: Path) -> None:
+    result = focusllm("info", "--model", model_folder, "--tokens", "100", "--json")
+    reading = json.loads(result.stdout)["reading"]
+    assert reading["chunks"] == 0
+    assert reading["room"] == WINDOW - 100
+
+
+@pytest.mark.parametrize("arguments", [("--tokens", "0"), ("--tokens", "5", "-d", "-"), ("a word",)])
+def test_wrong_usage(info: Focusllm, arguments: tuple[str, ...]) -> None:
+    assert info(*arguments).exit_code == 2

@@ -1,0 +1,95 @@
+"""Where a text is cut and where a BOS stands."""
+
+from __future__ import annotations
+
+import pytest
+
+from focus_core.chunking import TextLayout
+from focus_core.config import FocusConfig
+
+BOS = 1
+
+
+def _layout(*, bos: int | None = BOS, bos_per_chunk: bool = True) -> TextLayout:
+    config = FocusConfig(chunk_size=4, local_window=5, dynamic_prompt=3, bos_per_chunk=bos_per_chunk)
+    return TextLayout(config.resolve(64), bos)
+
+
+def test_chunks_of_a_document() -> None:
+    """Tokens would be lost at a cut, or a chunk would differ with the place of its document."""
+    assert _layout().document_chunks(range(10, 19)) == [[1, 10, 11, 12, 13], [1, 14, 15, 16, 17], [1, 18]]
+
+
+def test_authors_rule_has_a_bos_at_the_start_only() -> None:
+    """Checkpoints of the authors would see a BOS where they never saw one."""
+    layout = _layout(bos_per_chunk=False)
+    assert layout.document_chunks(range(10, 19)) == [[1, 10, 11, 12, 13], [14, 15, 16, 17], [18]]
+    chunks, local = layout.long_prompt([1, *range(10, 23)])
+    assert chunks == [[1, 10, 11, 12], [13, 14, 15, 16], [17]]
+    assert local == [1, 18, 19, 20, 21, 22]
+
+
+def test_authors_rule_leaves_a_prompt_without_bos_as_it_is() -> None:
+    """The authors' code adds none to the first chunk of a prompt that has none, and numbers would differ."""
+    chunks, _ = _layout(bos_per_chunk=False).long_prompt(list(range(10, 20)))
+    assert chunks == [[10, 11, 12, 13], [14]]
+
+
+def test_long_prompt() -> None:
+    """Between chunks and local context a token would be lost or read twice."""
+    chunks, local = _layout().long_prompt(list(range(10, 20)))
+    assert chunks == [[1, 10, 11, 12, 13], [1, 14]]
+    assert local == [1, 15, 16, 17, 18, 19]
+
+
+@pytest.mark.parametrize("tokens", [[], [10], [10, 11, 12, 13, 14]])
+def test_short_prompt_is_all_local(tokens: list[int]) -> None:
+    """A prompt that fits the local window would be cut."""
+    assert _layout().long_prompt(tokens) == ([], [1, *tokens])
+
+
+def test_empty_document_has_no_chunk() -> None:
+    """A slot of the memory would stand for nothing but a BOS."""
+    assert _layout().document_chunks([]) == []
+
+
+@pytest.mark.parametrize(("tokens", "sizes"), [(4, [5]), (5, [5, 2]), (8, [5, 5])])
+def test_cut_at_the_border(tokens: int, sizes: list[int]) -> None:
+    """A document of exactly one chunk would get an empty second one."""
+    assert [len(chunk) for chunk in _layout().document_chunks(range(10, 10 + tokens))] == sizes
+
+
+@pytest.mark.parametrize(
+    ("local", "prompt"),
+    [
+        ([1, 10, 11, 12, 13], [1, 11, 12, 13]),  # the last three, and a BOS in front
+        ([1, 10], [1, 10]),
+        ([1, 10, 11, 12], [1, 10, 11, 12]),  # the local context's own BOS does not count as text
+        ([10, 11], [1, 10, 11]),
+    ],
+)
+def test_dynamic_prompt(local: list[int], prompt: list[int]) -> None:
+    """Two BOS in a row, or one token less of the question behind every chunk."""
+    assert _layout().dynamic_prompt(local) == prompt
+
+
+def test_tokenizer_without_bos_has_none() -> None:
+    """Token `None` would reach the model (Qwen has no BOS)."""
+    layout = _layout(bos=None)
+    assert layout.document_chunks(range(10, 15)) == [[10, 11, 12, 13], [14]]
+    assert layout.dynamic_prompt([10, 11, 12, 13]) == [11, 12, 13]
+    assert layout.long_prompt([10])[1] == [10]
+    assert layout.plain([[10]], [11]) == [10, 11]
+
+
+def test_bos_that_is_there_already_is_not_doubled() -> None:
+    """A document that was tokenized with special tokens would start with two."""
+    assert _layout().document_chunks([1, 10, 11])[0] == [1, 10, 11]
+
+
+def test_plain_text_is_one_large_chunk_with_its_question() -> None:
+    """The plain model would read other tokens than a model that gets documents and question in one row."""
+    layout = _layout()
+    assert layout.plain([[10, 11], [12]], [1, 20, 21]) == [1, 10, 11, 12, 1, 20, 21]
+    assert layout.plain([], [20, 21]) == [20, 21]
+    assert layout.plain([[]], [20, 21]) == [20, 21]

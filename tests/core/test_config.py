@@ -1,0 +1,157 @@
+"""Settings are checked when they are made; a message names the setting, its value and the way out."""
+
+from __future__ import annotations
+
+from dataclasses import FrozenInstanceError
+from typing import Any
+
+import pytest
+
+from focus_core.config import FocusConfig, SamplingConfig
+from focus_core.errors import ConfigError, FocusError
+
+
+@pytest.mark.parametrize("name", ["chunk_size", "local_window", "dynamic_prompt", "parallel_chunks", "window"])
+@pytest.mark.parametrize("value", [0, -3])
+def test_sizes_must_be_positive(name: str, value: int) -> None:
+    """A size of 0 would end in a division or an endless loop far from its cause."""
+    with pytest.raises(ConfigError, match=rf"{name}={value}: must be at least 1"):
+        FocusConfig(**{name: value})
+    assert getattr(FocusConfig(**{name: 1}), name) == 1
+
+
+def test_plain_up_to_may_be_zero_but_not_less() -> None:
+    """A negative length would silently mean "always in chunks"."""
+    assert FocusConfig(plain_up_to=0).plain_up_to == 0
+    with pytest.raises(ConfigError, match=r"plain_up_to=-1: must be 0 .* or more"):
+        FocusConfig(plain_up_to=-1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"temperature": -0.1}, r"temperature=-0.1: must be 0 \(greedy\) or more"),
+        ({"top_p": 0.0}, r"top_p=0.0: must be above 0 and at most 1"),
+        ({"top_p": 1.1}, r"top_p=1.1: must be above 0 and at most 1"),
+        ({"top_k": -1}, r"top_k=-1: must be 0 \(off\) or more"),
+        ({"min_p": 1.5}, r"min_p=1.5: must lie between 0 and 1"),
+        ({"min_p": -0.5}, r"min_p=-0.5: must lie between 0 and 1"),
+        ({"repetition_penalty": 0.0}, r"repetition_penalty=0.0: must be above 0"),
+    ],
+)
+def test_sampling_settings(settings: dict[str, Any], message: str) -> None:
+    """A typo in a probability would give an empty distribution while sampling."""
+    with pytest.raises(ConfigError, match=message):
+        SamplingConfig(**settings)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"temperature": 0.0}, {"top_p": 1.0}, {"top_k": 0}, {"min_p": 0.0}, {"min_p": 1.0}, {"repetition_penalty": 0.5}],
+)
+def test_borders_of_sampling_settings(settings: dict[str, Any]) -> None:
+    """ "Off" would be refused."""
+    (name, value) = next(iter(settings.items()))
+    assert getattr(SamplingConfig(**settings), name) == value
+
+
+@pytest.mark.parametrize("config", [FocusConfig, SamplingConfig])
+def test_unknown_settings_are_refused(config: type) -> None:
+    """A misspelt setting would be ignored."""
+    with pytest.raises(TypeError, match="chunk_sise"):
+        config(chunk_sise=4)
+
+
+def test_settings_are_frozen() -> None:
+    """A setting changed later would not have been checked, and two engines would share it."""
+    with pytest.raises(FrozenInstanceError):
+        FocusConfig().chunk_size = 4  # type: ignore[misc]
+
+
+def test_errors_are_no_value_errors() -> None:
+    """LlamaIndex swallows a ValueError and answers "Empty Response"."""
+    assert issubclass(ConfigError, FocusError)
+    assert not issubclass(FocusError, ValueError)
+
+
+# --- resolving --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("window", "chunk_size", "local_window", "dynamic_prompt"),
+    [(131072, 2048, 2048, 512), (4096, 2048, 2048, 512), (1024, 512, 512, 256), (64, 32, 32, 16)],
+)
+def test_defaults_suit_the_window(window: int, chunk_size: int, local_window: int, dynamic_prompt: int) -> None:
+    """A small model would need settings before it could answer anything."""
+    resolved = FocusConfig().resolve(window)
+    sizes = (resolved.chunk_size, resolved.local_window, resolved.dynamic_prompt)
+    assert sizes == (chunk_size, local_window, dynamic_prompt)
+    assert resolved.window == window
+
+
+def test_dynamic_prompt_is_never_longer_than_chunk_or_local_window() -> None:
+    """The authors' rule: min(512, stride, local)."""
+    assert FocusConfig(chunk_size=100, local_window=300).resolve(4096).dynamic_prompt == 100
+    assert FocusConfig(chunk_size=300, local_window=100).resolve(4096).dynamic_prompt == 100
+    assert FocusConfig(dynamic_prompt=700).resolve(8192).dynamic_prompt == 700
+
+
+def test_chunk_and_prompt_leave_room_for_one_token() -> None:
+    """Every question would fail later, with a message about the question instead of the setting."""
+    fits = FocusConfig(chunk_size=40, dynamic_prompt=21, local_window=30)  # 61 tokens, two BOS, one new token
+    assert fits.resolve(64).chunk_size == 40
+    with pytest.raises(ConfigError, match=r"chunk_size=41 and dynamic_prompt=21 need 65 positions .* has 64 .*Lower"):
+        FocusConfig(chunk_size=41, dynamic_prompt=21, local_window=30).resolve(64)
+
+
+def test_local_window_leaves_room() -> None:
+    """The same for the local context: a memory slot and an answer must fit behind it."""
+    assert FocusConfig(local_window=61).resolve(64).local_window == 61
+    with pytest.raises(ConfigError, match=r"local_window=62 leaves no room .* 64 .*Lower it"):
+        FocusConfig(local_window=62).resolve(64)
+
+
+def test_messages_say_what_limits_the_window() -> None:
+    """A user with a 128k model would not learn that its sliding window is what counts."""
+    with pytest.raises(ConfigError, match=r"64 positions \(its sliding window\)"):
+        FocusConfig(chunk_size=64).resolve(64, window_is="its sliding window")
+
+
+def test_window_set_by_hand_goes_before_the_models() -> None:
+    """The setting would do nothing."""
+    resolved = FocusConfig(window=1000).resolve(64)
+    assert (resolved.window, resolved.chunk_size) == (1000, 500)
+
+
+def test_own_settings_go_before_those_of_the_adapter() -> None:
+    """What the user asks for would be overruled, or what the adapter was trained with forgotten."""
+    trained_with = FocusConfig(chunk_size=100, local_window=200, dynamic_prompt=50, plain_up_to=300)
+    resolved = FocusConfig(chunk_size=128).resolve(4096, trained_with)
+    sizes = (resolved.chunk_size, resolved.local_window, resolved.dynamic_prompt, resolved.plain_up_to)
+    assert sizes == (128, 200, 50, 300)
+
+
+@pytest.mark.parametrize(("own", "adapter", "result"), [(True, True, True), (True, False, False), (False, True, False)])
+def test_bos_rule_of_the_adapter(own: bool, adapter: bool, result: bool) -> None:
+    """A checkpoint trained under the authors' rule would read chunks with a BOS that it never saw."""
+    trained_with = FocusConfig(bos_per_chunk=adapter)
+    assert FocusConfig(bos_per_chunk=own).resolve(4096, trained_with).bos_per_chunk is result
+
+
+def test_settings_as_json() -> None:
+    """An adapter would come back with other settings than it was saved with."""
+    config = FocusConfig(chunk_size=128, bos_per_chunk=False)
+    assert config.as_dict() == {"chunk_size": 128, "bos_per_chunk": False}
+    assert FocusConfig(**config.as_dict()) == config
+
+
+@pytest.mark.parametrize(
+    ("plain_up_to", "tokens", "new_tokens", "plainly"),
+    [(None, 60, 4, True), (None, 61, 4, False), (50, 50, 10, True), (50, 51, 1, False), (0, 1, 1, False)],
+)
+def test_up_to_where_the_plain_model_reads(
+    plain_up_to: int | None, tokens: int, new_tokens: int, plainly: bool
+) -> None:
+    """A text that the model could read as it is would be cut, or one that does not fit would not."""
+    resolved = FocusConfig(plain_up_to=plain_up_to, chunk_size=20, local_window=20).resolve(64)
+    assert resolved.reads_plainly(tokens, new_tokens) is plainly

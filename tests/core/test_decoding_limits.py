@@ -1,0 +1,92 @@
+"""What does not fit the window is refused before any work, with both numbers; what just fits is answered."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from focus_core.config import FocusConfig, ResolvedConfig
+from focus_core.errors import ContextOverflowError
+from focus_core.model import FocusModel
+from focus_core.planning import check_plain_room, check_room
+from tests.cases import assert_equal_logits
+from tests.model_zoo import BOS, build, random_projections, random_tokens
+from tests.reference import Reference
+
+CONFIG: ResolvedConfig = FocusConfig(chunk_size=30, local_window=30, dynamic_prompt=16).resolve(64)
+
+
+def test_a_row_that_just_fits() -> None:
+    """The last usable position would be given away."""
+    check_room(CONFIG, chunk_lengths=[10, 31, 20], prompt=17, local=5, new_tokens=64 - 31 - 17)
+
+
+def test_a_row_one_token_too_long() -> None:
+    """The candidate would stand behind the window, where the model never learned positions."""
+    with pytest.raises(ContextOverflowError) as raised:
+        check_room(CONFIG, chunk_lengths=[10, 31, 20], prompt=17, local=5, new_tokens=64 - 31 - 17 + 1)
+    message = str(raised.value)
+    for part in ("chunk of 31", "prompt of 17", "max_new_tokens=17", "need 65", "64 positions"):
+        assert part in message
+    assert "Lower max_new_tokens to 16" in message
+
+
+def test_a_memory_that_just_fits() -> None:
+    """The last usable slot would be given away."""
+    check_room(CONFIG, chunk_lengths=[5] * 30, prompt=6, local=31, new_tokens=3)
+
+
+def test_a_memory_one_slot_too_long() -> None:
+    """The answer would run behind the window."""
+    with pytest.raises(ContextOverflowError) as raised:
+        check_room(CONFIG, chunk_lengths=[5] * 31, prompt=6, local=31, new_tokens=3)
+    message = str(raised.value)
+    for part in ("31 chunks", "local context of 31", "max_new_tokens=3", "need 65", "64 positions", "30 chunks fit"):
+        assert part in message
+    assert "about 900 tokens" in message  # 30 chunks of 30
+    assert "chunk_size (now 30)" in message
+
+
+def test_a_local_context_that_fills_the_window() -> None:
+    """A negative number of chunks would be said to fit."""
+    with pytest.raises(ContextOverflowError, match=r": 0 chunks fit"):
+        check_room(CONFIG, chunk_lengths=[5], prompt=6, local=70, new_tokens=3)
+    with pytest.raises(ContextOverflowError, match=r"Lower max_new_tokens to 0,"):
+        check_room(CONFIG, chunk_lengths=[60], prompt=6, local=5, new_tokens=3)
+
+
+def test_plain_room() -> None:
+    """The same borders for the plain model."""
+    check_plain_room(CONFIG, prompt=60, new_tokens=4)
+    with pytest.raises(ContextOverflowError) as raised:
+        check_plain_room(CONFIG, prompt=60, new_tokens=5)
+    message = str(raised.value)
+    for part in ("60 tokens", "max_new_tokens=5", "together 65", "64 positions", "max_new_tokens to 4", "documents"):
+        assert part in message
+
+
+@pytest.mark.parametrize("limit", ["row", "memory"])
+def test_the_last_position_is_answered_and_the_next_refused(limit: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The check would not agree with what a pass really needs, or come after the work."""
+    model = build("mistral", sliding_window=64)  # behind this window a wrong answer would show
+    projections = random_projections(model)
+    chunk_size, local_window, chunks = {"row": (40, 13, 2), "memory": (4, 20, 36)}[limit]
+    config = FocusConfig(chunk_size=chunk_size, local_window=local_window, plain_up_to=0, dynamic_prompt=13)
+    focus = FocusModel(model, projections, config=config)
+    text = random_tokens(chunks * chunk_size + local_window, seed=4)
+    # A BOS, 40 tokens, a BOS and 13 tokens; or 36 slots, a BOS and 20 tokens.
+    room = {"row": 64 - 41 - 14, "memory": 64 - 36 - 21}[limit]
+    generation = focus.generate(text, max_new_tokens=room, return_logits=True)
+    pieces = [[BOS, *text[i * chunk_size : (i + 1) * chunk_size]] for i in range(chunks)]
+    prompt, local = [BOS, *text[-focus.config.dynamic_prompt :]], [BOS, *text[-local_window:]]
+    # Behind the last generated token, which stands at the last position of the window.
+    wanted = Reference(model, projections).logits(pieces, prompt, local, generation.tokens.tolist())
+    assert generation.logits is not None
+    assert_equal_logits(generation.logits[-1], wanted)
+
+    def no_work(*_: object) -> None:
+        raise AssertionError("a pass ran before the limits were checked")
+
+    monkeypatch.setattr(torch.nn.Module, "__call__", no_work)
+    with pytest.raises(ContextOverflowError):
+        focus.generate(text, max_new_tokens=room + 1)

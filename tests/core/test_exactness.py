@@ -1,0 +1,430 @@
+"""`FocusModel` computes what the paper defines: against the authors' own numbers and against the oracle."""
+
+from __future__ import annotations
+
+import copy
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import dispatch_model
+from accelerate.hooks import ModelHook, add_hook_to_module
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from focus_core.attention import reading
+from focus_core.attention.candidates import CandidateProjections
+from focus_core.attention.modules import decoder_parts
+from focus_core.chunk_cache import ChunkCache
+from focus_core.config import FocusConfig
+from focus_core.decoding import FocusDecoding, PlainDecoding
+from focus_core.model import FocusModel
+from tests.cases import (
+    TOLERANCE,
+    assert_equal_logits,
+    computed,
+    expected,
+    focus_model,
+    forced,
+    prefilled,
+    random_case,
+)
+from tests.model_zoo import BOS, FAMILIES, build, random_projections, random_tokens
+from tests.reference import Reference
+
+GOLDEN = sorted(path for path in (Path(__file__).parents[1] / "data" / "golden").iterdir() if path.is_dir())
+CASE = random_case()
+
+
+@pytest.fixture(scope="module")
+def llama() -> PreTrainedModel:
+    return build("llama")
+
+
+@pytest.fixture(scope="module")
+def projections(llama: PreTrainedModel) -> CandidateProjections:
+    return random_projections(llama)
+
+
+@pytest.fixture(scope="module")
+def reference(llama: PreTrainedModel, projections: CandidateProjections) -> Reference:
+    return Reference(llama, projections)
+
+
+@pytest.fixture(scope="module")
+def focus(llama: PreTrainedModel, projections: CandidateProjections) -> FocusModel:
+    return focus_model(llama, projections)
+
+
+# --- the authors' numbers, and the oracle -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("parallel_chunks", [None, 1, 3])
+@pytest.mark.parametrize("folder", GOLDEN, ids=lambda folder: folder.name)
+def test_golden_vectors(folder: Path, parallel_chunks: int | None) -> None:
+    """Loading a checkpoint of the authors would read its texts differently than their code does."""
+    golden = load_file(folder / "golden.safetensors")
+    config = FocusConfig(parallel_chunks=parallel_chunks)
+    model = FocusModel.from_pretrained(folder, device="cpu", dtype="float32", config=config)
+    steps = len(golden["generated"])
+    generation = model.generate(golden["input_ids"], max_new_tokens=steps, return_logits=True)
+    assert generation.logits is not None
+    rows = len(golden["logits"])  # the short input was recorded for its first step only
+    assert_equal_logits(generation.logits[:rows], golden["logits"], atol=2e-5)
+    assert generation.tokens.tolist() == golden["generated"].tolist()
+
+
+def test_golden_vectors_are_all_there() -> None:
+    """An empty folder would make the test above pass without a single number."""
+    assert len(GOLDEN) == 4
+
+
+@pytest.mark.parametrize("rank", [None, 4], ids=["full", "low_rank"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_equals_the_oracle(family: str, rank: int | None) -> None:
+    """A family's attention, rotary embedding or cache would be used in another way than the family's own code does."""
+    model = build(family)
+    projections = random_projections(model, rank=rank)
+    wanted = expected(Reference(model, projections), CASE)
+    assert_equal_logits(computed(focus_model(model, projections), CASE), wanted)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_mistakes_show_in_the_logits(family: str) -> None:
+    """With weights that hardly attend, a wrong order, a lost token or forgotten projections would pass all tests."""
+    model = build(family)
+    reference = Reference(model, random_projections(model))
+    untrained = Reference(model, CandidateProjections(decoder_parts(model)))
+    right = reference.logits(CASE.chunks, CASE.prompt, CASE.local)
+    for mistake in (
+        untrained.logits(CASE.chunks, CASE.prompt, CASE.local),
+        reference.logits(CASE.chunks[::-1], CASE.prompt, CASE.local),
+        reference.logits(CASE.chunks, CASE.prompt[1:], CASE.local),
+        reference.logits([CASE.chunks[0][1:], *CASE.chunks[1:]], CASE.prompt, CASE.local),
+    ):
+        assert (right - mistake).abs().max() > 50 * TOLERANCE
+
+
+def test_untrained_projections_are_the_models_own_maps(llama: PreTrainedModel) -> None:
+    """A model without an adapter would be disturbed by projections that nobody trained."""
+    parts = decoder_parts(llama)
+    without = computed(focus_model(llama, CandidateProjections(parts)), CASE)
+    low_rank = computed(focus_model(llama, CandidateProjections(parts, rank=2)), CASE)
+    assert_equal_logits(low_rank, without)
+
+
+# --- chunks -----------------------------------------------------------------------------------------------------------
+
+CHUNKINGS = {
+    "one": [20],
+    "short_last": [16, 16, 16, 16, 3],
+    "single_token_last": [16, 16, 1],
+    "all_unequal": [5, 21, 1, 30, 12, 30],
+    "sixty": [8] * 59 + [5],
+}
+
+
+@pytest.mark.parametrize("parallel_chunks", [None, 1, 3])
+@pytest.mark.parametrize("lengths", CHUNKINGS.values(), ids=CHUNKINGS)
+def test_groups_of_chunks(
+    lengths: list[int],
+    parallel_chunks: int | None,
+    llama: PreTrainedModel,
+    projections: CandidateProjections,
+    reference: Reference,
+) -> None:
+    """How many chunks pass the model together would change the answer, or a group's border would lose a chunk."""
+    case = random_case(lengths, steps=2)
+    model = focus_model(llama, projections, parallel_chunks=parallel_chunks)
+    assert_equal_logits(computed(model, case), expected(reference, case))
+
+
+def test_tiles_of_attention(focus: FocusModel, reference: Reference, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chunks that do not fit one tile of scores would be attended with another chunk's prompt."""
+    scores_per_chunk = 4 * len(CASE.prompt) * (24 + len(CASE.prompt))
+    for tile in (1, 2 * scores_per_chunk):  # one chunk at a time, then two of the three of equal length
+        monkeypatch.setattr(reading, "_SCORES_PER_TILE", tile)
+        assert_equal_logits(computed(focus, CASE), expected(reference, CASE))
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3", "smollm3"])
+def test_no_chunk(family: str) -> None:
+    """A text that is all local context would crash, or be read at other positions than the model's own."""
+    model = build(family)
+    projections = random_projections(model)
+    case = random_case([])
+    logits = computed(focus_model(model, projections), case)
+    assert_equal_logits(logits, expected(Reference(model, projections), case))
+    plain = model(torch.tensor([case.local])).logits[0, -1]
+    assert_equal_logits(logits[0], plain.detach())
+
+
+def test_order_and_origin_of_chunks(focus: FocusModel, reference: Reference) -> None:
+    """Chunks of several documents, asked in an order of the user's, would get each other's slots in the memory."""
+    first, second = random_case([24, 24, 24], seed=1), random_case([24, 10], seed=2)
+    blocks = [(run.block, case) for case in (first, second) for run in prefilled(focus, case).runs]
+    (a, _), (b, _), (c, _) = blocks
+    rows = [(c, 0), (a, 2), (a, 0), (b, 0), (a, 1), (a, 2)]
+    chunks = [
+        second.chunks[1],
+        *(first.chunks[i] for i in (2, 0)),
+        second.chunks[0],
+        *(first.chunks[i] for i in (1, 2)),
+    ]
+    decoding = FocusDecoding(focus, ChunkCache.from_rows(rows), [CASE.local], [CASE.prompt])
+    logits = forced(decoding, [[token] for token in CASE.generated])[:, 0]
+    asked = random_case(steps=3)
+    wanted = [reference.logits(chunks, asked.prompt, asked.local, asked.generated[:step]) for step in range(4)]
+    assert_equal_logits(logits, torch.stack(wanted))
+
+
+def test_questions_leave_stored_chunks_as_they_are(focus: FocusModel) -> None:
+    """A question would write into chunks that the next question reads."""
+    stored = prefilled(focus, CASE)
+    before = [(run.block.keys.clone(), run.block.values.clone()) for run in stored.runs]
+    answers = []
+    for _ in range(2):
+        decoding = FocusDecoding(focus, ChunkCache(stored.runs), [CASE.local], [CASE.prompt])
+        answers.append(forced(decoding, [[token] for token in CASE.generated]))
+    for run, (keys, values) in zip(stored.runs, before, strict=True):
+        assert torch.equal(run.block.keys, keys)
+        assert torch.equal(run.block.values, values)
+    assert torch.equal(answers[0], answers[1])
+
+
+def test_prefill_reports_progress(llama: PreTrainedModel, projections: CandidateProjections) -> None:
+    """A progress bar would jump back, stop before the end, or count beyond it."""
+    seen: list[tuple[int, int]] = []
+    model = focus_model(llama, projections, parallel_chunks=2)
+    model.prefill([torch.tensor(chunk) for chunk in CASE.chunks], progress=lambda done, all_: seen.append((done, all_)))
+    assert seen == [(2, 5), (3, 5), (4, 5), (5, 5)]
+
+
+# --- questions --------------------------------------------------------------------------------------------------------
+
+QUESTIONS = [
+    CASE.asking(prompt=prompt, local=local, seed=seed)
+    for prompt, local, seed in [(9, 14, 21), (4, 30, 22), (12, 12, 23), (1, 1, 24)]
+]
+ANSWERS = [random_tokens(5, seed=seed) for seed in (31, 32, 33, 34)]
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma2", "gemma3", "stablelm", "smollm3"])
+def test_questions_together_equal_each_alone(family: str) -> None:
+    """Padding would be seen, or questions of other lengths would stand at wrong positions."""
+    model = build(family)
+    projections = random_projections(model)
+    reference = Reference(model, projections)
+    focus = focus_model(model, projections, parallel_chunks=2)
+    locals_, prompts = [q.local for q in QUESTIONS], [q.prompt for q in QUESTIONS]
+    decoding = FocusDecoding(focus, prefilled(focus, CASE), locals_, prompts)
+    logits = forced(decoding, [[answer[step] for answer in ANSWERS] for step in range(2)])
+    for i, (question, answer) in enumerate(zip(QUESTIONS, ANSWERS, strict=True)):
+        for step in (0, 2):
+            wanted = reference.logits(question.chunks, question.prompt, question.local, answer[:step])
+            assert_equal_logits(logits[step, i], wanted)
+
+
+def test_finished_questions_leave(focus: FocusModel, reference: Reference) -> None:
+    """After a question has finished, the others would go on with its keys, its padding or its tokens."""
+    locals_, prompts = [q.local for q in QUESTIONS], [q.prompt for q in QUESTIONS]
+    decoding = FocusDecoding(focus, prefilled(focus, CASE), locals_, prompts)
+    decoding.start()
+    alive = [0, 1, 2, 3]
+    for step, leaving in enumerate([None, 1, None, 0]):
+        logits = decoding.step(torch.tensor([ANSWERS[i][step] for i in alive]))
+        for row, i in enumerate(alive):
+            question = QUESTIONS[i]
+            wanted = reference.logits(question.chunks, question.prompt, question.local, ANSWERS[i][: step + 1])
+            assert_equal_logits(logits[row], wanted)
+        if leaving is not None:
+            decoding.select_questions(torch.tensor([row for row, i in enumerate(alive) if i != leaving]))
+            alive.remove(leaving)
+    logits = decoding.step(torch.tensor([ANSWERS[i][4] for i in alive]))
+    for row, i in enumerate(alive):
+        wanted = reference.logits(CASE.chunks, QUESTIONS[i].prompt, QUESTIONS[i].local, ANSWERS[i])
+        assert_equal_logits(logits[row], wanted)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_plain_decoding(family: str) -> None:
+    """Below the window, questions of unequal length would disturb each other or stand at wrong positions."""
+    model = build(family)
+    prompts = [question.local for question in QUESTIONS]
+    decoding = PlainDecoding(FocusModel(model), prompts)
+    alive = [0, 1, 2, 3]
+
+    def check(logits: Tensor, step: int) -> None:
+        for row, i in enumerate(alive):
+            with torch.no_grad():
+                wanted = model(torch.tensor([prompts[i] + ANSWERS[i][:step]])).logits[0, -1]
+            assert_equal_logits(logits[row], wanted)
+
+    check(decoding.start(), 0)
+    check(decoding.step(torch.tensor([answer[0] for answer in ANSWERS])), 1)
+    decoding.select_questions(torch.tensor([3, 1]))
+    alive = [3, 1]
+    check(decoding.step(torch.tensor([ANSWERS[i][1] for i in alive])), 2)
+
+
+def test_long_answers(focus: FocusModel, reference: Reference) -> None:
+    """When an answer outgrows the reserved columns (twice here), keys already stored would be lost or misplaced."""
+    case = random_case([20, 20, 7], steps=140)
+    logits = computed(focus, case)
+    for step in (60, 64, 65, 66, 129, 140):
+        wanted = reference.logits(case.chunks, case.prompt, case.local, case.generated[:step])
+        assert_equal_logits(logits[step], wanted)
+
+
+def test_up_to_the_last_position_of_a_sliding_window() -> None:
+    """At the usable window's border a sliding layer would no longer see the first chunk token or the first slot."""
+    window = 48
+    model = build("mistral", sliding_window=window)
+    projections = random_projections(model)
+    case = random_case([window - 9 - 3] * 4, prompt=9, local=window - 4 - 3, steps=3)
+    focus = FocusModel(model, projections, config=FocusConfig(chunk_size=20, local_window=20, dynamic_prompt=9))
+    assert focus.parts.window.size == window
+    assert_equal_logits(computed(focus, case), expected(Reference(model, projections), case))
+
+
+# --- generation -------------------------------------------------------------------------------------------------------
+
+
+def test_generate_reads_a_long_prompt(llama: PreTrainedModel, projections: CandidateProjections) -> None:
+    """The default BOS rule, the cut of the text or the dynamic prompt would differ from what the design says."""
+    config = FocusConfig(chunk_size=20, local_window=16, dynamic_prompt=6, plain_up_to=40)
+    model = FocusModel(llama, projections, config=config)
+    text = random_tokens(20 + 20 + 7 + 16, seed=8)
+    generation = model.generate(text, max_new_tokens=3, return_logits=True)
+    chunks = [[BOS, *text[:20]], [BOS, *text[20:40]], [BOS, *text[40:47]]]
+    reference = Reference(llama, projections)
+    answer: list[int] = []
+    assert generation.logits is not None
+    for row in generation.logits:
+        wanted = reference.logits(chunks, [BOS, *text[-6:]], [BOS, *text[-16:]], answer)
+        assert_equal_logits(row, wanted)
+        answer.append(int(wanted.argmax()))
+    assert generation.tokens.tolist() == answer[:3]
+
+
+def test_generate_without_chunks_is_the_plain_model(llama: PreTrainedModel, projections: CandidateProjections) -> None:
+    """Up to `plain_up_to` the answer would not be the model's own; one token more, and it still would be."""
+    config = FocusConfig(chunk_size=20, local_window=16, dynamic_prompt=6, plain_up_to=40)
+    model = FocusModel(llama, projections, config=config)
+    text = random_tokens(41, seed=9)
+    generation = model.generate(text[:40], max_new_tokens=5, return_logits=True)
+    own = llama.generate(torch.tensor([text[:40]]), max_new_tokens=5, min_new_tokens=5, do_sample=False)
+    assert generation.tokens.tolist() == own[0, 40:].tolist()
+    with torch.no_grad():
+        plain = llama(torch.tensor([text])).logits[:, -1]
+    longer = model.generate(text, max_new_tokens=0, return_logits=True).logits
+    assert longer is not None
+    assert (longer - plain).abs().max() > 50 * TOLERANCE
+
+
+def test_generate_with_a_text_as_long_as_the_local_window(llama: PreTrainedModel) -> None:
+    """With `plain_up_to=0` a text that leaves nothing to chunk would crash."""
+    config = FocusConfig(chunk_size=20, local_window=16, dynamic_prompt=6, plain_up_to=0)
+    text = random_tokens(16, seed=9)
+    logits = FocusModel(llama, config=config).generate(text, max_new_tokens=0, return_logits=True).logits
+    assert logits is not None
+    with torch.no_grad():
+        assert_equal_logits(logits, llama(torch.tensor([[BOS, *text]])).logits[:, -1])
+
+
+# --- the base model ---------------------------------------------------------------------------------------------------
+
+
+def _state(model: PreTrainedModel) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in [*model.named_parameters(), *model.named_buffers()]}
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "phi3_longrope", "stablelm"])
+def test_base_model_is_left_alone(family: str) -> None:
+    """Whoever goes on using the model would get other logits, or another kind of attention."""
+    model = build(family)
+    ids = torch.tensor([random_tokens(300, seed=3)])  # behind longrope's first 256 positions the frequencies are others
+    with torch.no_grad():
+        logits = model(ids).logits
+    state, config = _state(model), copy.deepcopy(model.config.to_dict())
+    computed(focus_model(model, random_projections(model)), CASE)
+    for name, tensor in _state(model).items():
+        assert torch.equal(tensor, state[name]), f"{name} has changed"
+    assert model.config.to_dict() == config
+    assert model.config._attn_implementation != reading.READER_ATTENTION
+    with torch.no_grad():
+        assert torch.equal(model(ids).logits, logits)
+
+
+def test_no_second_copy_of_the_weights(llama: PreTrainedModel, focus: FocusModel) -> None:
+    """The reader would double the memory that a model takes."""
+    own = {parameter.data_ptr() for parameter in llama.parameters()}
+    candidates = {parameter.data_ptr() for parameter in focus.projections.parameters()}
+    assert {parameter.data_ptr() for parameter in focus._reader.parameters()} == own | candidates
+
+
+def test_base_model_and_questions_in_several_threads(llama: PreTrainedModel, focus: FocusModel) -> None:
+    """Candidate projections or the reader's attention would leak into passes of another thread."""
+    ids = torch.tensor([random_tokens(40, seed=3)])
+    other = random_case([12, 12, 30], seed=7)
+
+    @torch.no_grad()
+    def plain() -> Tensor:
+        logits: Tensor = llama(ids).logits
+        return logits
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the same sums in the same order, so that equal means equal bit by bit
+    try:
+        alone = plain(), computed(focus, CASE), computed(focus, other)
+        with ThreadPoolExecutor(4) as pool:
+            jobs = [
+                (pool.submit(plain), pool.submit(computed, focus, CASE), pool.submit(computed, focus, other))
+                for _ in range(15)
+            ]
+            for futures in jobs:
+                for future, result in zip(futures, alone, strict=True):
+                    assert torch.equal(future.result(), result)
+    finally:
+        torch.set_num_threads(threads)
+
+
+# --- other settings ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["llama", "llama_yarn_rope", "qwen3", "gemma3", "cohere"])
+def test_bfloat16_is_close_to_float32(family: str) -> None:
+    """A sum, a softmax or a moved key would be computed in half precision where it must not."""
+    model = build(family)
+    projections = random_projections(model)
+    exact = computed(focus_model(model, projections), CASE)
+    with torch.no_grad():
+        plain = model(torch.tensor([CASE.local])).logits[:, -1]
+        model, projections = model.bfloat16(), projections.bfloat16()
+        plain_error = (model(torch.tensor([CASE.local])).logits[:, -1].float() - plain).abs().mean()
+    error = (computed(focus_model(model, projections), CASE).float() - exact).abs().mean()
+    assert error < 2 * plain_error  # what the model itself loses by rounding, chunk and memory together
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_model_with_hooks_of_accelerate(family: str, reference: Reference) -> None:
+    """A model that accelerate has spread over devices may not leave a pass early: its hooks would be skipped."""
+    model = build(family)
+    projections = random_projections(model)
+    wanted = expected(Reference(model, projections), CASE)
+    for layer in model.get_decoder().layers:
+        add_hook_to_module(layer, ModelHook())
+    assert_equal_logits(computed(focus_model(model, projections), CASE), wanted)
+
+
+def test_model_with_layers_offloaded_by_accelerate(tmp_path: Path) -> None:
+    """Weights that lie on disk and come for the length of a layer's pass would be missing in the reader."""
+    model = build("llama")
+    projections = random_projections(model)
+    wanted = expected(Reference(model, projections), CASE)
+    places: dict[str, str | int] = {"model.embed_tokens": "cpu", "model.norm": "cpu", "lm_head": "cpu"}
+    places |= {"model.rotary_emb": "cpu", "model.layers.0": "cpu", "model.layers.1": "disk", "model.layers.2": "disk"}
+    dispatch_model(model, places, main_device="cpu", offload_dir=tmp_path)
+    assert_equal_logits(computed(focus_model(model, projections), CASE), wanted)

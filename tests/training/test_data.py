@@ -1,0 +1,169 @@
+"""Examples from JSONL: what is drawn, that it depends on the number alone, and errors that name line and field."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from focus_core.config import FocusConfig
+from focus_core.errors import ConfigError
+from focus_core.training.config import TrainingConfig
+from focus_core.training.data import FileExamples, read_records
+
+WORDS = [f"w{number}" for number in range(200)]
+TEMPLATE = (
+    "{% for m in messages %}{{ '<bos> user ' if m.role == 'user' else 'bot ' }}{{ m.content }}"
+    "{{ ' ' if m.role == 'user' else ' <eos>' }}{% endfor %}{% if add_generation_prompt %}bot {% endif %}"
+)
+
+
+def tokenizer(template: str | None = TEMPLATE) -> PreTrainedTokenizerFast:
+    vocabulary = {token: number for number, token in enumerate(["<pad>", "<bos>", "<eos>", "user", "bot", *WORDS])}
+    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    made = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>")
+    made.chat_template = template
+    return made
+
+
+def ids(text: str) -> list[int]:
+    return tokenizer()(text, add_special_tokens=False)["input_ids"]
+
+
+def text(count: int) -> str:
+    """`count` words of which no piece occurs twice."""
+    assert count <= len(WORDS)
+    return " ".join(WORDS[:count])
+
+
+def examples(folder: Path, *records: dict[str, Any], template: str | None = TEMPLATE, **settings: Any) -> FileExamples:
+    path = folder / "data.jsonl"
+    path.write_text("\n".join(map(json.dumps, records)))
+    sizes: dict[str, Any] = {"chunk_sizes": (8, 16), "max_chunks": 4, "local_lengths": (6, 20), "targets_per_span": 3}
+    config = TrainingConfig(output=folder, dynamic_prompts=(5,), **sizes)
+    limits = FocusConfig(chunk_size=8, dynamic_prompt=5).resolve(128)
+    return FileExamples(replace(config, **settings), read_records(path), tokenizer(template), limits, bos=1)
+
+
+def without_bos(rows: list[list[int]]) -> list[int]:
+    assert all(row[0] == 1 for row in rows)
+    return [token for row in rows for token in row[1:]]
+
+
+@pytest.mark.parametrize("number", range(30))
+def test_a_continuation_follows_what_is_chunked(tmp_path: Path, number: int) -> None:
+    example = examples(tmp_path, {"text": text(100)}, objectives={"continuation": 1})(number)
+    chunked, question = without_bos(example.chunks), example.questions[0]
+    span = question.local_context[1:] + question.answer
+    whole = ids(text(100))
+    assert chunked + span == whole[whole.index(chunked[0]) :][: len(chunked + span)]
+    assert len(example.chunks) <= 4
+    assert len(question.answer) <= 3
+    assert question.dynamic_prompt == [1, *question.local_context[1:][-5:]]
+
+
+@pytest.mark.parametrize("number", range(30))
+def test_a_reconstruction_repeats_a_part_of_what_is_chunked(tmp_path: Path, number: int) -> None:
+    example = examples(tmp_path, {"text": text(100)}, objectives={"reconstruction": 1})(number)
+    chunked, question = without_bos(example.chunks), example.questions[0]
+    span = question.local_context[1:] + question.answer
+    start = chunked.index(span[0])
+    assert chunked[start : start + len(span)] == span
+
+
+def test_questions_of_one_record_share_its_chunks(tmp_path: Path) -> None:
+    asked = [{"question": "w1 w2", "answer": "w3"}, {"prompt": "w4", "answer": "w5 w6"}]
+    example = examples(tmp_path, {"documents": [text(10), text(3)], "questions": asked})(0)
+    templated, plain = example.questions
+    assert templated.local_context == ids("<bos> user w1 w2 bot")
+    assert templated.answer == ids("w3 <eos>")
+    assert plain.local_context == ids("<bos> w4")
+    assert plain.answer == ids("w5 w6 <eos>")
+    assert without_bos(example.chunks) == ids(text(10)) + ids(text(3))
+
+
+def test_a_question_without_chat_template_is_taken_as_it_stands(tmp_path: Path) -> None:
+    record = {"documents": [text(10)], "question": "w1", "answer": "w2"}
+    question = examples(tmp_path, record, template=None)(0).questions[0]
+    assert (question.local_context, question.answer) == (ids("<bos> w1"), ids("w2 <eos>"))
+
+
+def test_example_i_depends_on_i_and_the_seed_alone(tmp_path: Path) -> None:
+    records = [{"text": text(100)}, {"documents": [text(20)], "question": "w1", "answer": "w2"}]
+    first, second = examples(tmp_path, *records), examples(tmp_path, *records)
+    forwards = [first(number) for number in range(20)]
+    assert [second(number) for number in reversed(range(20))] == forwards[::-1]
+    assert {example.objective for example in forwards} == {"continuation", "reconstruction", "answering"}
+    assert [examples(tmp_path, *records, seed=1)(number) for number in range(20)] != forwards
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ({"txt": "a"}, "line 2: needs the field 'text' or the field 'documents'"),
+        ({"text": " "}, "line 2: field 'text' must be a text that is not empty"),
+        ({"documents": [], "question": "a", "answer": "b"}, "line 2: field 'documents' must be a list"),
+        ({"documents": ["a", 3], "question": "a", "answer": "b"}, r"line 2: field 'documents\[1\]' .* it is 3"),
+        ({"documents": ["a"], "answer": "b"}, "line 2: a question needs either the field 'question'"),
+        ({"documents": ["a"], "question": "a"}, "line 2: field 'answer' .* is missing"),
+        ({"documents": ["a"], "questions": []}, "line 2: field 'questions' must be a list of at least one"),
+    ],
+)
+def test_errors_name_line_and_field(tmp_path: Path, record: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        examples(tmp_path, {"text": "fine"}, record)
+
+
+def test_documents_of_too_many_chunks_are_refused_not_cut(tmp_path: Path) -> None:
+    record = {"documents": [text(100)], "question": "w1", "answer": "w2"}
+    with pytest.raises(ConfigError, match="line 1: field 'documents' makes 7 chunks of 16 tokens, but max_chunks=4"):
+        examples(tmp_path, record)(0)
+
+
+def test_an_objective_without_data_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="answering is on, but no record of the data has 'documents'"):
+        examples(tmp_path, {"text": text(9)}, objectives={"answering": 1.0})
+
+
+def test_sizes_beyond_the_window_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="usable window has 128"):
+        examples(tmp_path, {"text": text(9)}, chunk_sizes=(128,))
+    with pytest.raises(ConfigError, match="usable window has 128"):
+        examples(tmp_path, {"text": text(9)}, local_lengths=(2, 128))
+
+
+def test_toml_is_read_with_paths_relative_to_it(tmp_path: Path) -> None:
+    (tmp_path / "train.toml").write_text(
+        'model = "some/model"\noutput = "out"\ndata = ["a.jsonl"]\nrank = 8\nchunk_sizes = [64, 128]\n'
+        "[objectives]\ncontinuation = 1\n[used_with]\nchunk_size = 128\n"
+    )
+    config = TrainingConfig.from_toml(tmp_path / "train.toml", steps=5)
+    assert (config.output, config.data) == (tmp_path / "out", (tmp_path / "a.jsonl",))
+    assert (config.rank, config.chunk_sizes, config.steps) == (8, (64, 128), 5)
+    assert config.for_use() == FocusConfig(chunk_size=128)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("learning_rat = 1", "train.toml: unknown key 'learning_rat'. Did you mean 'learning_rate'"),
+        ('steps = "many"', "steps='many': must be of type int"),
+        ("steps = 0", "steps=0: must be at least 1"),
+        ("chunk_sizes = 64", "chunk_sizes=64: must be a list"),
+        ("objectives = {answers = 1}", "unknown 'answers'. Known: continuation, reconstruction, answering"),
+        ("used_with = {chunks = 1}", "has an unknown key. Known: chunk_size"),
+        ('mixed_precision = "half"', "mixed_precision='half': use one of"),
+        ("= 3", "is not TOML"),
+    ],
+)
+def test_wrong_settings_are_named(tmp_path: Path, line: str, message: str) -> None:
+    (tmp_path / "train.toml").write_text(f'output = "out"\n{line}\n')
+    with pytest.raises(ConfigError) as raised:
+        TrainingConfig.from_toml(tmp_path / "train.toml")
+    assert message in str(raised.value)

@@ -1,0 +1,205 @@
+"""All targets in one pass against the method as it is used, and against one plain pass per target and chunk."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig, Qwen3Config
+
+from focus_core.attention.candidates import CandidateProjections, LowRankChange
+from focus_core.attention.memory import Memory
+from focus_core.attention.modules import decoder_parts
+from focus_core.attention.rope import RotaryPositions
+from focus_core.chunking import TextLayout
+from focus_core.config import FocusConfig
+from focus_core.model import FocusModel
+from focus_core.training.examples import Question, TrainingExample
+from focus_core.training.loss import FocusLoss
+
+VOCAB, BOS = 61, 1
+CONFIG = FocusConfig(chunk_size=12, local_window=16, dynamic_prompt=5)
+SIZES = {
+    "vocab_size": VOCAB,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 128,
+    "initializer_range": 0.2,
+    "bos_token_id": BOS,
+    "pad_token_id": 0,
+}
+
+
+def focus_model(family: str = "llama", rank: int | None = None, config: FocusConfig = CONFIG) -> FocusModel:
+    """A random model with projections that differ from its own maps."""
+    torch.manual_seed(0)
+    configs = {
+        "llama": lambda: LlamaConfig(**SIZES),
+        "llama with biases": lambda: LlamaConfig(**SIZES, attention_bias=True),
+        "qwen3": lambda: Qwen3Config(**SIZES),
+    }
+    model = AutoModelForCausalLM.from_config(configs[family](), attn_implementation="sdpa").eval()
+    projections = CandidateProjections(decoder_parts(model), rank=rank)
+    with torch.no_grad():
+        for parameter in projections.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    return FocusModel(model, projections, config=config)
+
+
+def example_for(model: FocusModel, *, seed: int = 0, targets: tuple[int, ...] = ()) -> TrainingExample:
+    """Two documents with short last chunks and three questions of different lengths."""
+    draw = random.Random(seed)
+    layout = TextLayout(model.config, BOS)
+
+    def tokens(count: int) -> list[int]:
+        return [draw.randrange(2, VOCAB) for _ in range(count)]
+
+    chunks = layout.document_chunks(tokens(29)) + layout.document_chunks(tokens(17))
+    questions = [Question.of(layout, tokens(length), tokens(answer)) for length, answer in ((9, 3), (1, 4), (3, 1))]
+    questions[1] = Question.of(layout, tokens(4), tokens(4), targets=targets)
+    return TrainingExample(chunks, questions)
+
+
+def losses_in_use(model: FocusModel, example: TrainingExample) -> Tensor:
+    """The losses of the same tokens when the method is used step by step."""
+    losses = []
+    for question in example.questions:
+        cache = model.prefill([torch.tensor(chunk) for chunk in example.chunks])
+        local, pending = torch.tensor([question.local_context]), torch.tensor([question.dynamic_prompt])
+        for position, token in enumerate(question.answer):
+            logits = model.next_token_logits(local, model.decode_candidates(cache, pending))
+            if position in question.targets:
+                losses.append(F.cross_entropy(logits, torch.tensor([token])))
+            pending = torch.tensor([[int(pending[0, -1]), token]])
+            local = torch.cat([local, torch.tensor([[token]])], dim=1)
+    return torch.stack(losses)
+
+
+def plain_candidate(model: FocusModel, row: list[int]) -> tuple[Tensor, Tensor]:
+    """Keys and values `[layers, kv_heads, 1, head_dim]` of the last token of one row, read in one plain pass.
+
+    Everything with gradient and hooks on the model's own maps: nothing of the package but the projections.
+    """
+    handles = []
+    for index, attention in enumerate(model.parts.attentions):
+        for name, projection in model.projections.layer(index).items():
+
+            def hook(
+                module: object, args: tuple[Tensor], output: Tensor, projection: torch.nn.Module = projection
+            ) -> Tensor:
+                last = projection(args[0][:, -1:])
+                changed = output[:, -1:] + last if isinstance(projection, LowRankChange) else last
+                return torch.cat([output[:, :-1], changed], dim=1)
+
+            handles.append(getattr(attention, name).register_forward_hook(hook))
+    cache = DynamicCache()
+    model.model.get_decoder()(input_ids=torch.tensor([row]), past_key_values=cache, use_cache=True)
+    for handle in handles:
+        handle.remove()
+    return tuple(  # type: ignore[return-value]
+        torch.stack([getattr(layer, name)[0, :, -1:] for layer in cache.layers]) for name in ("keys", "values")
+    )
+
+
+def plain_losses(model: FocusModel, example: TrainingExample) -> Tensor:
+    """One target at a time, one chunk at a time, no constant taken out of the gradient."""
+    losses = []
+    for question in example.questions:
+        for target in question.targets:
+            before = question.answer[:target]
+            rows = [chunk + question.dynamic_prompt + before for chunk in example.chunks]
+            made = [plain_candidate(model, row) for row in rows]
+            keys, values = (torch.cat(states, dim=2)[:, None] for states in zip(*made, strict=True))
+            distance = torch.tensor([[slot - (len(row) - 1) for slot, row in enumerate(rows)]])
+            memory = Memory(RotaryPositions(model.parts).move(keys, distance), values)
+            local = torch.tensor([question.local_context + before])
+            logits = model.model(input_ids=local, past_key_values=memory.as_cache(), use_cache=True).logits[:, -1]
+            losses.append(F.cross_entropy(logits, torch.tensor([question.answer[target]])))
+    return torch.stack(losses)
+
+
+def gradients(model: FocusModel, loss: Tensor) -> dict[str, Tensor]:
+    model.projections.zero_grad(set_to_none=True)
+    loss.backward()
+    found = {name: p.grad for name, p in model.projections.named_parameters() if p.grad is not None}
+    assert len(found) == len(list(model.projections.parameters())), "a projection got no gradient"
+    return found
+
+
+def assert_equal_gradients(got: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
+    assert got.keys() == wanted.keys()
+    for name, gradient in wanted.items():
+        difference = (got[name] - gradient).norm() / gradient.norm().clamp(min=1e-6)
+        assert difference < 1e-4, f"{name}: relative difference {difference:.1e}"
+
+
+FAMILIES = [("llama", None), ("llama", 4), ("llama with biases", None), ("qwen3", None)]
+
+
+@pytest.mark.parametrize(("family", "rank"), FAMILIES)
+@pytest.mark.parametrize("bos_per_chunk", [True, False])
+def test_losses_are_those_of_the_method_in_use(family: str, rank: int | None, bos_per_chunk: bool) -> None:
+    config = FocusConfig(chunk_size=12, local_window=16, dynamic_prompt=5, bos_per_chunk=bos_per_chunk)
+    model = focus_model(family, rank, config)
+    example = example_for(model)
+    losses = FocusLoss(model).target_losses(example)
+    torch.testing.assert_close(losses.detach(), losses_in_use(model, example), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("family", "rank"), FAMILIES)
+def test_loss_and_gradients_equal_one_plain_pass_per_target_and_chunk(family: str, rank: int | None) -> None:
+    model = focus_model(family, rank)
+    example = example_for(model)
+    losses, wanted = FocusLoss(model).target_losses(example), plain_losses(model, example)
+    torch.testing.assert_close(losses, wanted, rtol=1e-4, atol=1e-5)
+    weights = torch.linspace(0.5, 1.5, len(losses))  # so that exchanged targets would show
+    assert_equal_gradients(gradients(model, losses @ weights), gradients(model, wanted @ weights))
+
+
+@pytest.mark.parametrize(("family", "rank"), FAMILIES)
+def test_all_targets_in_one_pass_equal_one_at_a_time(family: str, rank: int | None) -> None:
+    model = focus_model(family, rank)
+    example, module = example_for(model), FocusLoss(model)
+    alone = [
+        TrainingExample(example.chunks, [Question(q.local_context, q.dynamic_prompt, q.answer, (target,))])
+        for q in example.questions
+        for target in q.targets
+    ]
+    together, apart = module(example), torch.stack([module(single) for single in alone]).mean()
+    torch.testing.assert_close(together, apart, rtol=1e-5, atol=1e-6)
+    assert_equal_gradients(gradients(model, together), gradients(model, apart))
+
+
+def test_recomputing_activations_changes_nothing() -> None:
+    model = focus_model()
+    example = example_for(model)
+    kept, recomputed = FocusLoss(model)(example), FocusLoss(model, recompute=True)(example)
+    torch.testing.assert_close(recomputed, kept)
+    assert_equal_gradients(gradients(model, recomputed), gradients(model, kept))
+
+
+def test_targets_that_are_left_out_change_no_other() -> None:
+    model = focus_model()
+    all_losses, some = (FocusLoss(model).target_losses(example_for(model, targets=t)) for t in ((), (0, 3)))
+    torch.testing.assert_close(some, all_losses[[0, 1, 2, 3, 6, 7]])
+
+
+def test_a_single_token_before_the_answer_is_candidate_enough() -> None:
+    model = focus_model()
+    example = TrainingExample([[BOS, 7, 8, 9]], [Question([BOS], [BOS], [5])])
+    torch.testing.assert_close(FocusLoss(model).target_losses(example).detach(), losses_in_use(model, example))
+
+
+def test_state_and_parameters_are_those_of_the_projections() -> None:
+    model = focus_model()
+    module = FocusLoss(model)
+    assert {name.removeprefix("projections.") for name in module.state_dict()} == set(model.projections.state_dict())
+    assert all(parameter.requires_grad for parameter in module.parameters())
+    assert not any(parameter.requires_grad for parameter in model.model.parameters())

@@ -1,0 +1,167 @@
+"""The loop: what learns, exact resume, logs, and what it refuses."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from focus_core.checkpoint import load_adapter
+from focus_core.errors import ConfigError
+from focus_core.model import FocusModel
+from focus_core.training.config import TrainingConfig
+from focus_core.training.examples import TrainingExample
+from focus_core.training.trainer import learning_rate, train
+from tests.model_zoo import build
+from tests.training.test_data import text, tokenizer
+from tests.training.test_loss import example_for, focus_model
+
+
+def config_for(folder: Path, **settings: object) -> TrainingConfig:
+    quick = TrainingConfig(
+        output=folder, steps=6, accumulation=2, warm_up=2, learning_rate=1e-2, mixed_precision="no", log_every=1,
+        save_every=100, device="cpu",
+    )  # fmt: skip
+    return replace(quick, **settings)
+
+
+def numbered(number: int) -> TrainingExample:
+    objective = "answering" if number % 2 else "continuation"
+    return replace(example_for(focus_model(), seed=number), objective=objective)
+
+
+def weights(model: FocusModel) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in model.projections.state_dict().items()}
+
+
+def losses(folder: Path) -> list[dict[str, str]]:
+    with (folder / "losses.csv").open(newline="") as file:
+        return [{key: row[key] for key in ("step", "objective", "loss")} for row in csv.DictReader(file)]
+
+
+class StopsAt:
+    """Examples that press Ctrl-C while one of them is made."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __call__(self, number: int) -> TrainingExample:
+        if number == self.number:
+            os.kill(os.getpid(), signal.SIGINT)
+        return numbered(number)
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> tuple[FocusModel, Path]:
+    """Six steps without a stop."""
+    folder, model = tmp_path_factory.mktemp("straight"), focus_model()
+    train(config_for(folder), model=model, examples=numbered)
+    return model, folder
+
+
+def test_only_the_projections_learn(straight: tuple[FocusModel, Path]) -> None:
+    trained, fresh = straight[0], focus_model()
+    for name, parameter in fresh.model.named_parameters():
+        assert torch.equal(trained.model.get_parameter(name), parameter), name
+    for name, before in weights(fresh).items():
+        assert not torch.equal(weights(trained)[name], before), name
+
+
+def test_the_loss_falls_when_examples_repeat(tmp_path: Path) -> None:
+    train(config_for(tmp_path, steps=30), model=focus_model(), examples=lambda number: numbered(number % 2))
+    found = losses(tmp_path)
+    assert float(found[-1]["loss"]) < 0.7 * float(found[0]["loss"])
+
+
+def test_the_adapter_folder_holds_what_was_trained(straight: tuple[FocusModel, Path]) -> None:
+    trained, folder = straight
+    loaded, used_with = load_adapter(folder / "adapter", focus_model().model)
+    for name, tensor in weights(trained).items():
+        assert torch.equal(loaded.state_dict()[name], tensor), name
+    assert used_with.chunk_size == 2048
+
+
+def test_stopped_and_resumed_is_bitwise_the_run_without_a_stop(
+    straight: tuple[FocusModel, Path], tmp_path: Path
+) -> None:
+    with pytest.raises(KeyboardInterrupt, match="saved after step"):
+        train(config_for(tmp_path), model=focus_model(), examples=StopsAt(7))
+    assert 0 < len(losses(tmp_path)) < 12
+    resumed = focus_model()  # with fresh projections: everything comes from the checkpoint
+    train(config_for(tmp_path), model=resumed, examples=numbered)
+    for name, tensor in weights(straight[0]).items():
+        assert torch.equal(weights(resumed)[name], tensor), name
+    assert losses(tmp_path) == losses(straight[1])
+
+
+def test_an_iterable_goes_on_where_it_stopped(straight: tuple[FocusModel, Path], tmp_path: Path) -> None:
+    examples = [numbered(number) for number in range(12)]
+    with pytest.raises(KeyboardInterrupt):
+        train(config_for(tmp_path), model=focus_model(), examples=StopsAt(7))
+    resumed = focus_model()
+    train(config_for(tmp_path), model=resumed, examples=examples)
+    assert all(torch.equal(weights(resumed)[name], tensor) for name, tensor in weights(straight[0]).items())
+
+
+def test_a_checkpoint_of_other_settings_is_refused(straight: tuple[FocusModel, Path]) -> None:
+    with pytest.raises(ConfigError, match=r"learning_rate: 0\.01 there, 0\.5 now"):
+        train(config_for(straight[1], learning_rate=0.5), model=focus_model(), examples=numbered)
+
+
+def test_an_error_in_an_example_reaches_the_caller(tmp_path: Path) -> None:
+    def broken(number: int) -> TrainingExample:
+        raise ConfigError("line 3 is broken")
+
+    with pytest.raises(ConfigError, match="line 3 is broken"):
+        train(config_for(tmp_path), model=focus_model(), examples=broken)
+
+
+def test_evaluation_is_logged_and_changes_nothing(straight: tuple[FocusModel, Path], tmp_path: Path) -> None:
+    def evaluate(model: FocusModel) -> dict[str, float]:
+        return {"drawn": torch.rand(()).item()}
+
+    model = focus_model()
+    train(config_for(tmp_path, evaluate_every=4), model=model, examples=numbered, evaluate=evaluate)
+    rows = list(csv.DictReader((tmp_path / "evaluation.csv").open()))
+    assert [row["step"] for row in rows] == ["4", "6"]
+    assert all(torch.equal(weights(model)[name], tensor) for name, tensor in weights(straight[0]).items())
+
+
+def test_learning_rate_warms_up_and_falls_to_its_end() -> None:
+    config = config_for(Path(), steps=100, warm_up=10, learning_rate=1.0, final_share=0.1)
+    rates = [learning_rate(config, step) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[9] == rates[10] == 1.0
+    assert rates[99] == pytest.approx(0.1, abs=1e-3)
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+
+
+def test_mixed_precision_keeps_the_projections_in_float32(tmp_path: Path) -> None:
+    model = focus_model()
+    train(config_for(tmp_path, steps=1, mixed_precision="bf16"), model=model, examples=numbered)
+    assert {parameter.dtype for parameter in model.projections.parameters()} == {torch.float32}
+
+
+def test_from_toml_and_jsonl_to_an_adapter(tmp_path: Path) -> None:
+    words = tokenizer()
+    base = build("llama", vocab_size=len(words))
+    base.save_pretrained(tmp_path / "base")
+    words.save_pretrained(tmp_path / "base")
+    records = [{"text": text(60)}, {"documents": [text(20)], "question": "w1", "answer": "w2"}]
+    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, records)))
+    (tmp_path / "train.toml").write_text(
+        'model = "base"\noutput = "out"\ndata = ["data.jsonl"]\nrank = 2\nsteps = 2\naccumulation = 4\ndevice = "cpu"\n'
+        "chunk_sizes = [8, 16]\nmax_chunks = 4\nlocal_lengths = [4, 20]\ndynamic_prompts = [8]\n"
+    )
+    folder = train(TrainingConfig.from_toml(tmp_path / "train.toml"))
+    model = FocusModel.from_pretrained(tmp_path / "base", adapter=folder, device="cpu")
+    assert model.projections.rank == 2
+    assert (model.config.chunk_size, model.config.dynamic_prompt) == (16, 8)
+    assert {row["objective"] for row in losses(tmp_path / "out")} >= {"answering"}
