@@ -89,7 +89,7 @@ class OneByOne:
         self._reader.get_decoder()(input_ids=row.to(self._model.device), past_key_values=cache, use_cache=True)
         keys = [layer.keys[:, :, -1:] for layer in cache.layers]
         values = [layer.values[:, :, -1:] for layer in cache.layers]
-        cache.crop(cache.get_seq_length() - 1)
+        cache.crop(-1)
         return keys, values
 
 

@@ -60,6 +60,11 @@ class ChunkRun:
     def chunks(self) -> int:
         return self.last - self.first
 
+    @property
+    def layers(self) -> int:
+        """Layers with stored keys and values; the model has one more."""
+        return int(self.block.keys.shape[0])
+
     def layer(self, index: int) -> tuple[Tensor, Tensor]:
         """Views `[chunks, kv_heads, tokens, head_dim]` of one layer's keys and values."""
         rows = slice(self.first, self.last)

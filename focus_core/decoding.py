@@ -57,6 +57,7 @@ class FocusDecoding:
         return self._model.next_token_logits(self._local, memory, padding=self._local_padding)
 
     def step(self, tokens: Tensor) -> Tensor:
+        tokens = tokens.to(self._pending.device)
         # The previous candidate is read again, as an ordinary token; only the newest is the candidate.
         self._pending = torch.stack([self._pending[:, -1], tokens], dim=1)
         self._local = torch.cat([self._local, tokens[:, None]], dim=1)
@@ -64,6 +65,7 @@ class FocusDecoding:
         return self._model.next_token_logits(self._local, memory, padding=self._local_padding)
 
     def select_questions(self, keep: Tensor) -> None:
+        keep = keep.to(self._local.device)
         self._cache.select_questions(keep)
         self._local, self._local_padding = self._local[keep], self._local_padding[keep]
         self._pending = self._pending[keep]

@@ -7,10 +7,14 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported, so before anything else
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
+from pathlib import Path
+
 import pytest
 import torch
 from transformers import set_seed
 from transformers.utils import logging
+
+from tests.tiny import save_tiny_model
 
 torch.set_num_threads(int(os.environ.get("FOCUSLLM_TEST_THREADS", "2")))
 logging.set_verbosity_error()
@@ -20,3 +24,9 @@ logging.disable_progress_bar()
 @pytest.fixture(autouse=True)
 def _seeds() -> None:
     set_seed(0)
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model with an adapter in `adapter/`, saved to a folder."""
+    return save_tiny_model(tmp_path_factory.mktemp("tiny") / "model")

@@ -52,12 +52,14 @@ def names_per_layer(parts: DecoderParts) -> list[tuple[str, ...]]:
 def candidate_reader(model: PreTrainedModel, parts: DecoderParts, projections: CandidateProjections) -> PreTrainedModel:
     """A second shell around the weights of `model` that reads candidate tokens.
 
-    The shell shares every parameter and buffer with `model` (no memory, no copy) but has its own modules: in it the
+    The shell shares the weights of `model` (no memory, no copy) but has its own modules: in it the
     candidates pass `projections` and attention reads chunk caches. `model` itself is never touched, so it may run in
     another thread at any time.
     """
-    tensors = [*model.parameters(), *model.buffers()]
-    reader = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
+    # Some kinds of rotary embedding overwrite their frequencies in every pass, so these buffers are not shared.
+    own = {id(buffer) for buffer in parts.rotary.buffers()}
+    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers()) if id(tensor) not in own}
+    reader = copy.deepcopy(model, shared)
     reader.config.get_text_config()._attn_implementation = READER_ATTENTION
     reader.config._attn_implementation = READER_ATTENTION
     for index, (layer, names) in enumerate(zip(reader.get_decoder().layers, names_per_layer(parts), strict=True)):

@@ -36,8 +36,6 @@ class _MemoryLayer(CacheLayerMixin):
     """Hands the memory out in front of the new tokens and keeps nothing of them."""
 
     is_sliding = False
-    # Gradient checkpointing would otherwise drop the memory without a word (transformers' modeling_layers.py).
-    _can_checkpoint_with_cache = True
 
     def __init__(self, keys: Tensor, values: Tensor) -> None:
         super().__init__()

@@ -28,6 +28,9 @@ class ChunkLayers(Protocol):
     @property
     def chunks(self) -> int: ...
 
+    @property
+    def layers(self) -> int: ...
+
     def layer(self, index: int) -> tuple[Tensor, Tensor]: ...
 
 
@@ -82,12 +85,14 @@ def _reader_attention(
 
     `key` and `value` hold the prompt, `[rows, kv_heads, prompt, head_dim]`; masks come from the pass.
     """
-    current = _reader_pass.get()
+    current, layer = _reader_pass.get(), cast(int, module.layer_idx)
+    if layer >= current.runs[0].layers:
+        # The last layer, in a pass that may not end early: nobody reads what comes out of it.
+        return torch.zeros_like(query.transpose(1, 2)), None
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     bias = torch.zeros(current.visible.shape, dtype=torch.float32, device=query.device)
     bias = bias.masked_fill_(~current.visible, float("-inf"))
     output = torch.empty_like(query.transpose(1, 2))
-    layer = cast(int, module.layer_idx)
     row = 0
     for run in current.runs:
         keys, values = run.layer(layer)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections import defaultdict
 
@@ -19,13 +20,13 @@ class RotaryPositions:
     """
 
     def __init__(self, parts: DecoderParts) -> None:
-        self._rotary = parts.rotary
+        self._rotary = copy.deepcopy(parts.rotary)  # some kinds overwrite their frequencies in every pass
         self._apply = parts.apply_rotary
         self._typed = "layer_type" in inspect.signature(parts.rotary.forward).parameters
         layers_of: dict[str | None, list[int]] = defaultdict(list)
         for index, attention in enumerate(parts.attentions):
             if getattr(attention, "use_rope", True):
-                layers_of[getattr(attention, "layer_type", None) if self._typed else None].append(index)
+                layers_of[attention.config.layer_types[index] if self._typed else None].append(index)
         self._layers_of = dict(layers_of)
 
     def move(self, keys: Tensor, distance: Tensor) -> Tensor:

@@ -26,20 +26,15 @@ from recipes.embedded_model.texts import read_texts
 LENS_LAYERS = (4, 6)  # what is found only in the last layers never reaches FocusLLM's memory: ask for it earlier
 LENS_WEIGHT = 0.4
 MATRIX_RATE = 2e-3
+EMBEDDING_RATE = 6e-3
 VECTOR_RATE = 2e-3
-WARM_UP = 40
-# What the structured start has laid out must not be shaken before the rest of the model has learned to use it: with
-# the full rate from the first step the heads that compare lose the very differences that they were given.
-LAID_OUT_RATE = 5e-4
-EMBEDDING_RATE = 1.5e-3
-LAID_OUT_REST = 100  # steps in which it stays as it is
-LAID_OUT_WARM_UP = 300
+WARM_UP = 60
 LOG_EVERY = 10
 
 
 @dataclass
 class Losses:
-    """What one step tells: the trained loss, and shares of right first answer tokens, by layer, and copies."""
+    """What one step tells: the trained loss, and shares of right first answer tokens (by layer) and of right copied ones."""
 
     total: torch.Tensor
     text: float
@@ -75,20 +70,15 @@ def _right(logits: torch.Tensor, aim: torch.Tensor) -> float:
 
 def optimizers(model: LlamaForCausalLM) -> list[torch.optim.Optimizer]:
     """Muon for the matrices inside the layers, AdamW for the embedding and for vectors."""
-    groups: dict[tuple[bool, bool], list[torch.nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
-        groups.setdefault((parameter.ndim == 2 and "embed" not in name, init.laid_out(name)), []).append(parameter)
-    matrices = [
-        {"params": groups[True, False], "lr": MATRIX_RATE, "laid_out": False},
-        {"params": groups[True, True], "lr": LAID_OUT_RATE, "laid_out": True},
-    ]
-    others = [
-        {"params": groups[False, False], "lr": VECTOR_RATE, "laid_out": False},
-        {"params": groups[False, True], "lr": EMBEDDING_RATE, "laid_out": True},
+    inner = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
+    vectors = [p for p in model.parameters() if p.ndim == 1]
+    groups = [
+        {"params": [model.model.embed_tokens.weight], "lr": EMBEDDING_RATE},
+        {"params": vectors, "lr": VECTOR_RATE},
     ]
     built: list[torch.optim.Optimizer] = [
-        torch.optim.Muon(matrices, lr=0.0, momentum=0.95, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(others, betas=(0.9, 0.95), weight_decay=0.0),
+        torch.optim.Muon(inner, lr=MATRIX_RATE, momentum=0.95, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=0.0),
     ]
     for optimizer in built:
         for group in optimizer.param_groups:
@@ -96,10 +86,10 @@ def optimizers(model: LlamaForCausalLM) -> list[torch.optim.Optimizer]:
     return built
 
 
-def rate(step: int, steps: int, laid_out: bool) -> float:
-    """Share of the peak learning rate: a warm-up, full until 40 %, then down to 3 % in a straight line."""
-    up = (step - LAID_OUT_REST) / LAID_OUT_WARM_UP if laid_out else (step + 1) / WARM_UP
-    return max(0.0, min(1.0, up, max(0.03, (1 - step / steps) / 0.6)))
+def rate(step: int, steps: int) -> float:
+    """Share of the peak learning rate: short warm-up, full for 40 %, then down to 3 % in a straight line."""
+    progress = step / steps
+    return min(1.0, (step + 1) / WARM_UP, max(0.03, (1 - progress) / 0.6))
 
 
 def train(args: argparse.Namespace) -> None:
@@ -123,7 +113,7 @@ def train(args: argparse.Namespace) -> None:
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in opts:
             for group in optimizer.param_groups:
-                group["lr"] = group["peak"] * rate(step, args.steps, group["laid_out"])
+                group["lr"] = group["peak"] * rate(step, args.steps)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         if step % LOG_EVERY == 0:

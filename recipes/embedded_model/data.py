@@ -22,6 +22,7 @@ TEXT_SHARE = 0.25  # of the ordinary text tokens that are trained on
 CONTINUATION_WEIGHT = 0.6
 ANSWER_WEIGHT = 1.0
 DECIDING_WEIGHTS = (6.0, 2.0)  # of the first tokens of a value: they tell which fact was meant, the rest is copying
+PAIR_WEIGHT = 1.5  # of a pair's first value token
 QUESTION_TOKENS = 24  # room that one question with its answer takes, roughly
 
 
@@ -37,9 +38,9 @@ class Stage:
 
 STAGES = (
     Stage(0.00, 128, 4, 40),
-    Stage(0.12, 192, 7, 28),
-    Stage(0.30, 320, 12, 18),
-    Stage(0.55, 512, 20, 12),
+    Stage(0.15, 192, 7, 28),
+    Stage(0.35, 320, 12, 18),
+    Stage(0.60, 512, 20, 12),
     Stage(0.82, 1152, 30, 5),
 )
 SYSTEM_TEXTS = ("Answer from the text.", "You are a helpful assistant.", "Use the documents. Be brief.")
@@ -97,7 +98,7 @@ class Sampler:
             elif draw < 0.24 and not any(f.kind == "passkey" for f in made):
                 made.append(facts.pass_key(rng, rng.choice((4, 5, 5, 5, 6))))
             else:
-                fact = self.open_fact(rng) if rng.random() < 0.25 else facts.make_fact(rng)
+                fact = self.open_fact(rng) if rng.random() < 0.08 else facts.make_fact(rng)
                 made += [fact, *facts.distractors(rng, fact, min(room - 1, rng.choice((0, 1, 3, 6, 12))))]
         unique = {(f.attribute, f.entity): f for f in made if not facts.held_out(f)}
         return list(unique.values())
@@ -113,13 +114,40 @@ class Sampler:
     def row(self, rng: random.Random, stage: Stage) -> Row:
         """One row of at most ``stage.length`` tokens."""
         draw = rng.random()
-        if draw < 0.06:
+        if draw < 0.30:
+            return self.random_pairs(rng, stage.length)
+        if draw < 0.36:
             return self.random_repeats(rng, stage.length)
-        if draw < 0.16:
+        if draw < 0.44:
             return self.document_row(rng, stage.length, 0, dense=False)
         dense = rng.random() < 0.6
         most = min(stage.max_facts, stage.length // 30) if dense else stage.max_facts
         return self.document_row(rng, stage.length, rng.randint(min(2, most), most), dense)
+
+    def random_pairs(self, rng: random.Random, length: int) -> Row:
+        """Keys of a few random tokens with their values, then the keys again: only the whole key tells the value.
+
+        The keys share their tokens (they are drawn from a small pool), as facts share attributes and owners.
+        """
+        size, infix = rng.randint(2, 4), [rng.randrange(3, self.vocab_size) for _ in range(rng.randint(0, 2))]
+        lead, link = ([rng.randrange(3, self.vocab_size) for _ in range(rng.randint(0, 2))] for _ in range(2))
+        pool = [[rng.randrange(3, self.vocab_size) for _ in range(rng.randint(2, 6))] for _ in range(size)]
+        most = max(2, (length - 2) // (2 * (size + len(infix) + len(lead) + len(link) + 2)))
+        values: dict[tuple[int, ...], list[int]] = {}
+        for _ in range(rng.randint(2, most)):
+            key = tuple(rng.choice(choices) for choices in pool)
+            values[key] = [rng.randrange(3, self.vocab_size) for _ in range(rng.randint(1, 3))]
+        row = Row([self.bos], [0.0])
+        for key, value in values.items():
+            row.add([*lead, key[0], *infix, *key[1:], *link, *value], 0.0)
+        asked = list(values)
+        while len(row.ids) < length - 16:
+            rng.shuffle(asked)
+            for key in asked:
+                row.add([self.bos, *lead, key[0], *infix, *key[1:], *link], 0.0)
+                row.add(values[key], ANSWER_WEIGHT)
+                row.weights[-len(values[key])] = PAIR_WEIGHT
+        return row
 
     def random_repeats(self, rng: random.Random, length: int) -> Row:
         """Random tokens, then pieces of them again: nothing but copying helps, so copying is learned at once."""

@@ -1,12 +1,11 @@
-"""Step 2b: a start from which looking things up is learned in minutes: every position knows its last eight tokens, and
-heads compare them and copy.
+"""Step 2b: a start from which looking things up is learned in minutes: heads that look at fixed offsets, heads that
+compare contents, heads that copy.
 
 Copying needs two heads in a row: one that writes "the token before me was x" into each position, one that looks for
 positions where x is what is asked for. From random weights a small model needs many millions of tokens to find the
 pair. Rotary embeddings with biased projections give the first kind directly: constant query and key vectors, the
-query turned by the offset, agree best exactly that many tokens back. The eight heads of the first two layers write
-the present token and the seven before it into eight places of the residual stream that do not overlap. The second kind
-is a head whose query and key read such places, in rotary pairs that turn too slowly to care about distance.
+query turned by the offset, agree best exactly that many tokens back. The second kind is a head whose query and key
+read the places where the first kind writes, in rotary pairs that turn too slowly to care about distance.
 """
 
 from __future__ import annotations
@@ -20,15 +19,20 @@ EMBEDDING_STD = 0.3
 POSITION_PAIRS = 12  # the fast rotary pairs: they tell offsets apart
 SLOW_PAIRS = 16  # pairs from this one on turn less than a seventh of a circle over 1024 tokens: for contents
 
-OFFSETS = ((1, 2, 3, 4), (5, 6, 7, 0))  # how many tokens back the heads of layers 0 and 1 look
-PLACE = 32  # width of the place for each of these eight tokens
-WRITTEN_GAIN = 2.0  # how loud they are beside the embedding
-MATCH_LAYERS = (2, 3, 4)
-MATCH_GAIN = 2.0
-# (tokens back in the query, tokens back in the key, share of the slow dimensions), for each pair of heads.
-# The first: the last three tokens here are those before that place. The second: "… amber falcon?\nAnswer: " here
-# (six and five back) and "… amber falcon is " before that place (four and three back).
-MATCHES = (((0, 1, 12), (1, 2, 10), (2, 3, 10)), ((0, 1, 8), (5, 3, 12), (6, 4, 12)))
+# (layer, query head) -> (offset looked back at, fastest pair used, sharpness): from pair 0 on one exact token is seen,
+# without the fast pairs a window around the offset
+OFFSET_HEADS: dict[tuple[int, int], tuple[float, int, float]] = {
+    (0, 0): (1, 0, 1.0),
+    (0, 1): (2, 0, 1.0),
+    (0, 2): (3, 0, 1.0),
+    (0, 3): (4, 2, 0.4),
+    (1, 0): (1, 0, 1.0),
+    (1, 1): (4, 0, 1.0),
+    (1, 2): (5, 3, 0.3),
+    (1, 3): (7.5, 3, 0.3),
+}
+MATCH_LAYERS = (2, 3, 4, 5)
+MATCH_GAIN = 3.0
 
 
 def config(vocab_size: int, pad: int, bos: int, eos: int) -> LlamaConfig:
@@ -58,25 +62,16 @@ def frequencies(cfg: LlamaConfig) -> torch.Tensor:
     return cfg.rope_parameters["rope_theta"] ** (-torch.arange(half) / half)
 
 
-def kernel(cfg: LlamaConfig, offset: float, distance: torch.Tensor) -> torch.Tensor:
+def kernel(cfg: LlamaConfig, offset: float, fastest: int, sharpness: float, distance: torch.Tensor) -> torch.Tensor:
     """Attention score that an offset head gives to a token ``distance`` back (before the softmax)."""
-    turned = torch.cos((distance[:, None] - offset) * frequencies(cfg)[:POSITION_PAIRS])
-    return (pair_energy(cfg) ** 2 * turned).sum(-1) / math.sqrt(cfg.head_dim)
+    energy, speed = pair_energy(cfg)[fastest:], frequencies(cfg)[fastest:POSITION_PAIRS]
+    turned = torch.cos((distance[:, None] - offset) * speed)
+    return sharpness * (energy**2 * turned).sum(-1) / math.sqrt(cfg.head_dim)
 
 
 def pair_energy(cfg: LlamaConfig) -> torch.Tensor:
     """Length of the constant key in each fast pair: more for the fastest, which separates neighbours."""
     return 10.0 * frequencies(cfg)[:POSITION_PAIRS] ** 0.25
-
-
-def laid_out(name: str) -> bool:
-    """Whether the parameter called ``name`` belongs to what the structured start has arranged, or comes before it."""
-    if "embed" in name:
-        return True
-    if "layers" not in name:
-        return False
-    layer = int(name.split(".")[2])
-    return layer < len(OFFSETS) or (layer in MATCH_LAYERS and ("q_proj" in name or "k_proj" in name))
 
 
 @torch.no_grad()
@@ -87,56 +82,64 @@ def build(cfg: LlamaConfig, seed: int) -> LlamaForCausalLM:
     width = cfg.hidden_size
     model.model.embed_tokens.weight.normal_(0.0, EMBEDDING_STD)
     model.model.norm.weight.fill_(0.3 / (EMBEDDING_STD * math.sqrt(width)))
-    places = torch.linalg.qr(torch.randn(width, width))[0].T.reshape(-1, PLACE, width)
+    readers = [torch.linalg.qr(torch.randn(width, width))[0] for _ in range(2)]
     for index, layer in enumerate(model.model.layers):
         attention, mlp = layer.self_attn, layer.mlp
         for linear in (attention.q_proj, attention.k_proj, attention.v_proj, mlp.gate_proj, mlp.up_proj):
             linear.weight.normal_(0.0, 1 / math.sqrt(width))
-        for linear in (attention.o_proj, mlp.down_proj):
-            linear.weight.normal_(0.0, 0.3 * EMBEDDING_STD / math.sqrt(width))
+        attention.o_proj.weight.normal_(0.0, 0.3 * EMBEDDING_STD / math.sqrt(width))
+        mlp.down_proj.weight.normal_(0.0, 0.3 * EMBEDDING_STD / math.sqrt(width))
         for linear in (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj):
             linear.bias.zero_()
-        if index < len(OFFSETS):
-            for head, offset in enumerate(OFFSETS[index]):
-                _offset_head(cfg, attention, head, offset, places)
+        for head in range(cfg.num_attention_heads):
+            if (index, head) in OFFSET_HEADS:
+                _offset_head(cfg, attention, head, *OFFSET_HEADS[index, head])
+        if index < 2:
+            _write_context(cfg, attention, readers[index])
         if index in MATCH_LAYERS:
-            for group, compared in enumerate(MATCHES):
-                _match_and_copy(cfg, attention, group, compared, places)
+            _match_and_copy(cfg, model, index, readers)
     return model
 
 
-def _offset_head(cfg: LlamaConfig, attention: torch.nn.Module, head: int, offset: int, places: torch.Tensor) -> None:
-    """Constant key, constant query turned by ``offset``; what is seen there goes to the place of that offset."""
+def _offset_head(
+    cfg: LlamaConfig, attention: torch.nn.Module, head: int, offset: float, fastest: int, sharpness: float
+) -> None:
+    """Constant key, constant query turned by ``offset``; what the tokens are hardly matters."""
     size, half = cfg.head_dim, cfg.head_dim // 2
     group = head // (cfg.num_attention_heads // cfg.num_key_value_heads)
     energy, angle = pair_energy(cfg), offset * frequencies(cfg)[:POSITION_PAIRS]
+    asked = torch.where(torch.arange(POSITION_PAIRS) < fastest, 0.0, sharpness * energy)
     query, key = head * size, group * size
-    attention.q_proj.weight[query : query + size].normal_(0.0, 0.1 / math.sqrt(cfg.hidden_size))
-    attention.k_proj.weight[key : key + size].normal_(0.0, 0.3 / math.sqrt(cfg.hidden_size))
+    attention.q_proj.weight[query : query + size] *= 0.1
+    attention.k_proj.weight[key : key + size] *= 0.3
     attention.k_proj.bias[key : key + POSITION_PAIRS] = energy
-    attention.q_proj.bias[query : query + POSITION_PAIRS] = energy * torch.cos(angle)
-    attention.q_proj.bias[query + half : query + half + POSITION_PAIRS] = -energy * torch.sin(angle)
-    attention.v_proj.weight[key : key + PLACE] = places[-1]  # layer 0 writes nothing there: layer 1 reads it clean
-    attention.o_proj.weight[:, query : query + PLACE] = WRITTEN_GAIN * EMBEDDING_STD * places[offset].T
+    attention.q_proj.bias[query : query + POSITION_PAIRS] = asked * torch.cos(angle)
+    attention.q_proj.bias[query + half : query + half + POSITION_PAIRS] = -asked * torch.sin(angle)
 
 
-def _match_and_copy(
-    cfg: LlamaConfig,
-    attention: torch.nn.Module,
-    group: int,
-    compared: tuple[tuple[int, int, int], ...],
-    places: torch.Tensor,
-) -> None:
-    """The heads of one group look for places with the ``compared`` tokens before them and copy what stands there."""
+def _write_context(cfg: LlamaConfig, attention: torch.nn.Module, reader: torch.Tensor) -> None:
+    """The offset heads of a layer write what they see into a part of the width of their own."""
+    size = cfg.head_dim
+    for group in range(cfg.num_key_value_heads):
+        attention.v_proj.weight[group * size : (group + 1) * size] = reader[group * size : (group + 1) * size]
+    attention.o_proj.weight.copy_(EMBEDDING_STD * torch.linalg.qr(torch.randn_like(attention.o_proj.weight))[0])
+
+
+def _match_and_copy(cfg: LlamaConfig, model: LlamaForCausalLM, index: int, readers: list[torch.Tensor]) -> None:
+    """Heads that look for places behind a token like the present one, and copy what stands there."""
     size, half = cfg.head_dim, cfg.head_dim // 2
+    attention = model.model.layers[index].self_attn
     slow = torch.cat([torch.arange(SLOW_PAIRS, half), torch.arange(half + SLOW_PAIRS, size)])
-    slow = slow[torch.randperm(len(slow))]
-    asked = torch.cat([places[query, :width] for query, _, width in compared])
-    held = torch.cat([places[key, :width] for _, key, width in compared])
-    attention.k_proj.weight[group * size + slow] = MATCH_GAIN * held
-    copied = torch.linalg.qr(torch.randn(cfg.hidden_size, size))[0].T
-    attention.v_proj.weight[group * size : (group + 1) * size] = copied
-    heads = cfg.num_attention_heads // cfg.num_key_value_heads
-    for head in range(group * heads, (group + 1) * heads):
-        attention.q_proj.weight[head * size + slow] = MATCH_GAIN * asked
-        attention.o_proj.weight[:, head * size : (head + 1) * size] = EMBEDDING_STD / heads * copied.T
+    output = model.model.layers[0].self_attn.o_proj.weight
+    per_group = cfg.num_attention_heads // cfg.num_key_value_heads
+    for group in range(cfg.num_key_value_heads):
+        first = 0 if index % 2 == 0 else size - len(slow)  # every second layer compares other parts of what is written
+        compared = slow[: len(slow) // (1 + group)]  # the second pair keeps half of its slow dimensions to learn with
+        place = output[:, first : first + len(compared)].T / EMBEDDING_STD
+        asked = readers[0][first : first + len(compared)]
+        attention.k_proj.weight[group * size + compared] = MATCH_GAIN * place
+        copied = torch.linalg.qr(torch.randn(cfg.hidden_size, size))[0].T
+        attention.v_proj.weight[group * size : (group + 1) * size] = copied
+        for head in range(group * per_group, (group + 1) * per_group):
+            attention.q_proj.weight[head * size + compared] = MATCH_GAIN * asked
+            attention.o_proj.weight[:, head * size : (head + 1) * size] = EMBEDDING_STD / per_group * copied.T

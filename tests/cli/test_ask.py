@@ -11,7 +11,8 @@ import pytest
 from typer.testing import Result
 
 from focus_core import FocusEngine
-from tests.cli.conftest import CHUNK, WINDOW, Focusllm
+from tests.cli.conftest import Focusllm
+from tests.tiny import CHUNK, WINDOW
 
 QUESTION = "What is the key?"
 TEXT = "The key is 48213. " * 20

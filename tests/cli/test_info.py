@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from focus_core import FocusEngine
-from tests.cli.conftest import CHUNK, WINDOW, Focusllm
+from tests.cli.conftest import Focusllm
+from tests.tiny import CHUNK, WINDOW
 
 
 @pytest.fixture

@@ -1,0 +1,49 @@
+# Every target sets up what it needs: a virtual environment in .venv, with the versions in constraints.txt.
+
+PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
+BIN := .venv/bin
+READY := .venv/.ready
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+NOTEBOOKS := $(wildcard cookbook/[0-9]*.py)
+
+.PHONY: demo test test-slow test-gpu check format bench notebooks constraints
+
+demo: $(READY)  ## hide facts in 100,000 tokens and ask for them
+	@$(BIN)/python cookbook/demo.py
+
+test: $(READY)
+	@$(BIN)/python -m pytest -rs
+
+test-slow: $(READY)
+	@$(BIN)/python -m pytest -rs -m slow
+
+test-gpu: $(READY)
+	@$(BIN)/python -m pytest -rs -m gpu
+
+check: $(READY)  ## style, types, who imports whom
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/mypy
+	@$(BIN)/python -m pytest tests/test_architecture.py
+
+format: $(READY)
+	@$(BIN)/ruff check --fix
+	@$(BIN)/ruff format
+
+notebooks: $(READY)  ## make the notebooks from their text files, and run them
+	@$(BIN)/jupytext --quiet --to ipynb --update $(NOTEBOOKS)
+	@$(BIN)/jupyter execute --inplace $(NOTEBOOKS:.py=.ipynb)
+
+constraints: $(READY)  ## write down the versions that are installed now
+	@echo '# Exact versions of the development environment; `make constraints` writes them anew.' > constraints.txt
+	@$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' >> constraints.txt
+
+# torch first: pip then takes the build that suits the machine, where there is more than one.
+$(READY): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "No Python 3.11 or newer found. Name one: make $@ PYTHON=/path/to/python"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "Installing into .venv; this takes some minutes the first time."
+	@$(PIP) torch
+	@$(PIP) --editable '.[dev]'
+	@touch $@

@@ -1,0 +1,178 @@
+"""Adapters go round unchanged, and everything that is not one is refused with what differs."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from focus_core import AdapterError, FocusConfig, FocusModel, UnsupportedModelError, split_authors_checkpoint
+from focus_core.attention.candidates import CandidateProjections
+from focus_core.attention.modules import decoder_parts
+from focus_core.checkpoint import ADAPTER_CONFIG, ADAPTER_WEIGHTS, load_adapter, save_adapter
+
+GOLDEN = Path(__file__).parents[1] / "data" / "golden"
+PROMPT = list(range(3, 200)) * 3
+
+
+@pytest.fixture
+def base(model_folder: Path) -> PreTrainedModel:
+    return AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32)
+
+
+@pytest.fixture
+def adapter(model_folder: Path, tmp_path: Path) -> Path:
+    """A copy that a test may damage."""
+    return Path(shutil.copytree(model_folder / "adapter", tmp_path / "adapter"))
+
+
+@pytest.mark.parametrize("rank", [None, 4])
+def test_saved_and_loaded_projections_compute_the_same(base: PreTrainedModel, tmp_path: Path, rank: int | None) -> None:
+    projections = CandidateProjections(decoder_parts(base), rank=rank)
+    for parameter in projections.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    settings = FocusConfig(chunk_size=96, local_window=64, dynamic_prompt=40, plain_up_to=0)
+    save_adapter(tmp_path, projections, base, trained_with=settings, base_id="tiny")
+    loaded, trained_with = load_adapter(tmp_path, base)
+    assert trained_with == settings
+    assert loaded.rank == rank
+    before = FocusModel(base, projections, trained_with=settings).generate(PROMPT, max_new_tokens=3, return_logits=True)
+    after = FocusModel(base, loaded, trained_with=trained_with).generate(PROMPT, max_new_tokens=3, return_logits=True)
+    assert before.logits is not None
+    assert torch.equal(before.logits, after.logits)  # type: ignore[arg-type]
+
+
+def test_fresh_low_rank_equals_full_copies(base: PreTrainedModel) -> None:
+    """Both kinds begin as the model's own maps (biases included)."""
+    config = FocusConfig(chunk_size=64, local_window=64, plain_up_to=0)
+    logits = [
+        FocusModel(base, CandidateProjections(decoder_parts(base), rank=rank), config=config)
+        .generate(PROMPT, max_new_tokens=2, return_logits=True)
+        .logits
+        for rank in (None, 3)
+    ]
+    torch.testing.assert_close(logits[0], logits[1], atol=1e-5, rtol=0)
+
+
+def test_low_rank_is_a_fraction_of_the_full_size(base: PreTrainedModel) -> None:
+    parts = decoder_parts(base)
+    full = CandidateProjections(parts).num_parameters()
+    assert CandidateProjections(parts, rank=1).num_parameters() < full / 5
+
+
+def _cut_short(folder: Path) -> None:
+    path = folder / ADAPTER_WEIGHTS
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def _drop_tensor(folder: Path) -> None:
+    tensors = load_file(folder / ADAPTER_WEIGHTS)
+    tensors.pop(sorted(tensors)[0])
+    save_file(tensors, folder / ADAPTER_WEIGHTS)
+
+
+def _reshape_tensor(folder: Path) -> None:
+    tensors = load_file(folder / ADAPTER_WEIGHTS)
+    name = sorted(tensors)[0]
+    save_file({**tensors, name: torch.zeros(3, 5)}, folder / ADAPTER_WEIGHTS)
+
+
+def _edit(**changes: object) -> Callable[[Path], None]:
+    def edit(folder: Path) -> None:
+        path = folder / ADAPTER_CONFIG
+        path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (_cut_short, "damaged or cut short"),
+        (lambda folder: (folder / ADAPTER_WEIGHTS).unlink(), f"has no {ADAPTER_WEIGHTS}"),
+        (lambda folder: (folder / ADAPTER_CONFIG).unlink(), "not an adapter of FocusLLM"),
+        (lambda folder: (folder / ADAPTER_CONFIG).write_text("{"), "damaged"),
+        (lambda folder: (folder / ADAPTER_CONFIG).write_text("{}"), "lacks"),
+        (_drop_tensor, "missing"),
+        (_reshape_tensor, r"\[3, 5\] instead of"),
+        (_edit(format_version=99), "format version 99"),
+        (_edit(config={"chunk_sise": 3}), "chunk_sise"),
+    ],
+)
+def test_damaged_adapters_are_refused(
+    adapter: Path, base: PreTrainedModel, damage: Callable[[Path], None], message: str
+) -> None:
+    damage(adapter)
+    with pytest.raises(AdapterError, match=message):
+        load_adapter(adapter, base)
+
+
+def test_adapter_of_another_shape_and_of_other_weights_is_refused(adapter: Path, base: PreTrainedModel) -> None:
+    with torch.no_grad():
+        base.get_decoder().layers[1].self_attn.o_proj.weight.mul_(1.5)
+    with pytest.raises(AdapterError, match="weights of layer 1"):
+        load_adapter(adapter, base)
+    base.config.hidden_size += 1
+    with pytest.raises(AdapterError, match="hidden_size: adapter 32, model 33"):
+        load_adapter(adapter, base)
+
+
+def test_the_same_base_in_half_precision_is_the_same_base(adapter: Path, base: PreTrainedModel) -> None:
+    load_adapter(adapter, base.to(torch.bfloat16))
+
+
+def test_a_peft_adapter_is_named_as_such(tmp_path: Path, base: PreTrainedModel) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(AdapterError, match="PEFT"):
+        load_adapter(tmp_path, base)
+
+
+def test_missing_adapter_and_missing_model_are_refused(tmp_path: Path, base: PreTrainedModel) -> None:
+    with pytest.raises(AdapterError, match="no such folder"):
+        load_adapter(tmp_path / "nowhere", base)
+    with pytest.raises(UnsupportedModelError, match=r"config\.json"):
+        FocusModel.from_pretrained(tmp_path)
+    with pytest.raises(UnsupportedModelError, match="No causal language model"):
+        FocusModel.from_pretrained("nobody/has-this-model")
+
+
+@pytest.mark.parametrize("name", ["gqa_partial_chunk", "mha_prompt_truncated_to_512"])
+def test_authors_checkpoint_splits_into_base_and_adapter(tmp_path: Path, name: str) -> None:
+    golden = load_file(GOLDEN / name / "golden.safetensors")
+    split_authors_checkpoint(GOLDEN / name, base=tmp_path / "base", adapter=tmp_path / "adapter")
+    assert "beacon_param" not in json.loads((tmp_path / "base" / "config.json").read_text())
+    model = FocusModel.from_pretrained(tmp_path / "base", adapter=tmp_path / "adapter", device="cpu")
+    steps = len(golden["logits"]) - 1
+    logits = model.generate(golden["input_ids"], max_new_tokens=steps, return_logits=True).logits
+    torch.testing.assert_close(logits, golden["logits"], atol=2e-5, rtol=0)
+
+
+def test_authors_checkpoint_in_bin_shards(tmp_path: Path) -> None:
+    """As the authors' trainer may have written it; the file names are those of transformers."""
+    source = GOLDEN / "gqa_partial_chunk"
+    tensors = load_file(source / "model.safetensors")
+    names = sorted(tensors)
+    halves = {"pytorch_model-00001-of-00002.bin": names[::2], "pytorch_model-00002-of-00002.bin": names[1::2]}
+    for file, part in halves.items():
+        torch.save({key: tensors[key] for key in part}, tmp_path / file)
+    index = {"metadata": {}, "weight_map": {key: file for file, part in halves.items() for key in part}}
+    (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    shutil.copy(source / "config.json", tmp_path)
+    golden = load_file(source / "golden.safetensors")
+    logits = (
+        FocusModel.from_pretrained(tmp_path, device="cpu")
+        .generate(golden["input_ids"], max_new_tokens=1, return_logits=True)
+        .logits
+    )
+    torch.testing.assert_close(logits, golden["logits"][:2], atol=2e-5, rtol=0)
+
+
+def test_folder_without_beacon_tensors_cannot_be_split(model_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(AdapterError, match="beacon"):
+        split_authors_checkpoint(model_folder, base=tmp_path / "b", adapter=tmp_path / "a")

@@ -1,0 +1,259 @@
+"""The engine on a tiny random model: documents in any order and combination give what a cold run gives."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from focus_core import (
+    ConfigError,
+    ContextOverflowError,
+    DocumentError,
+    FocusConfig,
+    FocusEngine,
+    OutOfMemoryError,
+    PreparedDocuments,
+)
+from focus_core import device as device_module
+from tests.model_zoo import random_projections
+from tests.tiny import byte_tokenizer
+
+A, B, C = ("alpha " * 30, "The second document. " * 9, "third: 3\n" * 5)
+QUESTION = "Which?"
+
+
+def make_engine(*, seed: int = 0, store_bytes: int | None = None, **config: int) -> FocusEngine:
+    """A random Llama over bytes, window 512, chunks of 64; its projections are not copies."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(seed)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2}
+    settings = LlamaConfig(
+        vocab_size=259, num_hidden_layers=3, max_position_embeddings=512, initializer_range=0.3, **sizes
+    )
+    settings.bos_token_id, settings.eos_token_id = 1, 2
+    model = LlamaForCausalLM(settings)
+    chosen = {"chunk_size": 64, "dynamic_prompt": 32, "local_window": 128, "plain_up_to": 0, **config}
+    engine = FocusEngine.from_model(model, byte_tokenizer(), config=FocusConfig(**chosen), store_bytes=store_bytes)
+    engine.focus.projections.load_state_dict(random_projections(model).state_dict())
+    return engine
+
+
+@pytest.fixture
+def engine() -> FocusEngine:
+    return make_engine()
+
+
+def cold(question: str, documents: list[str], **options: object) -> str:
+    return make_engine().generate(question, documents, max_new_tokens=8, **options).text
+
+
+@pytest.mark.parametrize("documents", [[A], [A, B], [B, A], [C, B, A], [A, A], [B, C, B]])
+def test_prepared_documents_answer_as_a_cold_run(engine: FocusEngine, documents: list[str]) -> None:
+    """A wrong row, a stale prompt or a mixed-up order would change the answer."""
+    prepared = {text: engine.prepare(text) for text in (A, B, C)}
+    engine.generate("Something else?", [prepared[C], prepared[A]], max_new_tokens=3)
+    answer = engine.generate(QUESTION, [prepared[text] for text in documents], max_new_tokens=8)
+    assert answer.text == cold(QUESTION, documents)
+    assert answer.usage.cache_creation == 0
+    assert answer.usage.cache_read == answer.usage.document_tokens
+
+
+def test_order_of_documents_matters(engine: FocusEngine) -> None:
+    """Guards the test above: with this model another order is another answer."""
+    assert cold(QUESTION, [A, B]) != cold(QUESTION, [B, A])
+
+
+def test_same_raw_text_is_read_once(engine: FocusEngine) -> None:
+    first = engine.generate(QUESTION, [A, B], max_new_tokens=8)
+    second = engine.generate(QUESTION, [A, B], max_new_tokens=8)
+    assert second.text == first.text
+    assert (first.usage.cache_read, first.usage.cache_creation) == (0, len(A) + len(B))
+    assert (second.usage.cache_read, second.usage.cache_creation) == (len(A) + len(B), 0)
+
+
+def test_chunks_dropped_from_the_store_are_read_again() -> None:
+    small = make_engine(store_bytes=0)
+    prepared = small.prepare([A, B])
+    answer = small.generate(QUESTION, prepared, max_new_tokens=8)
+    assert answer.text == cold(QUESTION, [A, B])
+    assert answer.usage.cache_read == 0
+    assert small.shared.store.nbytes == 0
+
+
+def test_stream_joined_is_the_answer_and_ends_with_usage(engine: FocusEngine) -> None:
+    pieces = list(engine.stream(QUESTION, [A], max_new_tokens=8))
+    assert "".join(piece.text for piece in pieces) == engine.generate(QUESTION, [A], max_new_tokens=8).text
+    assert [piece.finish_reason for piece in pieces[:-1]] == [None] * (len(pieces) - 1)
+    assert pieces[-1].finish_reason == "length"
+    assert pieces[-1].usage is not None
+    assert pieces[-1].usage.output_tokens == 8
+
+
+def test_batch_equals_one_by_one_with_prompts_and_answers_of_any_length(engine: FocusEngine) -> None:
+    questions = ["Why?", "A much longer question about the second of the documents?", "Where is the end"]
+    stop = engine.generate(questions[0], [A, B], max_new_tokens=12).text[2:5]  # ends the first answer early
+    batch = engine.generate(questions, [A, B], max_new_tokens=12, stop=stop)
+    alone = [engine.generate(question, [A, B], max_new_tokens=12, stop=stop) for question in questions]
+    assert [answer.text for answer in batch] == [answer.text for answer in alone]
+    assert [answer.usage.output_tokens for answer in batch] == [answer.usage.output_tokens for answer in alone]
+    assert len({answer.usage.output_tokens for answer in alone}) > 1, "all answers ended together"
+
+
+def test_batch_of_long_prompts_with_different_chunks(engine: FocusEngine) -> None:
+    prompts = [A + B + "and so", C + A + B + "it ends"]
+    batch = engine.generate(prompts, max_new_tokens=6, chat_template=False)
+    assert [a.text for a in batch] == [engine.generate(p, max_new_tokens=6, chat_template=False).text for p in prompts]
+    assert all(answer.usage.chunks > 1 for answer in batch)
+
+
+def test_short_texts_are_read_by_the_plain_model() -> None:
+    plain = make_engine(plain_up_to=400)
+    answer = plain.generate(QUESTION, [C], max_new_tokens=8)
+    ids = plain.tokenizer(f"user: {QUESTION}\nassistant:", add_special_tokens=False)["input_ids"]
+    row = torch.tensor([[1, *plain.tokenizer(C, add_special_tokens=False)["input_ids"], 1, *ids]])
+    expected = plain.focus.model.generate(row, max_new_tokens=8, do_sample=False)[0, row.shape[1] :]
+    assert answer.usage.chunks == 0
+    assert answer.text == plain.tokenizer.decode(expected, skip_special_tokens=True).lstrip()
+
+
+def test_messages_and_system_prompt_go_through_the_chat_template(engine: FocusEngine) -> None:
+    as_messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": QUESTION}]
+    by_option = engine.generate(QUESTION, [A], system="Be brief.", max_new_tokens=8)
+    assert engine.generate(as_messages, [A], max_new_tokens=8).text == by_option.text
+    assert by_option.usage.input_tokens > engine.generate(QUESTION, [A], max_new_tokens=8).usage.input_tokens
+
+
+def test_end_of_sequence_ends_the_answer(engine: FocusEngine) -> None:
+    usual = engine.generate(QUESTION, [A], max_new_tokens=8)
+    first = next(iter(engine.stream(QUESTION, [A], max_new_tokens=1, chat_template=False)))
+    ids = engine.tokenizer(first.text, add_special_tokens=False)["input_ids"]
+    engine._eos = frozenset(ids)
+    answer = engine.generate(QUESTION, [A], max_new_tokens=8, chat_template=False)
+    assert (answer.text, answer.finish_reason, answer.usage.output_tokens) == ("", "stop", 1)
+    assert usual.finish_reason == "length"
+
+
+def test_seed_repeats_an_answer_and_another_seed_does_not(engine: FocusEngine) -> None:
+    def drawn(seed: int) -> str:
+        return engine.generate(QUESTION, [A], max_new_tokens=20, temperature=1.5, seed=seed).text
+
+    assert drawn(1) == drawn(1)
+    assert drawn(1) != drawn(2)
+
+
+def test_two_open_streams_of_one_thread_do_not_disturb_each_other(engine: FocusEngine) -> None:
+    """A lock held for a whole stream would hang here."""
+    streams = [engine.stream(QUESTION, [text], max_new_tokens=8) for text in (A, B)]
+    texts = ["", ""]
+    alive: list[tuple[int, Iterator[object]]] = list(enumerate(streams))
+    while alive:
+        for index, stream in list(alive):
+            piece = next(stream, None)
+            if piece is None:
+                alive.remove((index, stream))
+            else:
+                texts[index] += piece.text  # type: ignore[attr-defined]
+    assert texts == [cold(QUESTION, [A]), cold(QUESTION, [B])]
+
+
+def test_closing_a_stream_leaves_the_engine_free(engine: FocusEngine) -> None:
+    stream = engine.stream(QUESTION, [A], max_new_tokens=50)
+    next(stream)
+    stream.close()
+    assert not engine.shared.turn.locked()
+    assert engine.generate(QUESTION, [A], max_new_tokens=8).text == cold(QUESTION, [A])
+
+
+def test_threads_get_their_own_answers(engine: FocusEngine) -> None:
+    expected = {text: cold(QUESTION, [text]) for text in (A, B, C)}
+    wrong: list[str] = []
+
+    def work(text: str) -> None:
+        for _ in range(3):
+            if engine.generate(QUESTION, [text], max_new_tokens=8).text != expected[text]:
+                wrong.append(text)
+
+    threads = [threading.Thread(target=work, args=(text,)) for text in (A, B, C)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_report_counts_chunks(engine: FocusEngine) -> None:
+    seen: list[tuple[int, int]] = []
+    engine.prepare([A, B], report=lambda done, total: seen.append((done, total)))
+    assert seen[-1][0] == seen[-1][1] == 3 + 3
+
+
+def test_every_document_is_seen_once_and_in_order(engine: FocusEngine) -> None:
+    prepared = engine.prepare([A, B])
+    assert len(prepared) == 2
+    assert prepared.tokens == len(A) + len(B)
+    assert engine.tokenizer.decode(prepared.texts[0]) == A
+
+
+@pytest.mark.parametrize("documents", [["text", "  \n "], [""], []])
+def test_empty_documents_are_refused(engine: FocusEngine, documents: list[str]) -> None:
+    with pytest.raises(DocumentError, match="empty"):
+        engine.generate(QUESTION, documents)
+
+
+def test_foreign_document_types_and_foreign_handles_are_refused(engine: FocusEngine) -> None:
+    with pytest.raises(DocumentError, match="Document 2 of 2 is a int"):
+        engine.generate(QUESTION, ["text", 3])  # type: ignore[list-item]
+    with pytest.raises(DocumentError, match="another"):
+        engine.generate(QUESTION, PreparedDocuments(([5, 6],), "another model"))
+
+
+def test_what_does_not_fit_is_refused_before_any_work(engine: FocusEngine) -> None:
+    read: list[int] = []
+    with pytest.raises(ContextOverflowError, match=r"memory of \d+ chunks.*512 positions"):
+        list(engine.stream(QUESTION, ["x" * 64 * 500], max_new_tokens=8, report=lambda done, _: read.append(done)))
+    with pytest.raises(ContextOverflowError, match="max_new_tokens=500"):
+        engine.generate(QUESTION, [A], max_new_tokens=500)
+    assert read == []
+    assert engine.shared.store.nbytes == 0
+
+
+def test_documents_larger_than_the_memory_are_refused(engine: FocusEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device_module, "free_memory", lambda _: 1000)
+    with pytest.raises(OutOfMemoryError, match="GiB are free on cpu"):
+        engine.generate(QUESTION, [A], max_new_tokens=8)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_new_tokens": 0}, "max_new_tokens=0"),
+        ({"max_new_tokens": -3}, "max_new_tokens=-3"),
+        ({"stop": ["a", ""]}, "empty string"),
+        ({"temperature": -1.0}, "temperature=-1.0"),
+        ({"top_p": 0.0}, "top_p=0.0"),
+    ],
+)
+def test_impossible_options_are_refused(engine: FocusEngine, options: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        engine.generate(QUESTION, [A], **options)
+
+
+def test_unknown_options_and_empty_questions_are_refused(engine: FocusEngine) -> None:
+    with pytest.raises(TypeError, match="temprature"):
+        engine.generate(QUESTION, [A], temprature=1.0)
+    with pytest.raises(ConfigError, match="empty"):
+        engine.generate("", [A], chat_template=False)
+
+
+def test_weights_are_shared_by_engines_of_one_name(model_folder: Path) -> None:
+    first = FocusEngine.from_pretrained(model_folder, device="cpu")
+    second = FocusEngine.from_pretrained(model_folder, device="cpu", config=FocusConfig(chunk_size=32))
+    assert second.focus.model is first.focus.model
+    assert second.config.chunk_size != first.config.chunk_size
+    first.prepare([A])
+    assert second.generate(QUESTION, [A], max_new_tokens=2).text is not None

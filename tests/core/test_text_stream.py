@@ -1,0 +1,64 @@
+"""Text comes out piece by piece, whole characters only, and nothing of a stop string ever shows."""
+
+from __future__ import annotations
+
+import pytest
+
+from focus_core.text_stream import TextStream
+from tests.tiny import byte_tokenizer
+
+TOKENIZER = byte_tokenizer()
+
+
+def _pieces(text: str, **options: object) -> tuple[list[str], TextStream]:
+    stream = TextStream(TOKENIZER, **options)  # type: ignore[arg-type]
+    pieces = []
+    for token in TOKENIZER(text, add_special_tokens=False)["input_ids"]:
+        pieces.append(stream.push(token))
+        if stream.stopped:
+            break
+    return [*pieces, stream.finish()], stream
+
+
+def test_characters_of_many_tokens_come_out_whole() -> None:
+    pieces, _ = _pieces("naïve 漢字 🦊!")
+    assert "".join(pieces) == "naïve 漢字 🦊!"
+    assert not any("\ufffd" in piece for piece in pieces)
+
+
+@pytest.mark.parametrize("stop", ["STOP", "S", "TOP now", "P n"])
+def test_stop_string_over_several_tokens_never_leaks(stop: str) -> None:
+    text = "before STOP now after"
+    pieces, stream = _pieces(text, stop=[stop])
+    assert "".join(pieces) == text[: text.index(stop)]
+    assert stream.stopped
+
+
+def test_earliest_of_several_stop_strings_wins() -> None:
+    pieces, _ = _pieces("one two three", stop=["three", "two"])
+    assert "".join(pieces) == "one "
+
+
+def test_beginning_of_a_stop_string_that_does_not_come_is_given_back() -> None:
+    pieces, stream = _pieces("ab### abc##", stop=["####"])
+    assert "".join(pieces) == "ab### abc##"
+    assert not stream.stopped
+
+
+def test_text_is_not_held_back_without_need() -> None:
+    """With a stop string of two characters at most one character may wait."""
+    stream = TextStream(TOKENIZER, stop=["\n\n"])
+    shown = "".join(stream.push(token) for token in TOKENIZER("Hello", add_special_tokens=False)["input_ids"])
+    assert shown == "Hello"
+
+
+def test_space_at_the_start_is_dropped_once() -> None:
+    pieces, _ = _pieces("  \n 4 8", strip_start=True)
+    assert "".join(pieces) == "4 8"
+
+
+def test_unfinished_character_at_the_end_is_shown_as_such() -> None:
+    stream = TextStream(TOKENIZER)
+    first = TOKENIZER("漢", add_special_tokens=False)["input_ids"][0]
+    assert stream.push(first) == ""
+    assert stream.finish() == "\ufffd"
