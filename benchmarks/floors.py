@@ -15,7 +15,10 @@ context the whole last layer for the last token only.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+from transformers import LlamaConfig
 
 from benchmarks.machine import Rates
 
@@ -30,7 +33,19 @@ class Shape:
     kv_heads: int
     intermediate: int
     vocabulary: int
-    tied: bool
+
+    def config(self, window: int) -> LlamaConfig:
+        """A model of this shape that knows `window` positions."""
+        return LlamaConfig(
+            hidden_size=self.hidden,
+            num_hidden_layers=self.layers,
+            num_attention_heads=self.heads,
+            num_key_value_heads=self.kv_heads,
+            intermediate_size=self.intermediate,
+            vocab_size=self.vocabulary,
+            max_position_embeddings=window,
+            rope_parameters={"rope_type": "default", "rope_theta": 500000.0},
+        )
 
     @property
     def head_dim(self) -> int:
@@ -67,14 +82,16 @@ class Work:
     flops: float
     bytes: float
 
-    def seconds(self, rates: Rates) -> float:
-        return max(self.flops / rates.flops, self.bytes / rates.bytes)
+
+def seconds(passes: Sequence[Work], rates: Rates) -> float:
+    """The floor of passes that follow each other."""
+    return sum(max(work.flops / rates.flops, work.bytes / rates.bytes) for work in passes)
 
 
 # --- the method -----------------------------------------------------------------------------------------------------
 
 
-def prefill(s: Shape, itemsize: int, chunks: list[int]) -> Work:
+def prefill(s: Shape, itemsize: int, chunks: Sequence[int]) -> Work:
     """Keys and values of all layers but the last, for every token of every chunk."""
     full = s.layers - 2
     linear = 2 * sum(chunks) * (full * s.layer + s.keys_values)
@@ -82,7 +99,7 @@ def prefill(s: Shape, itemsize: int, chunks: list[int]) -> Work:
     return Work(linear + full * s.pairs(pairs), itemsize * (full * s.layer + s.keys_values))
 
 
-def candidates(s: Shape, itemsize: int, chunks: list[int], new: int, behind: int) -> Work:
+def candidates(s: Shape, itemsize: int, chunks: Sequence[int], new: int, behind: int) -> Work:
     """`new` tokens appended to every chunk and to `behind` earlier tokens of the dynamic prompt; the last condenses."""
     full, rows = s.layers - 2, len(chunks)
     ordinary = 2 * rows * (new - 1) * (full * s.layer + s.keys_values)
@@ -108,19 +125,15 @@ def local_pass(s: Shape, itemsize: int, slots: int, tokens: int) -> Work:
 # --- the alternatives -----------------------------------------------------------------------------------------------
 
 
-def one_by_one(s: Shape, itemsize: int, chunks: list[int], new: int, behind: int) -> list[Work]:
-    """The candidates of `candidates`, but every chunk is a pass of its own, through the whole model."""
-    return [
-        Work(
-            2 * new * s.layers * s.layer + s.layers * s.pairs(new * (tokens + behind) + _causal(new)),
-            itemsize * s.layers * (s.layer + s.attention + s.cached(tokens + behind)),
-        )
-        for tokens in chunks
-    ]
+def one_chunk(s: Shape, itemsize: int, new: int, behind: int) -> Work:
+    """The authors' way: `new` tokens of one row behind `behind` cached ones, the last of them a candidate."""
+    linear = 2 * new * s.layers * s.layer
+    attention = s.layers * s.pairs(new * behind + _causal(new))
+    return Work(linear + attention, itemsize * s.layers * (s.layer + s.attention + s.cached(behind)))
 
 
 def full_attention(s: Shape, itemsize: int, new: int, behind: int) -> Work:
-    """`new` tokens behind `behind` cached ones, up to the next token's logits."""
+    """The plain model: `new` tokens behind `behind` cached ones, up to the next token's logits."""
     head = s.hidden * s.vocabulary
     linear = 2 * (new * s.layers * s.layer + head)
     attention = s.layers * s.pairs(new * behind + _causal(new))

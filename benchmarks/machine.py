@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import os
 import platform
-import resource
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -28,12 +27,13 @@ class Rates:
 
 
 
-def conditions(device: torch.device) -> dict[str, Any]:
+def conditions(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
     """What the numbers depend on and the arguments do not say."""
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "cpu": _cpu_model(),
         "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+        "dtype": str(dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
         "load_before": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "python": platform.python_version(),
@@ -51,34 +51,39 @@ def now(device: torch.device) -> float:
 
 @dataclass
 class Peak:
-    """`bytes` is filled when `peak_memory` ends; `None` where the system cannot tell."""
+    """Filled when `peak_memory` ends; `None` where the system cannot tell.
 
-    bytes: int | None = None
+    Attributes:
+        before: bytes taken already: the model, and the process around it
+        highest: the most bytes taken at any time
+    """
+
+    before: int | None = None
+    highest: int | None = None
 
 
 @contextmanager
 def peak_memory(device: torch.device) -> Iterator[Peak]:
-    """The most memory taken at any time within: of the GPU, or of the process where there is none."""
-    peak = Peak()
+    """Memory taken within: of the GPU, or of the process (its resident set) where there is none."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
+        peak = Peak(torch.cuda.memory_allocated(device))
         yield peak
-        peak.bytes = torch.cuda.max_memory_allocated(device)
-    else:
-        resets = _reset_peak_resident()
-        yield peak
-        peak.bytes = _peak_resident() if resets else None
+        peak.highest = torch.cuda.max_memory_allocated(device)
+        return
+    with suppress(OSError):  # only Linux has it
+        Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
+    peak = Peak(_process_bytes("VmRSS"))
+    yield peak
+    peak.highest = _process_bytes("VmHWM")
 
 
-def _reset_peak_resident() -> bool:
+def _process_bytes(field: str) -> int | None:
     with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-        return True
-    return False
-
-
-def _peak_resident() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith(field):
+                return int(line.split()[1]) * 1024
+    return None
 
 
 def _cpu_model() -> str:
@@ -89,17 +94,18 @@ def _cpu_model() -> str:
     return platform.processor() or platform.machine()
 
 
-def measure_rates(s: Shape, rows: int, *, device: torch.device, dtype: torch.dtype) -> Rates:
+def measure_rates(widest: tuple[int, int], rows: int, *, device: torch.device, dtype: torch.dtype) -> Rates:
     """Matrix rate and bandwidth of `device`, the best of several tries, as a floor wants it.
 
     Args:
-        rows: tokens that pass the model together in a decode step
+        widest: inputs and outputs of the model's widest map
+        rows: tokens that pass it together in a decode step
     """
     size = 8192 if device.type == "cuda" else 2048
-    wide = torch.randn(s.intermediate, s.hidden, device=device, dtype=dtype)
+    inputs, outputs = widest
     return Rates(
         flops=_matmul_rate(torch.randn(size, size, device=device, dtype=dtype), size, device),
-        flops_real_shape=_matmul_rate(wide, rows, device),
+        flops_real_shape=_matmul_rate(torch.randn(outputs, inputs, device=device, dtype=dtype), rows, device),
         bytes=_bandwidth(device),
     )
 

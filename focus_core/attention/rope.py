@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections import defaultdict
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -26,7 +27,8 @@ class RotaryPositions:
         layers_of: dict[str | None, list[int]] = defaultdict(list)
         for index, attention in enumerate(parts.attentions):
             if getattr(attention, "use_rope", True):
-                layers_of[attention.config.layer_types[index] if self._typed else None].append(index)
+                kind = cast(Any, attention).config.layer_types[index] if self._typed else None
+                layers_of[kind].append(index)
         self._layers_of = dict(layers_of)
 
     def move(self, keys: Tensor, distance: Tensor) -> Tensor:

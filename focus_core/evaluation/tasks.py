@@ -114,7 +114,7 @@ def passage_sheet(engine: FocusEngine, haystack: Haystack, rng: random.Random, t
     """Five passages to be continued verbatim from their first words."""
     text = "".join(_spaced(sentence) for sentence in haystack.sentences(rng, tokens))
     words = text.split(" ")
-    trials = []
+    trials: list[Trial] = []
     while len(trials) < 5:
         start = rng.randrange(len(words) - 80)
         ids = engine.tokenizer(" ".join(words[start : start + 60]), add_special_tokens=False)["input_ids"]

@@ -14,6 +14,7 @@ from focus_core.errors import ConfigError
 
 OBJECTIVES = ("continuation", "reconstruction", "answering")
 _PRECISIONS = ("no", "bf16", "fp16")
+_OPTIMIZERS = ("adamw", "muon")
 # What may differ between a run and its continuation without changing a single weight.
 _FREE_TO_CHANGE = (
     *("model", "output", "data", "used_with", "recompute", "device"),
@@ -37,6 +38,7 @@ class TrainingConfig:
     final_share: float = 0.0  # of the learning rate, at the end of the cosine
     weight_decay: float = 0.0
     betas: tuple[float, float] = (0.9, 0.999)
+    optimizer: str = "adamw"  # "muon": Muon for matrices, AdamW for biases; several times as fast on small models
     max_gradient_norm: float = 1.0
     accumulation: int = 8  # examples per step and process
     mixed_precision: str = "bf16"
@@ -73,6 +75,10 @@ class TrainingConfig:
         _require(
             self.mixed_precision in _PRECISIONS,
             f"mixed_precision={self.mixed_precision!r}: use one of {', '.join(map(repr, _PRECISIONS))}.",
+        )
+        _require(
+            self.optimizer in _OPTIMIZERS,
+            f"optimizer={self.optimizer!r}: use one of {', '.join(map(repr, _OPTIMIZERS))}.",
         )
         self._check_objectives()
 
@@ -138,7 +144,7 @@ class TrainingConfig:
 _TUPLES = ("data", "betas", "chunk_sizes", "local_lengths", "dynamic_prompts")
 _NUMBERS = ("learning_rate", "final_share", "weight_decay", "max_gradient_norm")
 _PLAIN: dict[str, tuple[type, ...]] = {
-    **dict.fromkeys(("model", "adapter", "mixed_precision", "device", "dtype"), (str,)),
+    **dict.fromkeys(("model", "adapter", "mixed_precision", "optimizer", "device", "dtype"), (str,)),
     **dict.fromkeys(
         ("rank", "steps", "warm_up", "accumulation", "seed", "max_chunks", "targets_per_span", "save_every"), (int,)
     ),

@@ -93,17 +93,25 @@ def learning_rate(config: TrainingConfig, step: int) -> float:
     return config.learning_rate * share
 
 
+def _optimizers(config: TrainingConfig, parameters: list[torch.nn.Parameter]) -> list[torch.optim.Optimizer]:
+    rate, decay = config.learning_rate, config.weight_decay
+    matrices = [parameter for parameter in parameters if parameter.ndim == 2 and config.optimizer == "muon"]
+    others = [parameter for parameter in parameters if parameter.ndim != 2 or config.optimizer != "muon"]
+    chosen: list[torch.optim.Optimizer] = []
+    if matrices:
+        chosen.append(torch.optim.Muon(matrices, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw"))
+    if others:
+        chosen.append(torch.optim.AdamW(others, lr=rate, betas=config.betas, weight_decay=decay))
+    return chosen
+
+
 class _Run:
     """One training run: what is made once, and the loop."""
 
     def __init__(self, config: TrainingConfig, accelerator: Accelerator, focus: FocusModel, base_id: str) -> None:
         self.config, self.accelerator, self.focus, self.base_id = config, accelerator, focus, base_id
         loss = FocusLoss(focus, recompute=config.recompute)
-        decay = config.weight_decay
-        optimizer = torch.optim.AdamW(
-            loss.parameters(), lr=config.learning_rate, betas=config.betas, weight_decay=decay
-        )
-        self.loss, self.optimizer = accelerator.prepare(loss, optimizer)
+        self.loss, *self.optimizers = accelerator.prepare(loss, *_optimizers(config, list(loss.parameters())))
         config.output.mkdir(parents=True, exist_ok=True)
 
     def to_the_end(self, examples: Examples, evaluate: Evaluate | None) -> Path:
@@ -126,8 +134,9 @@ class _Run:
     def _step(self, step: int, ready: Iterator[TrainingExample], log: LossLog) -> None:
         """One optimizer step over `accumulation` examples."""
         rate = learning_rate(self.config, step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
         norm = 0.0
         for example in islice(ready, self.config.accumulation):
             with self.accelerator.accumulate(self.loss):
@@ -137,8 +146,9 @@ class _Run:
                     norm = float(
                         self.accelerator.clip_grad_norm_(self.loss.parameters(), self.config.max_gradient_norm)
                     )
-                self.optimizer.step()
-                self.optimizer.zero_grad()
+                for optimizer in self.optimizers:
+                    optimizer.step()
+                    optimizer.zero_grad()
             log.example(example.objective, loss.item(), example.num_targets)
         if not math.isfinite(norm) and self.config.mixed_precision != "fp16":
             raise FocusError(f"Step {step + 1}: the gradient is {norm}. Lower learning_rate, or look at the data.")
@@ -164,7 +174,7 @@ class _Run:
             "done": done,
             "config": self.config.fingerprint(),
             "projections": self.focus.projections.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "scaler": None if scaler is None else scaler.state_dict(),
             "random": {"torch": torch.get_rng_state(), "python": random.getstate()},
         }
@@ -195,7 +205,8 @@ class _Run:
                 "or delete it to start again."
             )
         self.focus.projections.load_state_dict(state["projections"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
         if self.accelerator.scaler is not None and state["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         torch.set_rng_state(state["random"]["torch"])

@@ -41,9 +41,9 @@ class Level:
 # With many chunks the difficulty is to know, in all the others, that the fact is not there: so many small ones, early.
 LEVELS = (
     Level(0.00, 1024, (48, 256)),
-    Level(0.05, 3072, (32, 512)),
-    Level(0.15, 6144, (32, 896)),
-    Level(0.70, 10240, (48, 1024)),
+    Level(0.05, 2048, (32, 512)),
+    Level(0.20, 4096, (32, 896)),
+    Level(0.60, 8192, (48, 1024)),
 )
 
 
@@ -59,7 +59,8 @@ class Examples:
         progress = number / self.total * (1.0 if rng.random() < 0.8 else rng.random())
         level = [level for level in LEVELS if level.start <= progress][-1]
         size = _log_uniform(rng, *level.chunk_sizes)
-        tokens = size * _log_uniform(rng, 1, max(2, level.tokens // size))
+        most = max(2, level.tokens // size)
+        tokens = size * (_log_uniform(rng, 1, most) if rng.random() < 0.6 else rng.randint(1, most))
         layout = self._layout(size)
         ids, present, text = self._document(rng, tokens)
         questions = self._questions(rng, layout, present, text)
@@ -70,7 +71,7 @@ class Examples:
         return TextLayout(config.resolve(2048), self.sampler.bos)
 
     def _document(self, rng: random.Random, tokens: int) -> tuple[list[int], list[facts.Fact], str]:
-        count = rng.choice((1, 2, rng.randint(1, 12), rng.randint(1, 40)))
+        count = rng.choice((1, 1, 2, rng.randint(1, 6), rng.randint(1, 20)))
         count = max(1, min(count, tokens // 32))
         chosen = self.sampler.facts(rng, count) or self.sampler.facts(rng, count + 2)
         hidden = sum(60 if fact.kind == "fact" else 25 for fact in chosen)
@@ -83,8 +84,8 @@ class Examples:
     def _questions(
         self, rng: random.Random, layout: TextLayout, present: list[facts.Fact], text: str
     ) -> list[Question]:
-        asked: list[facts.Fact | None] = list(rng.sample(present, min(len(present), 6)))
-        asked += [None] * (1 if asked else 4)
+        asked: list[facts.Fact | None] = list(rng.sample(present, min(len(present), 4)))
+        asked += [None] * (1 if asked else 3)
         questions = []
         for fact in asked:
             prompt, answer, _ = self.sampler.task(rng, fact, text)
@@ -106,8 +107,8 @@ def main() -> None:
     parser.add_argument("--text", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=Path("runs/embedded/adapter"))
     parser.add_argument("--steps", type=int, default=2000)
-    parser.add_argument("--accumulation", type=int, default=2)
-    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--accumulation", type=int, default=1)
+    parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--optimizer", default="muon")
     parser.add_argument("--precision", default="bf16")
     parser.add_argument("--seed", type=int, default=0)

@@ -101,6 +101,16 @@ def test_stopped_and_resumed_is_bitwise_the_run_without_a_stop(
     assert losses(tmp_path) == losses(straight[1])
 
 
+def test_muon_resumes_exactly_too(tmp_path: Path) -> None:
+    """It has two optimizers to save: one for matrices, one for biases."""
+    straight, resumed = focus_model(), focus_model()
+    train(config_for(tmp_path / "straight", optimizer="muon"), model=straight, examples=numbered)
+    with pytest.raises(KeyboardInterrupt):
+        train(config_for(tmp_path / "resumed", optimizer="muon"), model=focus_model(), examples=StopsAt(7))
+    train(config_for(tmp_path / "resumed", optimizer="muon"), model=resumed, examples=numbered)
+    assert all(torch.equal(weights(resumed)[name], tensor) for name, tensor in weights(straight).items())
+
+
 def test_an_iterable_goes_on_where_it_stopped(straight: tuple[FocusModel, Path], tmp_path: Path) -> None:
     examples = [numbered(number) for number in range(12)]
     with pytest.raises(KeyboardInterrupt):
