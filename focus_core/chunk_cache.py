@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-_PROMPT_GROWTH = 64  # columns added when an answer outgrows the room reserved for it
+_PROMPT_STEP = 32  # columns of a prompt are reserved in multiples of this: a copy every so many tokens
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,37 +80,56 @@ class PromptCache:
     """Keys and values of what follows every chunk: the dynamic prompt and the tokens generated so far.
 
     Attributes:
-        keys: `[layers - 1, chunks * questions, kv_heads, capacity, head_dim]`, chunk-major
+        keys: of each layer but the last, `[chunks * questions, kv_heads, capacity, head_dim]`, chunk-major
         values: like `keys`
         length: columns in use. The last of them is the candidate's, which the next step overwrites, because it
             reads that token again as an ordinary one
         padding: `[questions]`, unused columns at the left of each question
     """
 
-    keys: Tensor
-    values: Tensor
+    keys: list[Tensor]
+    values: list[Tensor]
     padding: Tensor
     length: int = 0
 
+    @classmethod
+    def empty(
+        cls, layers: int, shape: tuple[int, int, int], *, dtype: torch.dtype, device: torch.device, padding: Tensor
+    ) -> PromptCache:
+        """Without room yet; `shape` is rows, kv_heads, head_dim."""
+        rows, kv_heads, dim = shape
+        keys, values = ([torch.empty(rows, kv_heads, 0, dim, dtype=dtype, device=device)] * layers for _ in range(2))
+        return cls(keys, values, padding.to(device))
+
+    @property
+    def nbytes(self) -> int:
+        return sum(states.nbytes for states in (*self.keys, *self.values))
+
     def reserve(self, columns: int) -> None:
-        """Set `length` to `columns`; room is made in steps, so that few calls copy this (small) cache."""
-        missing = columns - self.keys.shape[3]
-        if missing > 0:
-            room = max(missing, _PROMPT_GROWTH)
-            self.keys = torch.nn.functional.pad(self.keys, (0, 0, 0, room))
-            self.values = torch.nn.functional.pad(self.values, (0, 0, 0, room))
+        """Set `length` to `columns`, and make room where there is none.
+
+        Room is made in steps, so that few calls copy, and layer by layer, so that never more than one layer's keys
+        exist twice.
+        """
+        if columns > self.keys[0].shape[2]:
+            capacity = (columns // _PROMPT_STEP + 1) * _PROMPT_STEP
+            for states in (self.keys, self.values):
+                for layer, old in enumerate(states):
+                    states[layer] = old.new_empty(*old.shape[:2], capacity, old.shape[3])
+                    states[layer][:, :, : self.length] = old[:, :, : self.length]
         self.length = columns
 
     def rows(self, rows: slice) -> PromptCache:
         """A view of some of the rows."""
-        return PromptCache(self.keys[:, rows], self.values[:, rows], self.padding, self.length)
+        keys, values = ([layer[rows] for layer in states] for states in (self.keys, self.values))
+        return PromptCache(keys, values, self.padding, self.length)
 
     def select_questions(self, keep: Tensor) -> PromptCache:
         """The same cache with only the questions whose indices are in `keep`."""
         questions = len(self.padding)
 
-        def kept(states: Tensor) -> Tensor:
-            return states.unflatten(1, (-1, questions))[:, :, keep].flatten(1, 2)
+        def kept(states: list[Tensor]) -> list[Tensor]:
+            return [layer.unflatten(0, (-1, questions))[:, keep].flatten(0, 1) for layer in states]
 
         return PromptCache(kept(self.keys), kept(self.values), self.padding[keep], self.length)
 

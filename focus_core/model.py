@@ -301,8 +301,8 @@ class FocusModel:
             candidates[0][layer], candidates[1][layer] = keys[:, :, -1], values[:, :, -1]
             if layer == last:
                 return keys, values
-            prompt.keys[layer, :, :, columns], prompt.values[layer, :, :, columns] = keys, values
-            return prompt.keys[layer, :, :, : prompt.length], prompt.values[layer, :, :, : prompt.length]
+            prompt.keys[layer][:, :, columns], prompt.values[layer][:, :, columns] = keys, values
+            return prompt.keys[layer][:, :, : prompt.length], prompt.values[layer][:, :, : prompt.length]
 
         cache = PassCache(self.parts.num_layers, store, last=last, run_through=self._run_through)
         position_ids = positions.flatten()[:, None] + torch.arange(1 - new, 1, device=self.device)
@@ -323,11 +323,14 @@ class FocusModel:
 
     def _prompt_of(self, cache: ChunkCache, token_ids: Tensor, padding: Tensor | None) -> PromptCache:
         if cache.prompt is None:
-            questions, columns = token_ids.shape
-            padding = torch.zeros(questions, dtype=torch.long) if padding is None else padding
-            shape = (self.parts.num_layers - 1, cache.chunks * questions, self.parts.kv_heads, columns)
-            states = [torch.empty(*shape, self.parts.head_dim, dtype=self.dtype, device=self.device) for _ in range(2)]
-            cache.prompt = PromptCache(states[0], states[1], padding.to(self.device))
+            questions = len(token_ids)
+            cache.prompt = PromptCache.empty(
+                self.parts.num_layers - 1,
+                (cache.chunks * questions, self.parts.kv_heads, self.parts.head_dim),
+                dtype=self.dtype,
+                device=self.device,
+                padding=torch.zeros(questions, dtype=torch.long) if padding is None else padding,
+            )
         return cache.prompt
 
     def require_memory_for(self, lengths: Sequence[int]) -> None:

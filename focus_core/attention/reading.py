@@ -1,8 +1,10 @@
 """How candidates read: attention over a chunk's stored keys and values and over the dynamic prompt behind it.
 
-The two lie in different tensors, so that chunks are never copied to make room for a question. Scores over both are
-computed apart and share one softmax. Query heads of a group, and the questions of a batch, are folded into the query
-dimension, so that keys and values are read once for all of them and grouped heads are never expanded.
+The two lie in different tensors, so that chunks are never copied to make room for a question. At a decode step, which
+only reads, scores over both are computed apart and share one softmax; query heads of a group, and the questions of a
+batch, are folded into the query dimension, so that keys and values are read once for all of them and grouped heads are
+never expanded. The dynamic prompt comes with many tokens, which compute so much over a chunk that a short-lived copy of
+a few chunks costs nothing: they take torch's fused attention.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any, Protocol, cast
 
 import torch
@@ -19,7 +22,10 @@ from transformers import AttentionInterface
 
 READER_ATTENTION = "focusllm_reader"
 
+KeysAndValues = tuple[Tensor, Tensor]
+
 _SCORES_PER_TILE = 1 << 22  # float32 scores held at a time, 16 MiB: about what a last-level cache keeps
+_MANY_TOKENS = 16  # so many new tokens make up for a copy of what they attend to
 
 
 class ChunkLayers(Protocol):
@@ -50,6 +56,12 @@ class ReaderPass:
     questions: int
     candidates: int
     visible: Tensor
+
+    @cached_property
+    def bias(self) -> Tensor:
+        """`visible` as what is added to scores: 0 or -inf, float32."""
+        zeros = torch.zeros(self.visible.shape, dtype=torch.float32, device=self.visible.device)
+        return zeros.masked_fill_(~self.visible, float("-inf"))
 
 
 # The one piece of ambient state: some families (StableLM) drop keyword arguments on the way to their attention.
@@ -85,26 +97,23 @@ def _reader_attention(
 
     `key` and `value` hold the prompt, `[rows, kv_heads, prompt, head_dim]`; masks come from the pass.
     """
-    current, layer = _reader_pass.get(), cast(int, module.layer_idx)
-    if layer >= current.runs[0].layers:
-        # The last layer, in a pass that may not end early: nobody reads what comes out of it.
-        return torch.zeros_like(query.transpose(1, 2)), None
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    bias = torch.zeros(current.visible.shape, dtype=torch.float32, device=query.device)
-    bias = bias.masked_fill_(~current.visible, float("-inf"))
-    output = torch.empty_like(query.transpose(1, 2))
-    row = 0
+    current = _reader_pass.get()
+    new = query.shape[2]
+    query = query * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    attend = partial(_attend_in_place, softcap=softcap) if new < _MANY_TOKENS or softcap else _attend_to_copies
+    layer = cast(int, module.layer_idx)
+    tiles, row = [], 0
     for run in current.runs:
         keys, values = run.layer(layer)
         step = _chunks_per_tile(query, current.questions, keys.shape[2] + key.shape[2])
         for start in range(0, run.chunks, step):
             stop = min(start + step, run.chunks)
             rows = slice((row + start) * current.questions, (row + stop) * current.questions)
-            chunk = keys[start:stop], values[start:stop]
-            tile = _attend(query[rows] * scale, chunk, (key[rows], value[rows]), bias, softcap)
-            output[rows] = tile.transpose(1, 2)
+            chunk, prompt = (keys[start:stop], values[start:stop]), (key[rows], value[rows])
+            tiles.append(attend(query[rows], chunk, prompt, current.bias))
         row += run.chunks
-    return output, None
+    output = tiles[0] if len(tiles) == 1 else torch.cat(tiles)
+    return output.transpose(1, 2), None
 
 
 def _chunks_per_tile(query: Tensor, questions: int, visible_tokens: int) -> int:
@@ -112,10 +121,10 @@ def _chunks_per_tile(query: Tensor, questions: int, visible_tokens: int) -> int:
     return max(1, _SCORES_PER_TILE // scores_per_chunk)
 
 
-def _attend(
-    query: Tensor, chunk: tuple[Tensor, Tensor], prompt: tuple[Tensor, Tensor], bias: Tensor, softcap: float | None
+def _attend_in_place(
+    query: Tensor, chunk: KeysAndValues, prompt: KeysAndValues, bias: Tensor, *, softcap: float | None
 ) -> Tensor:
-    """One softmax over chunk and prompt.
+    """One softmax over chunk and prompt, which are read where they lie.
 
     Args:
         query: scaled, `[chunks * questions, heads, new, head_dim]`
@@ -129,26 +138,48 @@ def _attend(
     """
     (chunk_keys, chunk_values), (prompt_keys, prompt_values) = chunk, prompt
     chunks, kv_heads, tokens, dim = chunk_keys.shape
-    questions, new, _ = bias.shape
+    questions, new, prompt_tokens = bias.shape
     # [chunks, questions, kv_heads, group * new, dim]: heads of a group share their keys
     grouped = query.reshape(chunks, questions, kv_heads, -1, dim)
 
     def fold(states: Tensor) -> Tensor:  # questions move beside the queries, so that a chunk is read once for all
         return states.transpose(1, 2).flatten(2, 3)
 
+    def unfold(states: Tensor) -> Tensor:
+        return states.unflatten(2, (questions, -1)).transpose(1, 2)
+
     prompt_keys, prompt_values = (s.unflatten(0, (chunks, questions)) for s in (prompt_keys, prompt_values))
-    over_chunk = fold(grouped) @ chunk_keys.transpose(-1, -2)
-    over_prompt = fold(grouped @ prompt_keys.transpose(-1, -2))
-    # Half-precision scores stay as they are: softmax sums in float32 by itself, and casting them costs more than it.
-    scores = torch.cat([over_chunk, over_prompt], dim=-1)
+    folded = fold(grouped)
+    scores = query.new_empty(*folded.shape[:3], tokens + prompt_tokens, dtype=torch.float32)
+    # Keys times queries: a matrix library makes more of many rows and few columns than of the reverse.
+    scores[..., :tokens] = (chunk_keys @ folded.transpose(-1, -2)).transpose(-1, -2)
+    scores[..., tokens:] = fold(grouped @ prompt_keys.transpose(-1, -2))
     if softcap is not None:
-        scores = torch.tanh(scores.float() / softcap) * softcap
-    by_token = scores.unflatten(2, (questions, -1, new))
-    by_token[..., tokens:] += bias[:, None]
-    weights = torch.softmax(scores, dim=-1).to(over_chunk.dtype)
-    from_chunk = weights[..., :tokens] @ chunk_values
-    from_prompt = weights[..., tokens:].unflatten(2, (questions, -1)).transpose(1, 2) @ prompt_values
-    attended = from_chunk.unflatten(2, (questions, -1)).transpose(1, 2) + from_prompt
+        scores = torch.tanh(scores / softcap) * softcap
+    scores.unflatten(2, (questions, -1, new))[..., tokens:] += bias[:, None]
+    weights = torch.softmax(scores, dim=-1).to(query.dtype)
+    attended = unfold(weights[..., :tokens] @ chunk_values) + unfold(weights[..., tokens:]) @ prompt_values
+    return attended.reshape(query.shape)
+
+
+def _attend_to_copies(query: Tensor, chunk: KeysAndValues, prompt: KeysAndValues, bias: Tensor) -> Tensor:
+    """The same, with keys and values of a tile copied behind each other for torch's fused attention.
+
+    Takes and returns what `_attend_in_place` does. Many queries share the copy, and no scores are held.
+    """
+    chunks, kv_heads, tokens, dim = chunk[0].shape
+    questions = len(bias)
+    keys, values = (
+        torch.cat([of_chunk.repeat_interleave(questions, dim=0), of_prompt], dim=2)
+        for of_chunk, of_prompt in zip(chunk, prompt, strict=True)
+    )
+    grouped = query.reshape(len(query), kv_heads, -1, dim)  # heads of a group share their keys
+    group = query.shape[1] // kv_heads
+    # One question's mask is the same for every chunk.
+    mask = nn.functional.pad(bias, (tokens, 0)).repeat(chunks if questions > 1 else 1, group, 1)
+    attended = nn.functional.scaled_dot_product_attention(
+        grouped, keys, values, attn_mask=mask[:, None].to(query.dtype), scale=1.0
+    )
     return attended.reshape(query.shape)
 
 

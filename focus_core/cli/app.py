@@ -15,6 +15,7 @@ from typer.core import TyperGroup
 
 from focus_core import __version__
 from focus_core.cli.ask import ask
+from focus_core.cli.evaluate import evaluate
 from focus_core.cli.info import info
 from focus_core.cli.train import train
 from focus_core.errors import FocusError
@@ -50,6 +51,7 @@ app = typer.Typer(
 app.command()(ask)
 app.command()(info)
 app.command()(train)
+app.command("eval")(evaluate)
 
 
 def _show_version(wanted: bool) -> None:

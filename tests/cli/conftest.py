@@ -1,4 +1,4 @@
-"""A tiny model with tokenizer and adapter in a folder, and a way to call the command line."""
+"""A tiny model in a folder, and a way to call the command line."""
 
 from __future__ import annotations
 
@@ -9,12 +9,19 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from focus_core.cli import app
+from tests.tiny import save_tiny_model
 
 
 class Focusllm(Protocol):
     """Runs `focusllm` with arguments, in this process."""
 
     def __call__(self, *arguments: str | Path, stdin: bytes = b"") -> Result: ...
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model, with its adapter in `adapter/`."""
+    return save_tiny_model(tmp_path_factory.mktemp("cli") / "model")
 
 
 @pytest.fixture

@@ -52,7 +52,7 @@ def pdf_with(text: str) -> bytes:
         *((text, "utf-16") for text in (FRENCH, JAPANESE)),
         (FRENCH, "utf-32"),
         *((text, "latin-1") for text in (FRENCH, SPANISH, GERMAN)),
-        ("“Déjà vu” – 30 €… it’s over. " * 3, "cp1252"),
+        ("The contract says “no” – it’s over. He paid 30 € at the café… " * 3, "cp1252"),
         (POLISH, "cp1250"),
         (CZECH, "cp1250"),
         (RUSSIAN, "cp1251"),
@@ -65,7 +65,9 @@ def test_encodings(text: str, encoding: str) -> None:
     assert decode_text(text.encode(encoding), name="x") == text
 
 
-@pytest.mark.parametrize("text", ["Café", "naïve façade", "£30", FRENCH * 50, "A plain text. " * 200 + "José"])
+@pytest.mark.parametrize(
+    "text", ["Café", "naïve façade", "It costs £30.", FRENCH * 50, "A plain text. " * 200 + "José"]
+)
 def test_western_texts_of_any_length(text: str) -> None:
     """Left to itself, charset_normalizer reads "crème" as "crčme", and a lone "Café" as Chinese."""
     assert decode_text(text.encode("latin-1"), name="x") == text

@@ -273,12 +273,27 @@ def test_plain_decoding(family: str) -> None:
 
 
 def test_long_answers(focus: FocusModel, reference: Reference) -> None:
-    """When an answer outgrows the reserved columns (twice here), keys already stored would be lost or misplaced."""
+    """When an answer outgrows the reserved columns, keys already stored would be lost or misplaced."""
     case = random_case([20, 20, 7], steps=140)
     logits = computed(focus, case)
     for step in (60, 64, 65, 66, 129, 140):
         wanted = reference.logits(case.chunks, case.prompt, case.local, case.generated[:step])
         assert_equal_logits(logits[step], wanted)
+
+
+def test_long_answers_of_several_questions(focus: FocusModel, reference: Reference) -> None:
+    """The same with padding in front, and after a question has left."""
+    questions = QUESTIONS[:3]
+    answers = [random_tokens(70, seed=seed) for seed in (41, 42, 43)]
+    locals_, prompts = [q.local for q in questions], [q.prompt for q in questions]
+    decoding = FocusDecoding(focus, prefilled(focus, CASE), locals_, prompts)
+    forced(decoding, [[answer[step] for answer in answers] for step in range(50)])
+    decoding.select_questions(torch.tensor([1, 2]))
+    for step in range(50, 70):
+        logits = decoding.step(torch.tensor([answers[1][step], answers[2][step]]))
+    for row, i in enumerate((1, 2)):
+        wanted = reference.logits(CASE.chunks, questions[i].prompt, questions[i].local, answers[i])
+        assert_equal_logits(logits[row], wanted)
 
 
 def test_up_to_the_last_position_of_a_sliding_window() -> None:

@@ -1,0 +1,66 @@
+"""`focusllm eval`: how often a model finds what is hidden in long texts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from focus_core.cli import options
+from focus_core.cli.loading import load_engine, read_documents, sign_of_life
+
+if TYPE_CHECKING:
+    from focus_core.evaluation.run import Result
+
+
+def evaluate(
+    task: Annotated[
+        list[str] | None, typer.Option(help="passkey, fact, facts, keys or passage; several times for several.")
+    ] = None,
+    tokens: Annotated[
+        list[int] | None, typer.Option(min=256, help="Length of the documents; several times for several.")
+    ] = None,
+    trials: Annotated[int, typer.Option(min=1, help="Questions per task and length.")] = 20,
+    seed: Annotated[int, typer.Option(help="Of documents and questions.")] = 0,
+    text: Annotated[
+        list[str] | None, typer.Option(metavar="FILE", help="Text to hide facts in. Default: generated sentences.")
+    ] = None,
+    control: Annotated[
+        bool, typer.Option("--control", help="Also ask the plain model, with the text cut to its window.")
+    ] = False,
+    model: options.Model = None,
+    adapter: options.Adapter = None,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    chunk_size: options.ChunkSize = None,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write the results as JSON lines.")] = None,
+) -> None:
+    """Measure how often a model answers questions about long texts right. Every trial is seeded."""
+    with sign_of_life("starting"):
+        from focus_core.evaluation.run import evaluate as run
+        from focus_core.evaluation.tasks import TASKS, Haystack, task_named
+    chosen = task or list(TASKS)
+    for name in chosen:
+        task_named(name)
+    texts = read_documents(text or [])
+    engine = load_engine(model, adapter, device, dtype, chunk_size=chunk_size)
+    haystack = Haystack(engine, texts)
+    typer.echo(f"{'task':<9}{'reader':<7}{'tokens':>9}{'trials':>8}{'right':>8}   95 % interval   s/document")
+    for name in chosen:
+        for length in tokens or [1_000, 4_000, 16_000]:
+            for cut in (False, True) if control else (False,):
+                with sign_of_life(f"{name}, {length:,} tokens"):
+                    result = run(engine, name, length, trials=trials, seed=seed, haystack=haystack, cut=cut)
+                typer.echo(_line(result))
+                if out is not None:
+                    with out.open("a", encoding="utf-8") as file:
+                        file.write(json.dumps(result.as_dict()) + "\n")
+
+
+def _line(result: Result) -> str:
+    return (
+        f"{result.task:<9}{result.reader:<7}{result.tokens:>9,}{result.trials:>8}{result.accuracy:>8.0%}"
+        f"   {result.low:>5.0%} – {result.high:<5.0%}  {result.seconds:>9.2f}"
+    )

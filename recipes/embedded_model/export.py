@@ -1,0 +1,38 @@
+"""Step 5: puts base, tokenizer and adapter into the package: ``python -m recipes.embedded_model.export``."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from focus_core.checkpoint import load_adapter, save_adapter
+from focus_core.registry import EMBEDDED_FOLDER
+
+LIMIT = 15_000_000  # bytes, model, adapter and tokenizer together
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--base", type=Path, default=Path("runs/embedded/base"))
+    parser.add_argument("--adapter", type=Path, default=Path("runs/embedded/adapter/adapter"))
+    args = parser.parse_args()
+    base, adapter = EMBEDDED_FOLDER / "base", EMBEDDED_FOLDER / "adapter"
+    shutil.rmtree(base, ignore_errors=True)
+    shutil.copytree(args.base, base)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    projections, trained_with = load_adapter(args.adapter, model)
+    save_adapter(
+        adapter, projections, model, trained_with=trained_with, base_id="focusllm-embedded", dtype=torch.float16
+    )
+    size = sum(path.stat().st_size for path in EMBEDDED_FOLDER.rglob("*") if path.is_file())
+    print(f"{size:,} bytes in {EMBEDDED_FOLDER}")
+    if size > LIMIT:
+        raise SystemExit(f"That is more than the {LIMIT:,} bytes the package may carry.")
+
+
+if __name__ == "__main__":
+    main()

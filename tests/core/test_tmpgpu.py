@@ -1,0 +1,154 @@
+"""The exactness tests on a GPU: float32 against the oracle, bfloat16 and flash attention close to it."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from focus_core.config import FocusConfig
+from focus_core.decoding import FocusDecoding
+from focus_core.model import FocusModel
+from tests.cases import Case, assert_equal_logits, computed, expected, focus_model, forced, prefilled, random_case
+from tests.core.test_exactness import ANSWERS, CASE, CHUNKINGS, GOLDEN, QUESTIONS
+from tests.model_zoo import FAMILIES, build, random_projections, random_tokens
+from tests.reference import Reference
+
+TOLERANCE = 1e-4  # sums in another order than on the CPU, over all layers
+
+needs_flash_attention = pytest.mark.skipif(
+    importlib.util.find_spec("flash_attn") is None, reason="flash_attn is not installed"
+)
+
+
+@pytest.fixture(autouse=True)
+def _full_float32() -> Iterator[None]:
+    """TF32 would round every product to ten bits."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    yield
+    torch.backends.cuda.matmul.allow_tf32 = before
+
+
+def _half_precision_error(case: Case, family: str, attention: str) -> tuple[float, float]:
+    """Mean error of bfloat16 with `attention`, of the method and of the plain model, against float32."""
+    model = build(family)
+    projections = random_projections(model)
+    ids = torch.tensor([case.chunks[0] + case.local], device="cpu")
+    wanted = computed(focus_model(model, projections), case)
+    with torch.no_grad():
+        plain = model(ids).logits[:, -1]
+    half = build(family).bfloat16()
+    half.set_attn_implementation(attention)
+    focus = focus_model(half, projections.bfloat16())
+    error = (computed(focus, case).float() - wanted).abs().mean()
+    with torch.no_grad():
+        plain_error = (half(ids).logits[:, -1].float() - plain).abs().mean()
+    return float(error), float(plain_error)
+
+
+@pytest.mark.parametrize("parallel_chunks", [None, 3])
+@pytest.mark.parametrize("folder", GOLDEN, ids=lambda folder: folder.name)
+def test_golden_vectors(folder: Path, parallel_chunks: int | None) -> None:
+    """The authors' numbers would be reproduced on a CPU only."""
+    golden = load_file(folder / "golden.safetensors")
+    config = FocusConfig(parallel_chunks=parallel_chunks)
+    model = FocusModel.from_pretrained(folder, device="cpu", dtype="float32", config=config)
+    generation = model.generate(golden["input_ids"], max_new_tokens=len(golden["generated"]), return_logits=True)
+    assert generation.logits is not None
+    assert_equal_logits(generation.logits[: len(golden["logits"])], golden["logits"], atol=TOLERANCE)
+    assert generation.tokens.tolist() == golden["generated"].tolist()
+
+
+@pytest.mark.parametrize("rank", [None, 4], ids=["full", "low_rank"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_equals_the_oracle(family: str, rank: int | None) -> None:
+    """A tensor would lie on the wrong device, or a kernel of the GPU would see another mask."""
+    model = build(family)
+    projections = random_projections(model, rank=rank)
+    logits = computed(focus_model(model, projections), CASE)
+    assert logits.device.type == "cpu"
+    assert_equal_logits(logits, expected(Reference(model, projections), CASE), atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("parallel_chunks", [None, 1, 3])
+@pytest.mark.parametrize("lengths", [[], *CHUNKINGS.values()], ids=["none", *CHUNKINGS])
+def test_groups_of_chunks(lengths: list[int], parallel_chunks: int | None) -> None:
+    """How many chunks pass the model together would change the answer."""
+    model = build("llama")
+    projections = random_projections(model)
+    case = random_case(lengths, steps=2)
+    logits = computed(focus_model(model, projections, parallel_chunks=parallel_chunks), case)
+    assert_equal_logits(logits, expected(Reference(model, projections), case), atol=TOLERANCE)
+
+
+def test_questions_together_with_tokens_from_the_gpu() -> None:
+    """Tokens that a sampler chose on the GPU, and questions that leave, would meet tensors on the CPU."""
+    model = build("llama")
+    projections = random_projections(model)
+    reference = Reference(model, projections)
+    focus = focus_model(model, projections)
+    locals_, prompts = [q.local for q in QUESTIONS], [q.prompt for q in QUESTIONS]
+    decoding = FocusDecoding(focus, prefilled(focus, CASE), locals_, prompts)
+
+    def check(logits: Tensor, alive: list[int], step: int) -> None:
+        for row, i in enumerate(alive):
+            question = QUESTIONS[i]
+            wanted = reference.logits(question.chunks, question.prompt, question.local, ANSWERS[i][:step])
+            assert_equal_logits(logits[row], wanted, atol=TOLERANCE)
+
+    check(decoding.start(), [0, 1, 2, 3], 0)
+    check(decoding.step(torch.tensor([answer[0] for answer in ANSWERS], device="cpu")), [0, 1, 2, 3], 1)
+    decoding.select_questions(torch.tensor([0, 3], device="cpu"))
+    check(decoding.step(torch.tensor([ANSWERS[i][1] for i in (0, 3)], device="cpu")), [0, 3], 2)
+
+
+@pytest.mark.parametrize("family", ["llama", "llama_yarn_rope", "qwen3", "gemma3", "cohere", "stablelm", "smollm3"])
+def test_bfloat16_is_close_to_float32(family: str) -> None:
+    """A softmax or a moved key would be computed in half precision where it must not."""
+    error, plain_error = _half_precision_error(CASE, family, "sdpa")
+    assert error < 2 * plain_error
+
+
+@needs_flash_attention
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen3"])
+def test_flash_attention(family: str) -> None:
+    """Flash attention would not see the memory in front of the local context, or see it with another mask."""
+    error, plain_error = _half_precision_error(CASE, family, "flash_attention_2")
+    assert error < 2 * plain_error
+
+
+@needs_flash_attention
+def test_flash_attention_with_padded_questions() -> None:
+    """Padding between memory and local context would be attended to."""
+    model = build("llama").bfloat16()
+    projections = random_projections(model).bfloat16()
+    outputs = []
+    for attention in ("sdpa", "flash_attention_2"):
+        model.set_attn_implementation(attention)
+        focus = focus_model(model, projections)
+        decoding = FocusDecoding(
+            focus, prefilled(focus, CASE), [q.local for q in QUESTIONS], [q.prompt for q in QUESTIONS]
+        )
+        outputs.append(forced(decoding, [[answer[0] for answer in ANSWERS]]).float())
+    assert (outputs[0] - outputs[1]).abs().mean() < 0.1 * outputs[0].std()
+
+
+def test_a_step_copies_no_chunks() -> None:
+    """A decoding step would allocate memory that grows with the documents."""
+    model = build("llama", max_position_embeddings=8192).bfloat16()
+    config = FocusConfig(chunk_size=2048, local_window=64, dynamic_prompt=32)
+    focus = FocusModel(model, random_projections(model).bfloat16(), config=config)
+    cache = focus.prefill(list(torch.randint(3, 90, (512, 2048))))
+    local = random_tokens(32, seed=1)
+    decoding = FocusDecoding(focus, cache, [local], [local])
+    decoding.start()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    decoding.step(torch.tensor([5]))
+    assert torch.cuda.max_memory_allocated() - before < cache.nbytes / 2

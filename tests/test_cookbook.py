@@ -1,0 +1,91 @@
+"""The cookbook runs: notebooks from a clean kernel, in step with their text pairs; and the demo."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import jupytext
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+from focus_core import FocusEngine
+from focus_core.registry import EMBEDDED_FOLDER
+from tests.tiny import save_tiny_model
+
+COOKBOOK = Path(__file__).parents[1] / "cookbook"
+NOTEBOOKS = sorted(COOKBOOK.glob("[0-9]*.ipynb"))
+needs_embedded = pytest.mark.skipif(
+    not (EMBEDDED_FOLDER / "base" / "config.json").is_file(), reason="the embedded model is not in focus_core/embedded"
+)
+
+
+def names(path: Path) -> str:
+    return path.stem
+
+
+def cells(notebook: nbformat.NotebookNode) -> list[tuple[str, str]]:
+    return [(cell.cell_type, cell.source) for cell in notebook.cells]
+
+
+def test_every_notebook_has_a_text_pair() -> None:
+    """Reviews read the text; a notebook without one, or a text without notebook, would never be seen."""
+    assert NOTEBOOKS
+    assert [path.stem for path in NOTEBOOKS] == [path.stem for path in sorted(COOKBOOK.glob("[0-9]*.py"))]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=names)
+def test_pair_is_in_step(path: Path) -> None:
+    """After a change in the text, `make notebooks`."""
+    assert cells(nbformat.read(path, as_version=4)) == cells(jupytext.read(path.with_suffix(".py")))
+
+
+@needs_embedded
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=names)
+def test_notebook_runs_from_a_clean_kernel(path: Path) -> None:
+    """`execute` raises at the first cell that fails."""
+    notebook = nbformat.read(path, as_version=4)
+    NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(COOKBOOK)}}).execute()
+    assert not [output for cell in notebook.cells for output in cell.get("outputs", []) if output.name == "stderr"]
+
+
+# --- the demo ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def demo() -> ModuleType:
+    """`cookbook/demo.py` as a module, with a shorter text."""
+    spec = importlib.util.spec_from_file_location("demo", COOKBOOK / "demo.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["demo"] = module  # dataclasses look their module up there
+    spec.loader.exec_module(module)
+    module.TOKENS = 6000
+    return module
+
+
+def test_demo_fails_where_an_answer_is_wrong(demo: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A random model finds nothing; the demo must not call that a success."""
+    folder = save_tiny_model(tmp_path)
+    engine = FocusEngine.from_pretrained(folder, adapter=folder / "adapter", progress=False)
+    monkeypatch.setattr(FocusEngine, "from_pretrained", lambda: engine)
+    assert demo.main() == 1
+
+
+def test_demo_hides_what_it_asks_for(demo: ModuleType, tmp_path: Path) -> None:
+    """Every expected answer stands in the text once, at the depth that the table shows."""
+    text = demo.long_text(FocusEngine.from_pretrained(save_tiny_model(tmp_path), progress=False))
+    for fact, depth, _ in demo.HIDDEN:
+        assert text.count(fact.value) in (1, 2)  # some statements of the pass key say it twice
+        assert abs(text.index(fact.value) / len(text) - depth) < 0.02
+
+
+@needs_embedded
+def test_demo_finds_everything(demo: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    """With a short text, so that it takes seconds."""
+    assert demo.main() == 0, capsys.readouterr().out
