@@ -31,6 +31,9 @@ format: $(READY)
 	@$(BIN)/ruff check --fix
 	@$(BIN)/ruff format
 
+bench: $(READY)  ## what a token costs here, against two alternatives and the floor of the machine
+	@$(BIN)/python -m benchmarks.decode
+
 notebooks: $(READY)  ## make the notebooks from their text files, and run them
 	@$(BIN)/jupytext --quiet --to ipynb --update $(NOTEBOOKS)
 	@$(BIN)/jupyter execute --inplace $(NOTEBOOKS:.py=.ipynb)

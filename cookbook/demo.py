@@ -51,7 +51,7 @@ class Asked:
 def long_text(engine: FocusEngine) -> str:
     """About `TOKENS` tokens of made-up sentences with the facts among them."""
     rng = random.Random(SEED)
-    sample = filler_sentences(rng, 200)
+    sample = filler_sentences(rng, 2000)
     per_sentence = engine.count_tokens(" ".join(sample)) / len(sample)
     sentences = filler_sentences(rng, round(TOKENS / per_sentence))
     return hide([fact for fact, _, _ in HIDDEN], sentences, rng, [depth for _, depth, _ in HIDDEN]).text

@@ -26,7 +26,7 @@ from recipes.embedded_model.data import Sampler
 from recipes.embedded_model.texts import read_texts
 
 USED_WITH = FocusConfig(chunk_size=896, local_window=512, dynamic_prompt=128)
-PASSAGE_TARGETS = 4  # of a passage's tokens; answers are supervised whole
+PASSAGE_TARGETS = 6  # of a passage's tokens; answers are supervised whole
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,10 @@ class Examples:
         most = max(2, level.tokens // size)
         tokens = size * (_log_uniform(rng, 1, most) if rng.random() < 0.6 else rng.randint(1, most))
         layout = self._layout(size)
-        ids, present, text = self._document(rng, tokens)
-        questions = self._questions(rng, layout, present, text)
+        questions: list[Question] = []
+        while not questions:  # a short document may hold neither a whole fact nor a passage
+            ids, present, text = self._document(rng, tokens)
+            questions = self._questions(rng, layout, present, text)
         return TrainingExample(layout.document_chunks(ids), questions)
 
     def _layout(self, size: int) -> TextLayout:
@@ -84,8 +86,8 @@ class Examples:
     def _questions(
         self, rng: random.Random, layout: TextLayout, present: list[facts.Fact], text: str
     ) -> list[Question]:
-        asked: list[facts.Fact | None] = list(rng.sample(present, min(len(present), 4)))
-        asked += [None] * (1 if asked else 3)
+        asked: list[facts.Fact | None] = list(rng.sample(present, min(len(present), 3)))
+        asked += [None] * (2 if asked else 4)
         questions = []
         for fact in asked:
             prompt, answer, _ = self.sampler.task(rng, fact, text)

@@ -34,7 +34,7 @@ LOG_EVERY = 10
 
 @dataclass
 class Losses:
-    """What one step tells: the trained loss, and shares of right first answer tokens (by layer) and of right copied ones."""
+    """The trained loss, and shares of right first answer tokens (by layer) and of right copied tokens."""
 
     total: torch.Tensor
     text: float

@@ -28,6 +28,8 @@ def main() -> None:
     save_adapter(
         adapter, projections, model, trained_with=trained_with, base_id="focusllm-embedded", dtype=torch.float16
     )
+    for path in EMBEDDED_FOLDER.rglob("*"):
+        path.chmod(0o755 if path.is_dir() else 0o644)  # safetensors writes files that only their owner can read
     size = sum(path.stat().st_size for path in EMBEDDED_FOLDER.rglob("*") if path.is_file())
     print(f"{size:,} bytes in {EMBEDDED_FOLDER}")
     if size > LIMIT:
