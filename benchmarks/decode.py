@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import AutoModelForCausalLM
 
 from benchmarks import floors, machine, report
 from benchmarks.floors import Shape, Work
@@ -64,7 +64,10 @@ class Bench:
                     if way != FULL_ATTENTION or size == chunk_sizes[0]:
                         runs[size][way].append(WAYS[way](self.focus, text))
         if FULL_ATTENTION in ways:
-            runs = {size: {**of_size, FULL_ATTENTION: runs[chunk_sizes[0]][FULL_ATTENTION]} for size, of_size in runs.items()}
+            runs = {
+                size: {**of_size, FULL_ATTENTION: runs[chunk_sizes[0]][FULL_ATTENTION]}
+                for size, of_size in runs.items()
+            }
         return runs
 
     def summary(self, tokens: int, chunk_size: int, runs: Runs) -> dict[str, Any]:

@@ -26,11 +26,10 @@ class Rates:
     bytes: float  # per second, read from memory
 
 
-
 def conditions(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
     """What the numbers depend on and the arguments do not say."""
     return {
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "cpu": _cpu_model(),
         "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
         "dtype": str(dtype).removeprefix("torch."),

@@ -1,8 +1,8 @@
 """The three ways to answer a question about a long text, each timed and weighed.
 
-    ours             FocusModel: all chunks at once, caches read in place
-    one-by-one       the same method as the authors' code runs it: chunk after chunk (one_by_one.py)
-    full-attention   the plain model over text and question, by transformers' generate
+ours             FocusModel: all chunks at once, caches read in place
+one-by-one       the same method as the authors' code runs it: chunk after chunk (one_by_one.py)
+full-attention   the plain model over text and question, by transformers' generate
 """
 
 from __future__ import annotations

@@ -98,6 +98,9 @@ def _reader_attention(
     `key` and `value` hold the prompt, `[rows, kv_heads, prompt, head_dim]`; masks come from the pass.
     """
     current = _reader_pass.get()
+    if cast(int, module.layer_idx) >= current.runs[0].layers:
+        # The last layer, in a pass that may not end early: of it only keys and values are used, and those are stored.
+        return torch.zeros_like(query.transpose(1, 2)), None
     new = query.shape[2]
     query = query * (query.shape[-1] ** -0.5 if scaling is None else scaling)
     attend = partial(_attend_in_place, softcap=softcap) if new < _MANY_TOKENS or softcap else _attend_to_copies

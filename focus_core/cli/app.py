@@ -31,7 +31,7 @@ class _Commands(TyperGroup):
             typer.secho(f"Error: {error}", err=True, fg="red")
             code = 1
         except KeyboardInterrupt as error:
-            typer.echo(f"\n{error or 'Interrupted.'}", err=True)
+            typer.echo(f"\n{str(error) or 'Interrupted.'}", err=True)
             code = 130
         except BrokenPipeError:
             # Python writes what is left when it ends, and would complain once more.

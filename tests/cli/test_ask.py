@@ -155,6 +155,27 @@ def test_says_when_a_model_has_no_adapter(focusllm: Focusllm, model_folder: Path
     assert "--adapter" in result.stderr
 
 
+def test_ctrl_c_before_anything_was_read(ask: Focusllm, monkeypatch: pytest.MonkeyPatch) -> None:
+    def pressed(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(FocusEngine, "from_pretrained", pressed)
+    result = ask(QUESTION)
+    assert result.exit_code == 130
+    assert result.stderr.strip() == "Interrupted."
+
+
+def test_ctrl_c_while_reading(ask: Focusllm, document: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def pressed(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(FocusEngine, "_decoding", pressed)
+    result = ask("-d", document, QUESTION)
+    assert result.exit_code == 130
+    assert "there is no answer yet" in result.stderr
+    assert result.stdout == ""
+
+
 # --- errors -----------------------------------------------------------------------------------------------------------
 
 

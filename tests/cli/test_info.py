@@ -47,6 +47,7 @@ def test_says_exactly_what_reading_takes(info: Focusllm, model_folder: Path, tmp
         (tmp_path / f"{number}.txt").write_text(text)
     reading = json.loads(info("-d", tmp_path, "--json").stdout)["reading"]
     engine = FocusEngine.from_pretrained(model_folder, adapter=model_folder / "adapter", progress=False)
+    engine.shared.store.clear()  # other tests may have used the same model
     engine.prepare(texts)
     assert reading["cache_bytes"] == engine.shared.store.nbytes
     assert reading["tokens"] == 1070

@@ -1,0 +1,92 @@
+"""`focusllm train`: an adapter that `ask` then uses, going on after a stop, and settings that are wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from focus_core.training.data import FileExamples
+from focus_core.training.examples import TrainingExample
+from tests.cli.conftest import Focusllm
+
+RECORDS = [
+    {"documents": ["The key of the otter is 48213. " * 3], "question": "Which key?", "answer": "48213"},
+    {"documents": ["The key of the heron is 90576. " * 3], "question": "Which key?", "answer": "90576"},
+]
+
+
+@pytest.fixture
+def config(tmp_path: Path, model_folder: Path) -> Path:
+    """Two steps on two questions; paths are relative to the file."""
+    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, RECORDS)))
+    path = tmp_path / "train.toml"
+    path.write_text(
+        f'model = "{model_folder}"\noutput = "run"\ndata = ["data.jsonl"]\nsteps = 2\naccumulation = 1\nrank = 2\n'
+        'warm_up = 0\nmixed_precision = "no"\ndevice = "cpu"\nchunk_sizes = [32]\ndynamic_prompts = [16]\n'
+        "[objectives]\nanswering = 1\n"
+    )
+    return path
+
+
+def test_trains_an_adapter_that_can_be_used(focusllm: Focusllm, config: Path, model_folder: Path) -> None:
+    """The folder on standard output can be handed on as it is."""
+    result = focusllm("train", config)
+    assert result.exit_code == 0, result.output
+    adapter = result.stdout.strip()
+    assert adapter == str(config.parent / "run" / "adapter")
+    asked = focusllm("ask", "--model", model_folder, "--adapter", adapter, "--max-new-tokens", "2", "--json", "Key?")
+    assert json.loads(asked.stdout)["model"]["adapter"] == adapter
+
+
+def test_a_second_run_needs_resume(focusllm: Focusllm, config: Path) -> None:
+    """Otherwise a run could be lost, or go on, without anybody meaning it."""
+    assert focusllm("train", config).exit_code == 0
+    again = focusllm("train", config)
+    assert again.exit_code == 1
+    assert "--resume" in again.stderr
+    assert focusllm("train", config, "--resume").exit_code == 0
+
+
+def test_ctrl_c_says_what_was_saved(focusllm: Focusllm, config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make = FileExamples.__call__
+
+    def stopping(examples: FileExamples, number: int) -> TrainingExample:
+        if number == 0:
+            os.kill(os.getpid(), signal.SIGINT)
+        return make(examples, number)
+
+    monkeypatch.setattr(FileExamples, "__call__", stopping)
+    result = focusllm("train", config)
+    assert result.exit_code == 130
+    assert "Stopped and saved after step 1 of 2." in result.stderr
+    assert focusllm("train", config, "--resume").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("learning_rat = 1", "Did you mean 'learning_rate'?"),
+        ("steps = 0", "steps=0: must be at least 1"),
+        ("steps = ", "is not TOML"),
+        ('data = ["nothing.jsonl"]', "nothing.jsonl"),
+        ('model = "no/such/model"', "no/such/model"),
+    ],
+)
+def test_wrong_settings(focusllm: Focusllm, config: Path, line: str, message: str) -> None:
+    name = line.split(" ")[0]
+    kept = [old for old in config.read_text().splitlines() if not old.startswith(f"{name} ")]
+    config.write_text("\n".join([line, *kept]))
+    result = focusllm("train", config)
+    assert result.exit_code == 1, result.output
+    assert message in result.stderr
+    assert result.stdout == ""
+
+
+def test_no_such_file(focusllm: Focusllm) -> None:
+    result = focusllm("train", "no-such.toml")
+    assert result.exit_code == 1
+    assert "no-such.toml: there is no such file." in result.stderr
