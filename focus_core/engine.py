@@ -285,6 +285,12 @@ class FocusEngine:
         """Tokens of `text`, without special tokens."""
         return len(self._tokenize(text))
 
+    def count_question_tokens(
+        self, question: Question, *, system: str | None = None, chat_template: bool = True
+    ) -> int:
+        """Tokens of a question with its template, as `Usage.input_tokens` counts them."""
+        return len(self._local_context(question, system, chat_template))
+
     # --- below the fold -----------------------------------------------------------------------------------------------
 
     def _local_context(self, question: Question, system: str | None, chat_template: bool) -> TokenIds:

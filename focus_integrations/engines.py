@@ -1,0 +1,144 @@
+"""Engines for the wrappers: made when the first question comes, and shared by all that ask for the same.
+
+Frameworks build wrappers freely (`configurable_fields` makes a new one for every call), so an engine must not belong to
+one of them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Lock
+from typing import Any
+from weakref import WeakValueDictionary
+
+from focus_core import FocusConfig, FocusEngine
+from focus_core.errors import ConfigError
+
+EMBEDDED = "embedded"
+MODEL_VARIABLE = "FOCUSLLM_MODEL"
+_KEPT = 2  # engines that stay in memory although no wrapper holds them
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """Everything that two wrappers must have in common to share an engine."""
+
+    model: str
+    adapter: str | None = None
+    revision: str | None = None
+    device: str = "auto"
+    dtype: str = "auto"
+    config: FocusConfig = field(default_factory=FocusConfig)
+
+
+def default_model() -> str:
+    """The model named in the environment as `FOCUSLLM_MODEL`, else the embedded one."""
+    return os.environ.get(MODEL_VARIABLE) or EMBEDDED
+
+
+_engines: OrderedDict[EngineSettings, FocusEngine] = OrderedDict()
+_given: WeakValueDictionary[str, FocusEngine] = WeakValueDictionary()
+_lock = Lock()
+
+
+def shared_engine(settings: EngineSettings) -> FocusEngine:
+    """The engine for these settings, loaded now or long ago.
+
+    Raises:
+        FocusError: what `FocusEngine.from_pretrained` raises
+    """
+    with _lock:
+        given = _given.get(settings.model)
+        if given is not None:
+            return given
+        engine = _engines.pop(settings, None)
+        if engine is None:
+            engine = _load(settings)
+        _engines[settings] = engine
+        while len(_engines) > _KEPT:
+            _engines.popitem(last=False)
+        return engine
+
+
+def name_engine(engine: FocusEngine) -> str:
+    """A model name under which `shared_engine` finds an engine that the user made, for as long as it lives."""
+    name = f"{engine.shared.identity}#{id(engine):x}"
+    with _lock:
+        _given[name] = engine
+    return name
+
+
+def release_engines() -> None:
+    """Let go of all engines that are kept for later: their weights leave memory when no wrapper uses them."""
+    with _lock:
+        _engines.clear()
+
+
+def _load(settings: EngineSettings) -> FocusEngine:
+    if "#" in settings.model:
+        raise ConfigError(f"The engine {settings.model!r} is gone. Keep it, or the wrapper made from it, alive.")
+    revision: dict[str, Any] = {"revision": settings.revision} if settings.revision else {}
+    return FocusEngine.from_pretrained(
+        None if settings.model == EMBEDDED else settings.model,
+        adapter=settings.adapter,
+        device=settings.device,
+        dtype=settings.dtype,
+        config=settings.config,
+        **revision,
+    )
+
+
+def longest_input(settings: EngineSettings, new_tokens: int) -> int | None:
+    """About how many tokens of documents fit, with `new_tokens` left for the answer; `None` if only loading could tell.
+
+    Looks at an engine that is there, else at files that are there: loads no weights and asks no network.
+    """
+    engine = _given.get(settings.model) or _engines.get(settings)
+    if engine is not None:
+        sizes = engine.config
+        window, chunk_size, local = sizes.window, sizes.chunk_size, sizes.local_window
+    else:
+        folder = _folder(settings.model)
+        window = _json(folder / "config.json").get("max_position_embeddings") if folder else None
+        if folder is None or not isinstance(window, int):
+            return None
+        try:
+            resolved = settings.config.resolve(window, _trained_with(settings, folder))
+        except ConfigError:
+            return None
+        window, chunk_size, local = resolved.window, resolved.chunk_size, resolved.local_window
+    return max(window - local - new_tokens, 1) * chunk_size
+
+
+def _trained_with(settings: EngineSettings, folder: Path) -> FocusConfig | None:
+    adapter = folder.parent / "adapter" if settings.model == EMBEDDED else Path(settings.adapter or folder)
+    known = _json(adapter / "focusllm_adapter.json").get("config")
+    return FocusConfig(**known) if isinstance(known, dict) else None
+
+
+def _folder(model: str) -> Path | None:
+    if model == EMBEDDED:
+        import focus_core
+
+        return Path(focus_core.__file__).parent / "embedded" / "base"
+    if Path(model).is_dir():
+        return Path(model)
+    from huggingface_hub import try_to_load_from_cache
+
+    try:
+        cached = try_to_load_from_cache(model, "config.json")
+    except ValueError:  # not the form of a hub id
+        return None
+    return Path(cached).parent if isinstance(cached, str) else None
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}

@@ -1,0 +1,54 @@
+"""A chain that hands over whole documents, in the place of `create_stuff_documents_chain`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from langchain_core.language_models import LanguageModelLike
+from langchain_core.output_parsers import BaseOutputParser, StrOutputParser
+from langchain_core.prompts import BasePromptTemplate
+from langchain_core.runnables import Runnable, RunnableBinding, RunnableLambda
+
+from focus_core.errors import ConfigError
+from focus_integrations.langchain.documents import texts_of
+from focus_integrations.langchain.shared import LangChainSettings
+
+
+def create_focus_documents_chain(
+    llm: LanguageModelLike,
+    prompt: BasePromptTemplate[Any],
+    *,
+    document_variable_name: str = "context",
+    document_prompt: BasePromptTemplate[str] | None = None,
+    output_parser: BaseOutputParser[Any] | None = None,
+) -> Runnable[dict[str, Any], Any]:
+    """Same shape of call as the stuff chain: `{"context": documents, …}` in, the answer out; composes and streams.
+
+    The documents go to the engine whole and beside the prompt, whatever their length; in the prompt, their variable
+    (if it is there) stays empty.
+
+    Args:
+        llm: a `FocusLLM` or `ChatFocusLLM`, also with arguments bound
+        document_variable_name: the key of the input that holds the documents
+        document_prompt: what the model reads of a document; by default its content alone
+
+    Raises:
+        ConfigError: `llm` is another model, or (when run) the input has no documents under that key
+    """
+    bare: Any = llm
+    while isinstance(bare, RunnableBinding):
+        bare = bare.bound
+    if not isinstance(bare, LangChainSettings):
+        raise ConfigError(
+            f"llm is a {type(bare).__name__}, which cannot take whole documents. Give a FocusLLM or a ChatFocusLLM."
+        )
+
+    def with_documents(given: Mapping[str, Any]) -> Runnable[Any, Any]:
+        if document_variable_name not in given:
+            raise ConfigError(f"No documents: the input has {sorted(given)}, not {document_variable_name!r}.")
+        texts = texts_of(given[document_variable_name], document_prompt)
+        emptied = prompt.partial(**{document_variable_name: ""})
+        return emptied | llm.bind(documents=texts) | (output_parser or StrOutputParser())
+
+    return RunnableLambda(with_documents).with_config(run_name="focus_documents_chain")

@@ -1,0 +1,64 @@
+"""Whole documents on their way to the engine: as an argument, in a prompt value, in messages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from langchain_core.documents import Document
+from langchain_core.messages import BaseMessage, HumanMessage
+from langchain_core.messages.content import create_plaintext_block, create_text_block
+from langchain_core.prompt_values import PromptValue
+from langchain_core.prompts import BasePromptTemplate, format_document
+
+from focus_core import PreparedDocuments
+from focus_core.errors import DocumentError
+from focus_integrations.settings import Text, fingerprint, without_duplicates
+
+FocusDocument = Document | str | PreparedDocuments
+
+
+def texts_of(
+    documents: FocusDocument | Iterable[FocusDocument], document_prompt: BasePromptTemplate[str] | None = None
+) -> list[Text]:
+    """What the model reads of each document: its content as it stands, or what `document_prompt` makes of it.
+
+    Metadata reach the model through `document_prompt` only. Documents with the same text are read once.
+
+    Raises:
+        DocumentError: something that is neither a document nor text
+    """
+    listed = [documents] if isinstance(documents, Document | str | PreparedDocuments) else list(documents)
+    texts: list[Text] = []
+    for number, document in enumerate(listed, 1):
+        if isinstance(document, Document):
+            texts.append(format_document(document, document_prompt) if document_prompt else document.page_content)
+        elif isinstance(document, str | PreparedDocuments):
+            texts.append(document)
+        else:
+            raise DocumentError(
+                f"Document {number} of {len(listed)} is a {type(document).__name__}. "
+                "Give a LangChain Document, a string, or what `engine.prepare` returned."
+            )
+    return without_duplicates(texts)
+
+
+class FocusPromptValue(PromptValue):
+    """A question about whole documents, for the input of either model."""
+
+    question: str
+    documents: list[Document | str]
+
+    def __init__(self, question: str, documents: Sequence[Document | str], **more: Any) -> None:
+        super().__init__(question=question, documents=list(documents), **more)  # type: ignore[call-arg]
+
+    def to_string(self) -> str:
+        """One long prompt: the documents, then the question."""
+        return "\n\n".join([*map(str, texts_of(self.documents)), self.question])
+
+    def to_messages(self) -> list[BaseMessage]:
+        """One message with a block per document; equal documents give equal blocks, so that response caches hit."""
+        blocks: list[Any] = [
+            create_plaintext_block(text=str(text), id=fingerprint(text)[:32]) for text in texts_of(self.documents)
+        ]
+        return [HumanMessage([*blocks, create_text_block(self.question, id=fingerprint(self.question)[:32])])]

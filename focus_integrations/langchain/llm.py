@@ -1,0 +1,138 @@
+"""FocusLLM: the language model of LangChain, text in and text out."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
+from langchain_core.language_models import BaseLLM, LangSmithParams
+from langchain_core.outputs import Generation, GenerationChunk, LLMResult
+from pydantic import ConfigDict, PrivateAttr
+
+from focus_core.engine import Answer, Piece
+from focus_integrations.langchain.shared import LangChainSettings, usage_metadata
+from focus_integrations.settings import Call, fingerprint
+from focus_integrations.streams import in_thread
+
+_OF_THE_RUN = {"tags", "metadata", "run_name", "run_id"}
+
+
+class FocusLLM(LangChainSettings, BaseLLM):
+    """A local model that answers from whole documents.
+
+    Example:
+        `FocusLLM().invoke("What is the pass key?", documents=[text, document])`
+
+    A call takes `documents` (LangChain's, strings, or prepared ones), `stop`, `system_prompt` and everything in
+    `focus_integrations.settings.PER_CALL`. Without `documents` a prompt may itself be longer than the window: all but
+    its end is then read in chunks.
+    """
+
+    model_config = ConfigDict(extra="forbid", populate_by_name=True, protected_namespaces=())
+
+    # What the present call asks for. LangChain keys its response cache by `_identifying_params` and forgets the call's
+    # own arguments: without this, the answer about one document would be given for another.
+    _call_fingerprint: str | None = PrivateAttr(default=None)
+
+    @property
+    def _llm_type(self) -> str:
+        return "focusllm"
+
+    @property
+    def _identifying_params(self) -> dict[str, Any]:
+        call = {"call": self._call_fingerprint} if self._call_fingerprint else {}
+        return {**self.identifying, **call}
+
+    def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
+        return LangSmithParams(**{**super()._get_ls_params(stop=stop, **kwargs), **self.tracing_names(kwargs)})
+
+    def get_token_ids(self, text: str) -> list[int]:
+        """The model's own tokens, without special ones."""
+        return self.engine.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+
+    # --- the response cache -------------------------------------------------------------------------------------------
+
+    def _known_by(self, arguments: dict[str, Any]) -> FocusLLM:
+        """This model as the response cache should know it during one call."""
+        own = {name: value for name, value in arguments.items() if name not in _OF_THE_RUN}
+        if not own:
+            return self
+        call = self.call_with(own, None)
+        known = self.model_copy()
+        known.__dict__.pop("_serialized", None)  # a cached property, of the model without the call
+        known._call_fingerprint = fingerprint([call.group, call.system_prompt])
+        return known
+
+    def generate(
+        self, prompts: list[str], stop: list[str] | None = None, callbacks: Any = None, **kwargs: Any
+    ) -> LLMResult:
+        """LangChain's `generate`, with a response cache that tells documents apart."""
+        return super(FocusLLM, self._known_by(kwargs)).generate(prompts, stop, callbacks, **kwargs)
+
+    async def agenerate(
+        self, prompts: list[str], stop: list[str] | None = None, callbacks: Any = None, **kwargs: Any
+    ) -> LLMResult:
+        """LangChain's `agenerate`, with a response cache that tells documents apart."""
+        return await super(FocusLLM, self._known_by(kwargs)).agenerate(prompts, stop, callbacks, **kwargs)
+
+    # --- answers ------------------------------------------------------------------------------------------------------
+
+    def _generate(
+        self,
+        prompts: list[str],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> LLMResult:
+        call = self.call_with(kwargs, stop)
+        answers = self.engine.generate(list(prompts), system=call.system_prompt, **call.arguments)
+        return LLMResult(
+            generations=[[_generation(answer)] for answer in answers],
+            llm_output={"token_usage": _summed(answers), "model_name": self.model},
+        )
+
+    def _stream(
+        self,
+        prompt: str,
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> Iterator[GenerationChunk]:
+        for chunk in self._chunks(prompt, self.call_with(kwargs, stop)):
+            if run_manager is not None:
+                run_manager.on_llm_new_token(chunk.text, chunk=chunk)
+            yield chunk
+
+    async def _astream(
+        self,
+        prompt: str,
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> AsyncIterator[GenerationChunk]:
+        async for chunk in in_thread(self._chunks(prompt, self.call_with(kwargs, stop))):
+            if run_manager is not None:
+                await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
+            yield chunk
+
+    def _chunks(self, prompt: str, call: Call) -> Iterator[GenerationChunk]:
+        for piece in self.engine.stream(prompt, system=call.system_prompt, **call.arguments):
+            yield GenerationChunk(text=piece.text, generation_info=_last_words(piece))
+
+
+def _generation(answer: Answer) -> Generation:
+    info = {"finish_reason": answer.finish_reason, "usage_metadata": usage_metadata(answer.usage)}
+    return Generation(text=answer.text, generation_info=info)
+
+
+def _last_words(piece: Piece) -> dict[str, Any] | None:
+    if piece.usage is None:
+        return None
+    return {"finish_reason": piece.finish_reason, "usage_metadata": usage_metadata(piece.usage)}
+
+
+def _summed(answers: list[Answer]) -> dict[str, int]:
+    read = sum(answer.usage.input_tokens for answer in answers)
+    written = sum(answer.usage.output_tokens for answer in answers)
+    return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}

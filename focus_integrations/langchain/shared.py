@@ -1,0 +1,34 @@
+"""What the language model and the chat model have in common."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from focus_core.engine import Usage
+from focus_integrations.langchain.documents import texts_of
+from focus_integrations.settings import Call, FocusSettings
+
+PROVIDER = "focusllm"
+
+
+class LangChainSettings(FocusSettings):
+    """Fields of both models."""
+
+    def call_with(self, given: dict[str, Any], stop: list[str] | None) -> Call:
+        """One call's settings; `documents` may be LangChain's."""
+        documents = given.get("documents")
+        return self.call({**given, "documents": texts_of(documents) if documents is not None else None}, stop)
+
+    def tracing_names(self, given: dict[str, Any]) -> dict[str, Any]:
+        """For LangSmith: who made the model, and which one it is."""
+        return {"ls_provider": PROVIDER, "ls_model_name": str(given.get("model", self.model))}
+
+
+def usage_metadata(usage: Usage) -> dict[str, Any]:
+    """Tokens in LangChain's words. `cache_read` are document tokens whose keys and values were there already."""
+    return {
+        "input_tokens": usage.input_tokens,
+        "output_tokens": usage.output_tokens,
+        "total_tokens": usage.input_tokens + usage.output_tokens,
+        "input_token_details": {"cache_read": usage.cache_read, "cache_creation": usage.cache_creation},
+    }

@@ -1,0 +1,214 @@
+"""FocusLLM: the language model of LlamaIndex, with whole documents beside the prompt."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from llama_index.core.base.llms.types import (
+    ChatMessage,
+    ChatResponse,
+    ChatResponseAsyncGen,
+    ChatResponseGen,
+    CompletionResponse,
+    CompletionResponseAsyncGen,
+    CompletionResponseGen,
+    LLMMetadata,
+    MessageRole,
+    TextBlock,
+)
+from llama_index.core.llms import CustomLLM
+from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
+from llama_index.core.schema import BaseNode, MetadataMode
+from pydantic import ConfigDict
+
+from focus_core import PreparedDocuments
+from focus_core.engine import Answer, FinishReason, Question, Usage
+from focus_core.errors import ConfigError, DocumentError
+from focus_integrations.conversations import merged
+from focus_integrations.engines import longest_input
+from focus_integrations.settings import Call, FocusSettings, Text
+from focus_integrations.streams import in_thread
+
+_ROLES = {
+    MessageRole.SYSTEM: "system",
+    MessageRole.DEVELOPER: "system",
+    MessageRole.USER: "user",
+    MessageRole.ASSISTANT: "assistant",
+    MessageRole.CHATBOT: "assistant",
+    MessageRole.MODEL: "assistant",
+}
+_DEFAULT_ANSWER = 256
+
+
+@dataclass(frozen=True)
+class _Request:
+    question: Question
+    call: Call
+
+
+class FocusLLM(FocusSettings, CustomLLM):
+    """A local model that answers from whole documents.
+
+    Example:
+        `FocusLLM().complete("Who signed the contract?", documents=documents)`
+
+    All eight endpoints take `documents` (nodes, documents, strings, or prepared ones), `stop`, `system_prompt` and
+    everything in `focus_integrations.settings.PER_CALL`. Without `documents` a prompt may itself be longer than the
+    window: all but its end is then read in chunks. Prompts go through the model's chat template, except those that
+    LlamaIndex has formatted already.
+    """
+
+    model_config = ConfigDict(extra="forbid", populate_by_name=True, protected_namespaces=())
+
+    @classmethod
+    def class_name(cls) -> str:
+        return "FocusLLM"
+
+    @property
+    def metadata(self) -> LLMMetadata:
+        """`context_window` is what fits with documents in chunks, not the window of the model."""
+        answer = self.max_tokens or _DEFAULT_ANSWER
+        longest = longest_input(self.engine_settings, answer)
+        if longest is None:  # a model that is on no disk yet: it will be needed in any case
+            assert self.engine
+            longest = longest_input(self.engine_settings, answer)
+        assert longest is not None
+        return LLMMetadata(
+            context_window=longest, num_output=answer, is_chat_model=self.chat_template, model_name=self.model
+        )
+
+    def tokenize(self, text: str) -> list[int]:
+        """The model's own tokens, for `set_global_tokenizer` and prompt helpers."""
+        return self.engine.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+
+    # --- eight endpoints ----------------------------------------------------------------------------------------------
+    # Each is decorated and calls nothing that is: LlamaIndex would count one answer several times.
+
+    @llm_completion_callback()
+    def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
+        return _completion(self._answer(self._prompt_request(prompt, formatted, kwargs)))
+
+    @llm_completion_callback()
+    def stream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponseGen:
+        return self._completions(self._prompt_request(prompt, formatted, kwargs))
+
+    @llm_completion_callback()
+    async def acomplete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
+        return _completion(await asyncio.to_thread(self._answer, self._prompt_request(prompt, formatted, kwargs)))
+
+    @llm_completion_callback()
+    async def astream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponseAsyncGen:
+        return in_thread(self._completions(self._prompt_request(prompt, formatted, kwargs)))
+
+    @llm_chat_callback()
+    def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
+        return _chat(self._answer(self._chat_request(messages, kwargs)))
+
+    @llm_chat_callback()
+    def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseGen:
+        return self._chats(self._chat_request(messages, kwargs))
+
+    @llm_chat_callback()
+    async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
+        return _chat(await asyncio.to_thread(self._answer, self._chat_request(messages, kwargs)))
+
+    @llm_chat_callback()
+    async def astream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseAsyncGen:
+        return in_thread(self._chats(self._chat_request(messages, kwargs)))
+
+    # --- requests -----------------------------------------------------------------------------------------------------
+
+    def _call_with(self, given: dict[str, Any]) -> Call:
+        stop = given.pop("stop", None)
+        documents = given.pop("documents", None)
+        return self.call({**given, "documents": texts_of(documents) if documents is not None else None}, stop)
+
+    def _prompt_request(self, prompt: str, formatted: bool, given: dict[str, Any]) -> _Request:
+        call = self._call_with(dict(given))
+        if formatted:  # by LlamaIndex: system prompt and templates are in it
+            return _Request(prompt, Call(call.documents, {**call.options, "chat_template": False}))
+        if self.completion_to_prompt is not None:
+            prompt = self.completion_to_prompt(prompt)
+        return _Request(merged([("user", prompt)], call.system_prompt), call)
+
+    def _chat_request(self, messages: Sequence[ChatMessage], given: dict[str, Any]) -> _Request:
+        call = self._call_with(dict(given))
+        if not messages:
+            raise ConfigError("There are no messages to answer.")
+        return _Request(merged([(_role(m), _text(m)) for m in messages], call.system_prompt), call)
+
+    # --- answers ------------------------------------------------------------------------------------------------------
+
+    def _answer(self, request: _Request) -> Answer:
+        return self.engine.generate(request.question, **request.call.arguments)
+
+    def _completions(self, request: _Request) -> CompletionResponseGen:
+        for text, delta, raw in self._pieces(request):
+            yield CompletionResponse(text=text, delta=delta, raw=raw)
+
+    def _chats(self, request: _Request) -> ChatResponseGen:
+        for text, delta, raw in self._pieces(request):
+            yield ChatResponse(message=_message(text), delta=delta, raw=raw)
+
+    def _pieces(self, request: _Request) -> Iterator[tuple[str, str, dict[str, Any] | None]]:
+        """Text so far, what is new of it, and at the end what `raw` holds."""
+        text = ""
+        for piece in self.engine.stream(request.question, **request.call.arguments):
+            text += piece.text
+            yield text, piece.text, None if piece.usage is None else _raw(piece.usage, piece.finish_reason)
+
+
+def texts_of(documents: str | PreparedDocuments | BaseNode | Sequence[Any]) -> list[Text]:
+    """What the model reads of each document: its text as it stands, without metadata.
+
+    Raises:
+        DocumentError: something that is neither a node nor text
+    """
+    listed = [documents] if isinstance(documents, str | PreparedDocuments | BaseNode) else list(documents)
+    texts: list[Text] = []
+    for number, document in enumerate(listed, 1):
+        if isinstance(document, BaseNode):
+            texts.append(document.get_content(MetadataMode.NONE))
+        elif isinstance(document, str | PreparedDocuments):
+            texts.append(document)
+        else:
+            raise DocumentError(
+                f"Document {number} of {len(listed)} is a {type(document).__name__}. "
+                "Give a LlamaIndex Document or node, a string, or what `engine.prepare` returned."
+            )
+    return texts
+
+
+def _role(message: ChatMessage) -> str:
+    if message.role not in _ROLES:
+        raise ConfigError(f"A message of the role {message.role.value!r} cannot be read: this model takes no tools.")
+    return _ROLES[message.role]
+
+
+def _text(message: ChatMessage) -> str:
+    foreign = next((block for block in message.blocks if not isinstance(block, TextBlock)), None)
+    if foreign is not None:
+        raise ConfigError(f"A {type(foreign).__name__} cannot be read: this model reads text only.")
+    return message.content or ""
+
+
+def _message(text: str) -> ChatMessage:
+    return ChatMessage(role=MessageRole.ASSISTANT, content=text)
+
+
+def _raw(usage: Usage, finish_reason: FinishReason | None) -> dict[str, Any]:
+    """What LlamaIndex's token counters read, and everything that the engine tells about the answer."""
+    counts = {"prompt_tokens": usage.input_tokens, "completion_tokens": usage.output_tokens}
+    total = {"total_tokens": usage.input_tokens + usage.output_tokens}
+    return {"usage": {**counts, **total, **asdict(usage)}, "finish_reason": finish_reason}
+
+
+def _completion(answer: Answer) -> CompletionResponse:
+    return CompletionResponse(text=answer.text, raw=_raw(answer.usage, answer.finish_reason))
+
+
+def _chat(answer: Answer) -> ChatResponse:
+    return ChatResponse(message=_message(answer.text), raw=_raw(answer.usage, answer.finish_reason))

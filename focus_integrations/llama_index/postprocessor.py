@@ -1,0 +1,69 @@
+"""Hits of a retriever, made whole."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Literal
+
+from llama_index.core.postprocessor.types import BaseNodePostprocessor
+from llama_index.core.schema import NodeWithScore, QueryBundle, TextNode
+from llama_index.core.storage.docstore.types import BaseDocumentStore
+from pydantic import Field, model_validator
+
+from focus_core.errors import ConfigError, ContextOverflowError
+from focus_integrations.llama_index.llm import FocusLLM
+from focus_integrations.llama_index.whole import WholeDocument, whole_documents
+
+
+class WholeDocumentPostprocessor(BaseNodePostprocessor):
+    """Puts the document in the place of its passages: each document once, in the order of its best passage."""
+
+    docstore: BaseDocumentStore = Field(exclude=True)
+    """Where the originals are kept (`docstore.add_documents(documents)`), or at least all nodes."""
+    llm: FocusLLM | None = None
+    """Counts tokens; needed with `max_tokens`."""
+    max_tokens: int | None = Field(default=None, ge=1)
+    """How many tokens all documents together may have, such as `llm.metadata.context_window`."""
+    on_overflow: Literal["raise", "drop"] = "raise"
+    """What happens beyond `max_tokens`: an error, or a warning and the last documents left out."""
+
+    @classmethod
+    def class_name(cls) -> str:
+        return "WholeDocumentPostprocessor"
+
+    @model_validator(mode="after")
+    def _can_count(self) -> WholeDocumentPostprocessor:
+        if self.max_tokens is not None and self.llm is None:
+            raise ConfigError("max_tokens needs the model whose tokens are counted: give llm=FocusLLM(…).")
+        return self
+
+    def _postprocess_nodes(
+        self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
+    ) -> list[NodeWithScore]:
+        return [_as_node(document) for document in self._within_budget(whole_documents(nodes, self.docstore))]
+
+    def _within_budget(self, documents: list[WholeDocument]) -> list[WholeDocument]:
+        if self.max_tokens is None or self.llm is None:
+            return documents
+        total = 0
+        for number, document in enumerate(documents):
+            total += len(self.llm.tokenize(document.text))
+            if total > self.max_tokens:
+                return self._overflow(documents, number, total)
+        return documents
+
+    def _overflow(self, documents: list[WholeDocument], fitting: int, total: int) -> list[WholeDocument]:
+        message = f"{fitting + 1} of {len(documents)} documents have {total} tokens, and max_tokens={self.max_tokens}"
+        if self.on_overflow == "raise" or not fitting:
+            raise ContextOverflowError(
+                f'{message}. Retrieve fewer passages, raise max_tokens, or set on_overflow="drop".'
+            )
+        warnings.warn(f"{message}: {len(documents) - fitting} left out, those with the worst passages.", stacklevel=4)
+        return documents[:fitting]
+
+
+def _as_node(document: WholeDocument) -> NodeWithScore:
+    """A node of the document's own id, with the score of its best hit."""
+    scores = [hit.score for hit in document.hits if hit.score is not None]
+    node = TextNode(id_=document.key, text=document.text, metadata=dict(document.metadata))
+    return NodeWithScore(node=node, score=max(scores, default=None))

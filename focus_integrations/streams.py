@@ -1,0 +1,34 @@
+"""Iterators that work, as asynchronous iterators that leave the event loop free."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextvars import copy_context
+from typing import Any, TypeVar
+
+Item = TypeVar("Item")
+
+
+async def in_thread(iterator: Iterator[Item]) -> AsyncIterator[Item]:
+    """The items of `iterator`, each computed in a thread; closing this, or cancelling the task, closes it too."""
+    loop, end = asyncio.get_running_loop(), object()
+    pending: asyncio.Future[Any] | None = None
+    try:
+        while True:
+            pending = loop.run_in_executor(None, copy_context().run, next, iterator, end)
+            item = await asyncio.shield(pending)  # a cancelled task does not stop the thread
+            if item is end:
+                return
+            yield item
+    finally:
+        if pending is None or pending.done():
+            _close(iterator)
+        else:  # the thread is still inside: close as soon as it comes out
+            pending.add_done_callback(lambda done: (done.exception(), _close(iterator)))
+
+
+def _close(iterator: Iterator[Any]) -> None:
+    close = getattr(iterator, "close", None)
+    if close is not None:
+        close()
