@@ -35,11 +35,15 @@ class Trial:
     question: str
     answer: str
     chat_template: bool = True
-    new_tokens: int = 12
+    new_tokens: int = 32
 
     def is_right(self, text: str) -> bool:
-        """Exactly the answer; white space around it and a full stop behind it do not count."""
-        return text.strip().removesuffix(".") == self.answer.strip().removesuffix(".")
+        """The answer and nothing else, or (to a question) a sentence that ends with it.
+
+        White space around it and a full stop behind it do not count.
+        """
+        said, answer = (words.strip().removesuffix(".") for words in (text, self.answer))
+        return said == answer or (self.chat_template and said.endswith((f" {answer}", f": {answer}")))
 
 
 @dataclass(frozen=True)

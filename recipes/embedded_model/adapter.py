@@ -17,16 +17,17 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from focus_core.chunking import TextLayout
 from focus_core.config import FocusConfig
-from focus_core.evaluation import facts
 from focus_core.model import FocusModel
 from focus_core.training.config import TrainingConfig
 from focus_core.training.examples import Question, TrainingExample
 from focus_core.training.trainer import train
 from recipes.embedded_model.data import Sampler
+from recipes.embedded_model.documents import Asked, chunked_repeats, text_document
 from recipes.embedded_model.texts import read_texts
 
 USED_WITH = FocusConfig(chunk_size=896, local_window=512, dynamic_prompt=128)
-PASSAGE_TARGETS = 6  # of a passage's tokens; answers are supervised whole
+REPEATS_SHARE = 0.15  # of the examples with small chunks that are random tokens
+MORE_TARGETS = 3  # of an answer, besides the first two that the document alone can tell
 
 
 @dataclass(frozen=True)
@@ -62,41 +63,22 @@ class Examples:
         most = max(2, level.tokens // size)
         tokens = size * (_log_uniform(rng, 1, most) if rng.random() < 0.6 else rng.randint(1, most))
         layout = self._layout(size)
-        questions: list[Question] = []
-        while not questions:  # a short document may hold neither a whole fact nor a passage
-            ids, present, text = self._document(rng, tokens)
-            questions = self._questions(rng, layout, present, text)
-        return TrainingExample(layout.document_chunks(ids), questions)
+        make = chunked_repeats if size <= 128 and rng.random() < REPEATS_SHARE else text_document
+        ids, asked = make(self.sampler, rng, tokens)
+        return TrainingExample(layout.document_chunks(ids), [self._question(rng, layout, one) for one in asked])
 
     def _layout(self, size: int) -> TextLayout:
         config = FocusConfig(chunk_size=size, local_window=512, dynamic_prompt=128, window=2048)
         return TextLayout(config.resolve(2048), self.sampler.bos)
 
-    def _document(self, rng: random.Random, tokens: int) -> tuple[list[int], list[facts.Fact], str]:
-        count = rng.choice((1, 1, 2, rng.randint(1, 6), rng.randint(1, 20)))
-        count = max(1, min(count, tokens // 32))
-        chosen = self.sampler.facts(rng, count) or self.sampler.facts(rng, count + 2)
-        hidden = sum(60 if fact.kind == "fact" else 25 for fact in chosen)
-        chars = max(rng.randint(20, 200), round(tokens * 2.9) - hidden)
-        places = self.sampler.places(rng, len(chosen)) if rng.random() < 0.3 else None
-        document = facts.hide(chosen, self.sampler.filler(rng, chars), rng, places)
-        ids, present, start, end = self.sampler.cut(rng, document, tokens)
-        return ids, present, document.text[start:end]
-
-    def _questions(
-        self, rng: random.Random, layout: TextLayout, present: list[facts.Fact], text: str
-    ) -> list[Question]:
-        asked: list[facts.Fact | None] = list(rng.sample(present, min(len(present), 3)))
-        asked += [None] * (2 if asked else 4)
-        questions = []
-        for fact in asked:
-            prompt, answer, _ = self.sampler.task(rng, fact, text)
-            targets = range(len(answer))
-            if fact is None:
-                targets = sorted(rng.sample(targets, min(len(answer), PASSAGE_TARGETS)))
-            if prompt and answer:
-                questions.append(Question.of(layout, prompt, answer, targets=tuple(targets)))
-        return questions
+    def _question(self, rng: random.Random, layout: TextLayout, asked: Asked) -> Question:
+        """Of what the document alone tells, the first two tokens and a few others; of the rest, one."""
+        row, first = asked.row, next(index for index, weight in enumerate(asked.row.weights) if weight)
+        sought, end = asked.sought_from - first, len(row.ids) - first
+        later = range(min(sought + 2, end), end)
+        targets = {*range(sought, min(sought + 2, end)), *rng.sample(later, min(len(later), MORE_TARGETS))}
+        targets |= set(rng.sample(range(sought), min(sought, 1)))
+        return Question.of(layout, row.ids[1:first], row.ids[first:], targets=tuple(sorted(targets)))
 
 
 def _log_uniform(rng: random.Random, low: int, high: int) -> int:
@@ -105,7 +87,7 @@ def _log_uniform(rng: random.Random, low: int, high: int) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--base", type=Path, default=Path("runs/embedded/base"))
+    parser.add_argument("--base", type=Path, default=Path("runs/embedded/memory"))
     parser.add_argument("--text", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=Path("runs/embedded/adapter"))
     parser.add_argument("--steps", type=int, default=2000)

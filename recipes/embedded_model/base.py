@@ -92,6 +92,15 @@ def rate(step: int, steps: int) -> float:
     return min(1.0, (step + 1) / WARM_UP, max(0.03, (1 - progress) / 0.6))
 
 
+def advance(opts: list[torch.optim.Optimizer], share: float) -> None:
+    """One step at this share of the peak rates."""
+    for optimizer in opts:
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak"] * share
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+
 def train(args: argparse.Namespace) -> None:
     """Runs from the last checkpoint (or from the start) to ``args.steps``."""
     torch.set_num_threads(args.threads)
@@ -99,7 +108,7 @@ def train(args: argparse.Namespace) -> None:
     cfg = init.config(len(tokenizer), tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id)
     model = init.build(cfg, args.seed)
     opts = optimizers(model)
-    first = _load(args.out / "checkpoint.pt", model, opts)
+    first = load(args.out / "checkpoint.pt", model, opts)
     sampler = Sampler(tokenizer, read_texts(args.text).train)
     loader = DataLoader(
         Batches(sampler, first, args.steps, args.seed), batch_size=None, num_workers=1, prefetch_factor=8
@@ -111,17 +120,13 @@ def train(args: argparse.Namespace) -> None:
         result = losses(model, ids, weights)
         result.total.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimizer in opts:
-            for group in optimizer.param_groups:
-                group["lr"] = group["peak"] * rate(step, args.steps)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+        advance(opts, rate(step, args.steps))
         if step % LOG_EVERY == 0:
             speed = ids.numel() / (time.monotonic() - began)
             row = _log(args.out / "log.csv", step, args.steps, ids, result, float(norm), speed)
             bar.set_postfix_str(" ".join(f"{k}={v}" for k, v in row.items() if k not in ("step", "progress")))
         if time.monotonic() - saved > args.save_minutes * 60 or step + 1 == args.steps:
-            _save(args.out, step + 1, model, opts, tokenizer)
+            save(args.out, step + 1, model, opts, tokenizer)
             saved = time.monotonic()
 
 
@@ -147,7 +152,7 @@ def _log(
     return row
 
 
-def _save(
+def save(
     out: Path,
     step: int,
     model: LlamaForCausalLM,
@@ -162,7 +167,7 @@ def _save(
     tokenizer.save_pretrained(out)
 
 
-def _load(path: Path, model: LlamaForCausalLM, opts: list[torch.optim.Optimizer]) -> int:
+def load(path: Path, model: LlamaForCausalLM, opts: list[torch.optim.Optimizer]) -> int:
     """Restores a checkpoint if there is one; returns the number of the next step."""
     if not path.exists():
         return 0
@@ -178,7 +183,7 @@ def main() -> None:
     parser.add_argument("--text", type=Path, required=True, help="folder of public-domain .txt files")
     parser.add_argument("--tokenizer", type=Path, default=Path("runs/embedded/tokenizer"))
     parser.add_argument("--out", type=Path, default=Path("runs/embedded/base"))
-    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--steps", type=int, default=1200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--save-minutes", type=float, default=4.0)

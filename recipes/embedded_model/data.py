@@ -21,9 +21,10 @@ TEXT_WEIGHT = 0.2  # of an ordinary text token that is trained on at all
 TEXT_SHARE = 0.25  # of the ordinary text tokens that are trained on
 CONTINUATION_WEIGHT = 0.6
 ANSWER_WEIGHT = 1.0
+PREFIX_WEIGHT = 0.5  # of the words before the value: they stand in the question
 DECIDING_WEIGHTS = (6.0, 2.0)  # of the first tokens of a value: they tell which fact was meant, the rest is copying
 PAIR_WEIGHT = 1.5  # of a pair's first value token
-QUESTION_TOKENS = 24  # room that one question with its answer takes, roughly
+QUESTION_TOKENS = 34  # room that one question with its answer takes, roughly
 
 
 @dataclass(frozen=True)
@@ -183,13 +184,18 @@ class Sampler:
                 row.add([self.bos, *prompt], 0.0)
                 row.add(answer, weight)
                 if fact:
-                    self.stress(row, answer)
+                    self.stress(row, answer, fact)
         return row
 
-    def stress(self, row: Row, answer: list[int]) -> None:
+    def stress(self, row: Row, answer: list[int], fact: Fact) -> None:
         """Gives the first tokens of the value their greater weight; the space before a number is none of them."""
-        at = len(row.ids) - len(answer) + (answer[0] == self.space)
-        for weight, index in zip(DECIDING_WEIGHTS, range(at, len(row.ids) - 1), strict=False):
+        value = self.encode(f" {fact.value}")
+        at = next(i for i in range(len(answer) - len(value), -1, -1) if answer[i : i + len(value)] == value)
+        first = len(row.ids) - len(answer)
+        for index in range(at):
+            row.weights[first + index] = PREFIX_WEIGHT
+        at += value[0] == self.space
+        for weight, index in zip(DECIDING_WEIGHTS, range(first + at, len(row.ids) - 1), strict=False):
             row.weights[index] = weight
 
     def places(self, rng: random.Random, count: int) -> list[float] | None:
@@ -213,17 +219,19 @@ class Sampler:
         if fact is None:
             return *self.passage(rng, text), CONTINUATION_WEIGHT
         draw = rng.random()
-        if draw < 0.6:
+        if draw < 0.65:
             asked = fact.question(rng)
             asked = asked.lower() if rng.random() < 0.04 else asked
             system = f"{rng.choice(SYSTEM_TEXTS)}\n" if rng.random() < 0.08 else ""
-            return (
-                self.encode(f"{system}Question: {asked}\nAnswer:"),
-                [*self.encode(f" {fact.value}"), self.eos],
-                ANSWER_WEIGHT,
-            )
+            return self.encode(f"{system}Question: {asked}\nAnswer:"), self.answer(fact), ANSWER_WEIGHT
         ending = "\n" if fact.kind == "key" else "."
         return self.encode(fact.restatement(rng)), [*self.encode(f" {fact.value}{ending}"), self.eos], ANSWER_WEIGHT
+
+    def answer(self, fact: Fact) -> list[int]:
+        """A whole sentence: its last words before the value are then like those in the document, and easy to find."""
+        said = {"key": f" {fact.entity}: {fact.value}", "passkey": f" The pass key is {fact.value}."}
+        text = said.get(fact.kind, f" The {fact.attribute} of {fact.entity} is {fact.value}.")
+        return [*self.encode(text), self.eos]
 
     def passage(self, rng: random.Random, text: str) -> tuple[list[int], list[int]]:
         """The first words of a random passage of ``text``, and the words that follow there."""

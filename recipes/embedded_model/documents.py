@@ -1,0 +1,204 @@
+"""Step 3a: long documents in chunks with questions about them, and the steps of decoding to be learned from them."""
+
+from __future__ import annotations
+
+import math
+import random
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch.utils.data import IterableDataset
+
+from focus_core.evaluation import facts
+from recipes.embedded_model.data import CONTINUATION_WEIGHT, DECIDING_WEIGHTS, PAIR_WEIGHT, Row, Sampler, Stage
+
+TOKENS = 5120  # of a batch's documents with the questions behind every chunk
+STEPS = 64  # rows of local context in a batch
+WINDOW_ROWS = (Stage(0, 256, 8, 6), Stage(0, 512, 20, 3), Stage(0, 1024, 30, 2))
+
+
+@dataclass
+class Asked:
+    """A question, and which tokens of the document (first, last) hold its answer."""
+
+    row: Row
+    source: tuple[int, int]
+    sought_from: int  # first token of the answer that only the document can tell
+
+
+def chunked_pairs(sampler: Sampler, rng: random.Random, tokens: int) -> tuple[list[int], list[Asked]]:
+    """Random keys with values as a document, and some of the keys as questions."""
+    row = sampler.random_pairs(rng, 2 * tokens)
+    starts = [i for i, token in enumerate(row.ids) if token == sampler.bos] + [len(row.ids)]
+    document, asked = row.ids[1 : starts[1]], []
+    for a, b in pairwise(starts[1:]):
+        found = _find(document, row.ids[a + 1 : b])
+        if found is not None:
+            first = next(i for i, w in enumerate(row.weights[a:b]) if w)
+            asked.append(Asked(Row(row.ids[a:b], row.weights[a:b]), (found, found + b - a - 2), first))
+    return document, rng.sample(asked, min(len(asked), 8))
+
+
+def chunked_repeats(sampler: Sampler, rng: random.Random, tokens: int) -> tuple[list[int], list[Asked]]:
+    """Random tokens as a document, some pieces of it as questions."""
+    piece = [rng.randrange(3, sampler.vocab_size) for _ in range(tokens)]
+    asked = []
+    for _ in range(6):
+        start, lead, run = rng.randrange(max(1, tokens - 20)), rng.randint(2, 8), rng.randint(4, 16)
+        given, then = piece[start : start + lead], piece[start + lead : start + lead + run]
+        row = Row([sampler.bos, *given], [0.0] * (1 + len(given)))
+        row.add(then, CONTINUATION_WEIGHT)
+        asked.append(Asked(row, (start, start + len(given) + len(then) - 1), 1 + len(given)))
+    return piece, asked
+
+
+def _find(document: list[int], piece: list[int]) -> int | None:
+    for i in range(len(document) - len(piece) + 1):
+        if document[i] == piece[0] and document[i : i + len(piece)] == piece:
+            return i
+    return None
+
+
+def text_document(sampler: Sampler, rng: random.Random, tokens: int) -> tuple[list[int], list[Asked]]:
+    """A document with facts in it, and questions about it."""
+    count = rng.choice((1, 2, rng.randint(2, 6), rng.randint(6, 24)))
+    count = max(1, min(count, tokens // 26))
+    chosen = sampler.facts(rng, count)
+    hidden = sum(60 if fact.kind == "fact" else 25 for fact in chosen)
+    chars = max(rng.randint(20, 200), round(tokens * 2.9) - hidden)
+    places = sampler.places(rng, len(chosen)) if rng.random() < 0.2 else None
+    document = facts.hide(chosen, sampler.filler(rng, chars), rng, places)
+    encoding = sampler.encoder.encode(document.text, add_special_tokens=False)
+    ids = encoding.ids[:tokens]
+    ends = [b for _, b in encoding.offsets[:tokens]]
+    spans = {
+        f: (bisect_right(ends, a), bisect_left(ends, b))
+        for f, (a, b) in zip(document.facts, document.spans, strict=True)
+        if b <= ends[-1]
+    }
+    asked = []
+    for fact in rng.sample(list(spans), min(len(spans), 4)):
+        prompt, answer, weight = sampler.task(rng, fact, "")
+        row = Row([sampler.bos, *prompt], [0.0] * (len(prompt) + 1))
+        row.add(answer, weight)
+        sampler.stress(row, answer, fact)
+        first = next(i for i, w in enumerate(row.weights) if w == DECIDING_WEIGHTS[0])
+        asked.append(Asked(row, spans[fact], first))
+    for _ in range(2):
+        lead, run = rng.randint(6, 24), rng.randint(6, 16)
+        at = rng.randrange(max(1, len(ids) - lead - run))
+        text = sampler.encoder.decode(ids[at : at + lead + run]).strip()
+        again = sampler.encode(text)
+        if again == ids[at : at + lead + run]:
+            row = Row([sampler.bos, *again[:lead]], [0.0] * (lead + 1))
+            row.add(again[lead:], CONTINUATION_WEIGHT)
+            asked.append(Asked(row, (at, at + len(again) - 1), lead + 1))
+    if not asked:
+        return text_document(sampler, rng, tokens)
+    return ids, asked
+
+
+@dataclass
+class Documents:
+    """``D`` documents of ``C`` chunks of at most ``S`` tokens, and their questions, ``G`` tokens in all."""
+
+    chunks: torch.Tensor  # [D, C, S]
+    sizes: torch.Tensor  # [D, C]
+    questions: torch.Tensor  # [D, G]
+    weights: torch.Tensor  # [D, G]: of predicting this token
+    segment: torch.Tensor  # [D, G]: number of the question, -1 behind the last
+    place: torch.Tensor  # [D, G]: position within the question
+    home: torch.Tensor  # [D, G]: the chunk in which this token is found; -1 where that is unknown
+
+
+def draw_batch(sampler: Sampler, rng: random.Random) -> Documents:
+    """As many documents of one shape as ``TOKENS`` allow."""
+    size = round(math.exp(rng.uniform(math.log(32), math.log(896))))
+    most = min(64, max(2, TOKENS // (size + 100)))
+    count = round(math.exp(rng.uniform(math.log(2), math.log(most))))
+    make = rng.choices((text_document, chunked_pairs, chunked_repeats), (0.75, 0.15, 0.10))[0]
+    if make is not text_document:
+        size = min(size, 128)
+        count = min(count, max(2, 1024 // size))
+    drawn, used = [], 0
+    while used < TOKENS and len(drawn) < 12:
+        ids, rows = make(sampler, rng, size * count - rng.randrange(size))
+        used += count * (size + sum(len(asked.row.ids) for asked in rows))
+        if drawn and used > 1.3 * TOKENS:
+            break
+        drawn.append((ids, rows))
+    chunks = torch.zeros(len(drawn), count, size + 1, dtype=torch.long)
+    sizes = torch.ones(len(drawn), count, dtype=torch.long)
+    length = max(sum(len(asked.row.ids) for asked in rows) for _, rows in drawn)
+    questions = torch.zeros(len(drawn), length, dtype=torch.long)
+    weights, segment, place, home = torch.zeros(len(drawn), length), questions - 1, questions.clone(), questions - 1
+    chunks[:, :, 0] = sampler.bos
+    for d, (ids, rows) in enumerate(drawn):
+        for c in range(count):
+            part = ids[c * size : (c + 1) * size]
+            chunks[d, c, 1 : 1 + len(part)] = torch.tensor(part, dtype=torch.long)
+            sizes[d, c] = 1 + len(part)
+        at = 0
+        for number, asked in enumerate(rows):
+            row, (first, last) = asked.row, asked.source
+            end = at + len(row.ids)
+            if first // size == last // size < count:
+                home[d, at + asked.sought_from : end] = first // size
+            questions[d, at:end], weights[d, at:end] = torch.tensor(row.ids), torch.tensor(row.weights)
+            segment[d, at:end], place[d, at:end] = number, torch.arange(end - at)
+            at = end
+    return Documents(chunks, sizes, questions, weights, segment, place, home)
+
+
+@dataclass
+class Steps:
+    """Some steps of decoding: rows of local context that end with the newest token.
+
+    ``R`` rows over all documents, ``L`` tokens, padded at the right.
+    """
+
+    document: torch.Tensor  # [R]
+    newest: torch.Tensor  # [R]: place of the newest token among the document's questions
+    length: torch.Tensor  # [R]
+    ids: torch.Tensor  # [R, L]
+
+
+def draw_steps(docs: Documents, rng: random.Random) -> Steps:
+    """Of every question, the first steps that only the document can tell, and a few others."""
+    chosen: list[tuple[int, int]] = []
+    for d in range(len(docs.questions)):
+        weights, segment = docs.weights[d].tolist(), docs.segment[d].tolist()
+        for number in range(max(segment) + 1):
+            targets = [g - 1 for g, w in enumerate(weights) if w and segment[g] == number]
+            deciding = [g for g in targets if weights[g + 1] in DECIDING_WEIGHTS or weights[g + 1] == PAIR_WEIGHT]
+            others = [g for g in targets if g not in deciding]
+            chosen += [(d, g) for g in {*deciding, *rng.sample(others, min(len(others), 3))}]
+    chosen = rng.sample(chosen, min(len(chosen), STEPS))
+    document, newest = torch.tensor(chosen).T
+    length = docs.place[document, newest] + 1
+    places = torch.arange(int(length.max()))
+    source = (newest - length + 1)[:, None] + places
+    ids = docs.questions[document[:, None], source.clamp(max=docs.questions.shape[1] - 1)]
+    return Steps(document, newest, length, ids)
+
+
+class Batches(IterableDataset):
+    def __init__(self, sampler: Sampler, first: int, steps: int, seed: int) -> None:
+        self.sampler, self.first, self.steps, self.seed = sampler, first, steps, seed
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor, Documents, Steps]]:
+        for step in range(self.first, self.steps):
+            rng = random.Random(f"{self.seed}/memory/{step}")
+            stage = rng.choice(WINDOW_ROWS)
+            ids = torch.zeros(stage.rows, stage.length, dtype=torch.long)
+            weights = torch.zeros(stage.rows, stage.length)
+            for index in range(stage.rows):
+                row = self.sampler.row(rng, stage)
+                used = min(len(row.ids), stage.length)
+                ids[index, :used] = torch.tensor(row.ids[:used])
+                weights[index, :used] = torch.tensor(row.weights[:used])
+            docs = draw_batch(self.sampler, rng)
+            yield ids, weights, docs, draw_steps(docs, rng)
