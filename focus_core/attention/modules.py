@@ -15,6 +15,18 @@ from focus_core.errors import UnsupportedModelError
 _SPLIT_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
 _FUSED_PROJECTIONS = ("qkv_proj", "o_proj")
 
+# Families whose modules have Llama's names, but compute something that reading in chunks would get wrong.
+_LOOK_ALIKES = {
+    "cohere2": "its layers with full attention have no rotary embedding",
+    "exaone4": "its layers with full attention have no rotary embedding",
+    "hunyuan_v1_dense": "it normalises keys after they have been turned, so they cannot be turned further",
+    "hunyuan_v1_moe": "it normalises keys after they have been turned, so they cannot be turned further",
+    "diffllama": "its attention is a difference of two, with a value layout of its own",
+    "doge": "its attention mask depends on the values",
+    "gemma3n_text": "some of its layers use the keys and values of others",
+    "gemma4_text": "the head size differs between its layers",
+}
+
 
 @dataclass(frozen=True)
 class Window:
@@ -58,6 +70,11 @@ def decoder_parts(model: PreTrainedModel) -> DecoderParts:
     name = f"{type(model).__name__} (model type '{config.model_type}')"
     if getattr(config, "is_encoder_decoder", False):
         raise UnsupportedModelError(f"{name} is an encoder-decoder; FocusLLM needs a decoder-only model.")
+    if config.model_type in _LOOK_ALIKES:
+        raise UnsupportedModelError(
+            f"{name} cannot be read in chunks: {_LOOK_ALIKES[config.model_type]}. Use a model such as Llama, Qwen, "
+            "Mistral or Gemma 3."
+        )
     decoder = model.get_decoder()
     attentions = _attention_modules(decoder, config, name)
     rotary = getattr(decoder, "rotary_emb", None)

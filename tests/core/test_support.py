@@ -134,24 +134,7 @@ PECULIAR: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-# Accepted today although they compute something else, or refused by an error of transformers' instead of ours.
-KNOWN_GAPS = {
-    "no_rope_where_attention_is_full_cohere2",
-    "no_rope_where_attention_is_full_exaone4",
-    "norm_behind_rope_hunyuan",
-    "attention_of_its_own_diffllama",
-    "mask_of_its_own_doge",
-    "shared_keys_gemma3n",
-    "head_size_by_layer_gemma4",
-}
-
-
-def _peculiar(name: str) -> object:
-    marks = [pytest.mark.xfail(strict=True, reason="not refused yet")] if name in KNOWN_GAPS else []
-    return pytest.param(name, marks=marks)
-
-
-@pytest.mark.parametrize("name", [_peculiar(name) for name in PECULIAR])
+@pytest.mark.parametrize("name", PECULIAR)
 def test_peculiar_families_are_refused_or_exact(name: str) -> None:
     """A family that looks like Llama from outside, but is not, would give wrong answers without a word."""
     config, settings = PECULIAR[name]
