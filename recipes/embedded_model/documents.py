@@ -16,7 +16,8 @@ from focus_core.evaluation import facts
 from recipes.embedded_model.data import CONTINUATION_WEIGHT, DECIDING_WEIGHTS, PAIR_WEIGHT, Row, Sampler, Stage
 
 TOKENS = 5120  # of a batch's documents with the questions behind every chunk
-STEPS = 64  # rows of local context in a batch
+PASSAGES = 4  # of a document that are to be continued
+STEPS = 72  # rows of local context in a batch
 WINDOW_ROWS = (Stage(0, 256, 8, 6), Stage(0, 512, 20, 3), Stage(0, 1024, 30, 2))
 
 
@@ -87,7 +88,7 @@ def text_document(sampler: Sampler, rng: random.Random, tokens: int) -> tuple[li
         sampler.stress(row, answer, fact)
         first = next(i for i, w in enumerate(row.weights) if w == DECIDING_WEIGHTS[0])
         asked.append(Asked(row, spans[fact], first))
-    for _ in range(2):
+    for _ in range(PASSAGES):
         lead, run = rng.randint(6, 24), rng.randint(6, 16)
         at = rng.randrange(max(1, len(ids) - lead - run))
         text = sampler.encoder.decode(ids[at : at + lead + run]).strip()
@@ -116,7 +117,7 @@ class Documents:
 
 def draw_batch(sampler: Sampler, rng: random.Random) -> Documents:
     """As many documents of one shape as ``TOKENS`` allow."""
-    size = round(math.exp(rng.uniform(math.log(32), math.log(896))))
+    size = round(math.exp(rng.uniform(math.log(48), math.log(1000))))
     most = min(64, max(2, TOKENS // (size + 100)))
     count = round(math.exp(rng.uniform(math.log(2), math.log(most))))
     make = rng.choices((text_document, chunked_pairs, chunked_repeats), (0.75, 0.15, 0.10))[0]
@@ -175,7 +176,7 @@ def draw_steps(docs: Documents, rng: random.Random) -> Steps:
             targets = [g - 1 for g, w in enumerate(weights) if w and segment[g] == number]
             deciding = [g for g in targets if weights[g + 1] in DECIDING_WEIGHTS or weights[g + 1] == PAIR_WEIGHT]
             others = [g for g in targets if g not in deciding]
-            chosen += [(d, g) for g in {*deciding, *rng.sample(others, min(len(others), 3))}]
+            chosen += [(d, g) for g in {*deciding, *rng.sample(others, min(len(others), 4))}]
     chosen = rng.sample(chosen, min(len(chosen), STEPS))
     document, newest = torch.tensor(chosen).T
     length = docs.place[document, newest] + 1
