@@ -61,7 +61,7 @@ print(f"{engine.count_tokens(text):,} tokens, {engine.count_tokens(text) / engin
 # %%
 def ask(question, documents):
     started = time.perf_counter()
-    answer = engine.generate(question, documents, max_new_tokens=16)
+    answer = engine.generate(question, documents, max_new_tokens=32)
     return answer, time.perf_counter() - started
 
 
@@ -105,9 +105,9 @@ axes.invert_yaxis()
 
 # %%
 prepared = engine.prepare([text])
-answers = engine.generate(questions, prepared, max_new_tokens=16)
+answers = engine.generate(questions, prepared, max_new_tokens=32)
 for fact, question, answer in zip(facts, questions, answers, strict=True):
-    print(f"{question:<48}{answer.text:<10}(stated: {fact.value})")
+    print(f"{question:<48}{answer.text:<64}(stated: {fact.value})")
 
 # %% [markdown]
 # ## Documents that change

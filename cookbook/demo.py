@@ -20,7 +20,7 @@ from focus_core.evaluation.facts import Fact, filler_sentences, hide
 
 TOKENS = 100_000
 SEED = 7
-NEW_TOKENS = 16
+NEW_TOKENS = 32
 ROOM = 64  # of the window, for question and answer of the plain model
 
 # What is asked, and how deep in the text it stands (0 start, 1 end).
@@ -45,7 +45,7 @@ class Asked:
 
     @property
     def right(self) -> bool:
-        return self.answer.text.strip().removesuffix(".") == self.expected
+        return self.answer.text.strip().removesuffix(".").endswith(self.expected)
 
 
 def long_text(engine: FocusEngine) -> str:
