@@ -55,6 +55,10 @@ ONLY_IN: dict[str, set[str]] = {
     "focus_integrations": set(),
 }
 
+# What only one folder of focus_integrations may import: prefixes of package names.
+FRAMEWORK_OF = {"langchain": "langchain", "llama_index": "llama_index"}
+NEVER_IN_INTEGRATIONS = ("torch", "transformers")  # the engine's business
+
 # What the folders around focus_core may use of it, besides the names in its root.
 PUBLIC_MODULES = {
     *("checkpoint", "config", "device", "documents", "engine", "errors", "model"),
@@ -171,6 +175,20 @@ def test_foreign_packages_stay_where_they_belong() -> None:
                 homes = set()
             if homes is not None and not matches(module_name(path), homes):
                 violations.append(f"{imported}: {package} may be imported only in {sorted(homes) or 'no module'}")
+    assert_none(violations)
+
+
+def test_frameworks_stay_in_their_folders() -> None:
+    """Whoever installs one framework would need the other; and what the wrappers share would belong to one of them."""
+    violations = []
+    folder = ROOT / "focus_integrations"
+    for path in sorted(folder.rglob("*.py")):
+        home = path.relative_to(folder).parts[0]
+        for imported in imports_of(path):
+            package = imported.target.split(".")[0]
+            foreign = any(package.startswith(name) and home != of for of, name in FRAMEWORK_OF.items())
+            if foreign or package in NEVER_IN_INTEGRATIONS:
+                violations.append(f"{imported}: {package} may not be imported here")
     assert_none(violations)
 
 
