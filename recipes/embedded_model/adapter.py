@@ -27,6 +27,7 @@ from recipes.embedded_model.texts import read_texts
 
 USED_WITH = FocusConfig(chunk_size=896, local_window=512, dynamic_prompt=128)
 REPEATS_SHARE = 0.15  # of the examples with small chunks that are random tokens
+MOST_ROWS = 200  # chunks times questions, unless the chunks alone are more
 MORE_TARGETS = 3  # of an answer, besides the first two that the document alone can tell
 
 
@@ -41,10 +42,8 @@ class Level:
 
 # With many chunks the difficulty is to know, in all the others, that the fact is not there: so many small ones, early.
 LEVELS = (
-    Level(0.00, 1024, (48, 256)),
-    Level(0.05, 2048, (32, 512)),
-    Level(0.20, 4096, (32, 896)),
-    Level(0.60, 8192, (48, 1024)),
+    Level(0.00, 4096, (32, 896)),
+    Level(0.40, 12288, (48, 1024)),
 )
 
 
@@ -65,7 +64,9 @@ class Examples:
         layout = self._layout(size)
         make = chunked_repeats if size <= 128 and rng.random() < REPEATS_SHARE else text_document
         ids, asked = make(self.sampler, rng, tokens)
-        return TrainingExample(layout.document_chunks(ids), [self._question(rng, layout, one) for one in asked])
+        chunks = layout.document_chunks(ids)
+        asked = rng.sample(asked, min(len(asked), max(2, MOST_ROWS // len(chunks))))
+        return TrainingExample(chunks, [self._question(rng, layout, one) for one in asked])
 
     def _layout(self, size: int) -> TextLayout:
         config = FocusConfig(chunk_size=size, local_window=512, dynamic_prompt=128, window=2048)
@@ -90,9 +91,9 @@ def main() -> None:
     parser.add_argument("--base", type=Path, default=Path("runs/embedded/memory"))
     parser.add_argument("--text", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=Path("runs/embedded/adapter"))
-    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--accumulation", type=int, default=1)
-    parser.add_argument("--learning-rate", type=float, default=2e-3)
+    parser.add_argument("--learning-rate", type=float, default=5e-4)
     parser.add_argument("--optimizer", default="muon")
     parser.add_argument("--precision", default="bf16")
     parser.add_argument("--seed", type=int, default=0)

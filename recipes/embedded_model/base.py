@@ -20,7 +20,7 @@ from tqdm import tqdm
 from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from recipes.embedded_model import init
-from recipes.embedded_model.data import CONTINUATION_WEIGHT, DECIDING_WEIGHTS, Batches, Sampler
+from recipes.embedded_model.data import CONTINUATION_WEIGHT, DECIDING_WEIGHTS, SHARP_FROM, Batches, Sampler
 from recipes.embedded_model.texts import read_texts
 
 LENS_LAYERS = (4, 6)  # what is found only in the last layers never reaches FocusLLM's memory: ask for it earlier
@@ -48,7 +48,7 @@ def losses(model: LlamaForCausalLM, ids: torch.Tensor, weights: torch.Tensor) ->
         states = model.model(ids, use_cache=False, output_hidden_states=True).hidden_states
         target, weight = ids[:, 1:], weights[:, 1:]
         used = weight > 0
-        sharp = weight[used] >= CONTINUATION_WEIGHT
+        sharp = weight[used] > SHARP_FROM
         answer = weight[used] == DECIDING_WEIGHTS[0]
         aim, share = target[used], weight[used] / weight[used].sum()
         last = model.lm_head(states[-1][:, :-1][used]).float()

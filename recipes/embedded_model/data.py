@@ -19,7 +19,8 @@ from focus_core.evaluation.facts import Document, Fact
 
 TEXT_WEIGHT = 0.2  # of an ordinary text token that is trained on at all
 TEXT_SHARE = 0.25  # of the ordinary text tokens that are trained on
-CONTINUATION_WEIGHT = 0.6
+SHARP_FROM = 0.5  # weights from here on are of tokens that the document tells
+CONTINUATION_WEIGHT = 1.6
 ANSWER_WEIGHT = 1.0
 PREFIX_WEIGHT = 0.5  # of the words before the value: they stand in the question
 DECIDING_WEIGHTS = (6.0, 2.0)  # of the first tokens of a value: they tell which fact was meant, the rest is copying
