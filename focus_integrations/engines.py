@@ -16,6 +16,7 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 from focus_core import FocusConfig, FocusEngine
+from focus_core.config import ResolvedConfig
 from focus_core.errors import ConfigError
 
 EMBEDDED = "embedded"
@@ -98,20 +99,21 @@ def longest_input(settings: EngineSettings, new_tokens: int) -> int | None:
     Looks at an engine that is there, else at files that are there: loads no weights and asks no network.
     """
     engine = _given.get(settings.model) or _engines.get(settings)
-    if engine is not None:
-        sizes = engine.config
-        window, chunk_size, local = sizes.window, sizes.chunk_size, sizes.local_window
-    else:
-        folder = _folder(settings.model)
-        window = _json(folder / "config.json").get("max_position_embeddings") if folder else None
-        if folder is None or not isinstance(window, int):
-            return None
-        try:
-            resolved = settings.config.resolve(window, _trained_with(settings, folder))
-        except ConfigError:
-            return None
-        window, chunk_size, local = resolved.window, resolved.chunk_size, resolved.local_window
-    return max(window - local - new_tokens, 1) * chunk_size
+    sizes = _sizes_on_disk(settings) if engine is None else engine.config
+    if sizes is None:
+        return None
+    return max(sizes.window - sizes.local_window - new_tokens, 1) * sizes.chunk_size
+
+
+def _sizes_on_disk(settings: EngineSettings) -> ResolvedConfig | None:
+    folder = _folder(settings.model)
+    window = _json(folder / "config.json").get("max_position_embeddings") if folder else None
+    if folder is None or not isinstance(window, int):
+        return None
+    try:
+        return settings.config.resolve(window, _trained_with(settings, folder))
+    except ConfigError:
+        return None
 
 
 def _trained_with(settings: EngineSettings, folder: Path) -> FocusConfig | None:

@@ -77,6 +77,13 @@ class FocusSettings(BaseModel):
         wrapper._engine = engine
         return wrapper
 
+    def __deepcopy__(self: Wrapper, memo: dict[int, Any] | None = None) -> Wrapper:
+        """The copy shares the engine: its locks and weights are not to be copied."""
+        memo = {} if memo is None else memo
+        if self._engine is not None:
+            memo[id(self._engine)] = self._engine
+        return super().__deepcopy__(memo)
+
     @property
     def engine(self) -> FocusEngine:
         """The engine; loads the model if nobody has done so before.

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from contextvars import copy_context
+from functools import partial
 from typing import Any, TypeVar
 
 Item = TypeVar("Item")
 
 
-async def in_thread(iterator: Iterator[Item]) -> AsyncIterator[Item]:
+async def in_thread(iterator: Iterator[Item]) -> AsyncGenerator[Item, None]:
     """The items of `iterator`, each computed in a thread; closing this, or cancelling the task, closes it too."""
     loop, end = asyncio.get_running_loop(), object()
     pending: asyncio.Future[Any] | None = None
     try:
         while True:
-            pending = loop.run_in_executor(None, copy_context().run, next, iterator, end)
+            pending = loop.run_in_executor(None, partial(copy_context().run, next, iterator, end))
             item = await asyncio.shield(pending)  # a cancelled task does not stop the thread
             if item is end:
                 return
@@ -25,7 +26,13 @@ async def in_thread(iterator: Iterator[Item]) -> AsyncIterator[Item]:
         if pending is None or pending.done():
             _close(iterator)
         else:  # the thread is still inside: close as soon as it comes out
-            pending.add_done_callback(lambda done: (done.exception(), _close(iterator)))
+            pending.add_done_callback(partial(_close_after, iterator))
+
+
+def _close_after(iterator: Iterator[Any], done: asyncio.Future[Any]) -> None:
+    if not done.cancelled():
+        done.exception()  # nobody waits for it any more
+    _close(iterator)
 
 
 def _close(iterator: Iterator[Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
 
@@ -35,8 +36,12 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     return wrapped
 
 
-def save_tiny_model(folder: Path) -> Path:
-    """A random Llama with a window of 4096 positions, and in `adapter/` projections trained with chunks of 64."""
+def save_tiny_model(folder: Path, *, readable: bool = False) -> Path:
+    """A random Llama with a window of 4096 positions, and in `adapter/` projections trained with chunks of 64.
+
+    Args:
+        readable: it only ever writes letters, digits and signs, and never ends by itself
+    """
     set_seed(0)
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2}
     special = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
@@ -44,8 +49,13 @@ def save_tiny_model(folder: Path) -> Path:
         vocab_size=259, num_hidden_layers=3, max_position_embeddings=WINDOW, initializer_range=0.2, **sizes, **special
     )
     model = LlamaForCausalLM(config)
+    tokenizer = byte_tokenizer()
+    if readable:
+        printable = torch.zeros(config.vocab_size)
+        printable[tokenizer.convert_tokens_to_ids([chr(code) for code in range(33, 127)])] = 1.0
+        model.lm_head.weight.data *= printable[:, None]
     model.save_pretrained(folder)
-    byte_tokenizer().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     trained_with = FocusConfig(chunk_size=CHUNK, local_window=CHUNK, dynamic_prompt=32, plain_up_to=0)
     save_adapter(folder / "adapter", random_projections(model), model, trained_with=trained_with, base_id="tiny")
     return folder

@@ -18,11 +18,15 @@ Reply = TypeVar("Reply")
 class Gathering(Generic[Request, Reply]):
     """Meeting point of several threads, each of which is a `member` and may `ask`."""
 
-    def __init__(self, size: int, ask_all: Callable[[Sequence[Request]], Sequence[Reply | Exception]]) -> None:
+    def __init__(
+        self, owner: object, size: int, ask_all: Callable[[Sequence[Request]], Sequence[Reply | Exception]]
+    ) -> None:
         """Args:
+        owner: whose calls meet here
         size: number of members; the meeting starts when all of them have asked, or have left without asking
         ask_all: gives a reply or an error for every request
         """
+        self.owner = owner
         self._on_their_way = size
         self._ask_all = ask_all
         self._requests: dict[int, Request] = {}

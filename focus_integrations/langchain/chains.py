@@ -8,7 +8,7 @@ from typing import Any
 from langchain_core.language_models import LanguageModelLike
 from langchain_core.output_parsers import BaseOutputParser, StrOutputParser
 from langchain_core.prompts import BasePromptTemplate
-from langchain_core.runnables import Runnable, RunnableBinding, RunnableLambda
+from langchain_core.runnables import Runnable, RunnableBinding, RunnableLambda, RunnablePassthrough
 
 from focus_core.errors import ConfigError
 from focus_integrations.langchain.documents import texts_of
@@ -48,7 +48,11 @@ def create_focus_documents_chain(
         if document_variable_name not in given:
             raise ConfigError(f"No documents: the input has {sorted(given)}, not {document_variable_name!r}.")
         texts = texts_of(given[document_variable_name], document_prompt)
-        emptied = prompt.partial(**{document_variable_name: ""})
-        return emptied | llm.bind(documents=texts) | (output_parser or StrOutputParser())
+        emptied = RunnablePassthrough.assign(**{document_variable_name: _nothing})  # the input outdoes `prompt.partial`
+        return emptied | prompt | llm.bind(documents=texts) | (output_parser or StrOutputParser())
 
     return RunnableLambda(with_documents).with_config(run_name="focus_documents_chain")
+
+
+def _nothing(_: object) -> str:
+    return ""

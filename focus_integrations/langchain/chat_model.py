@@ -12,17 +12,18 @@ from langchain_core.language_models import BaseChatModel, LangSmithParams, Langu
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable, RunnableConfig
-from langchain_core.runnables.config import get_config_list, run_in_executor
+from langchain_core.runnables.config import get_config_list, patch_config, run_in_executor
 from pydantic import ConfigDict, model_validator
 
 from focus_core.engine import Answer, FinishReason, Piece
 from focus_core.errors import ConfigError, FocusError
 from focus_integrations.engines import longest_input
 from focus_integrations.langchain.batching import Gathering
+from focus_integrations.langchain.documents import texts_of
 from focus_integrations.langchain.messages import Conversation, read_messages
 from focus_integrations.langchain.shared import PROVIDER, LangChainSettings, usage_metadata
 from focus_integrations.langchain.structured import structured_output
-from focus_integrations.settings import Call, without_duplicates
+from focus_integrations.settings import Call, fingerprint, without_duplicates
 from focus_integrations.streams import in_thread
 
 # Names that LangChain passes to any chat model; a local one has no use for them.
@@ -71,14 +72,12 @@ class ChatFocusLLM(LangChainSettings, BaseChatModel):
         return self.identifying
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
-        return LangSmithParams(**{**super()._get_ls_params(stop=stop, **kwargs), **self.tracing_names(kwargs)})
+        return self.with_names(super()._get_ls_params(stop=stop, **kwargs), kwargs)
 
     def _resolve_model_profile(self) -> ModelProfile | None:
         answer = self.max_tokens or _DEFAULT_ANSWER
         longest = longest_input(self.engine_settings, answer)
-        limits = {} if longest is None else {"max_input_tokens": longest}
-        return ModelProfile(
-            **limits,
+        profile = ModelProfile(
             max_output_tokens=answer,
             text_inputs=True,
             text_outputs=True,
@@ -86,12 +85,17 @@ class ChatFocusLLM(LangChainSettings, BaseChatModel):
             structured_output=False,
             open_weights=True,
         )
+        if longest is not None:
+            profile["max_input_tokens"] = longest
+        return profile
+
+    def _get_llm_string(self, stop: list[str] | None = None, **kwargs: Any) -> str:
+        """The call in the key of a response cache: documents by their content, whatever carries them."""
+        if kwargs.get("documents") is not None:
+            kwargs["documents"] = fingerprint(texts_of(kwargs["documents"]))
+        return super()._get_llm_string(stop, **kwargs)
 
     # --- counting -----------------------------------------------------------------------------------------------------
-
-    def get_token_ids(self, text: str) -> list[int]:
-        """The model's own tokens, without special ones."""
-        return self.engine.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
 
     def get_num_tokens_from_messages(self, messages: list[BaseMessage], tools: Sequence[Any] | None = None) -> int:
         """Tokens of the conversation with its template, and of the documents in it.
@@ -120,7 +124,7 @@ class ChatFocusLLM(LangChainSettings, BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        request, gathering = self._request(messages, stop, kwargs), _gathering.get()
+        request, gathering = self._request(messages, stop, kwargs), self._meeting()
         if gathering is not None:
             answer = gathering.ask(request)
         else:
@@ -162,9 +166,9 @@ class ChatFocusLLM(LangChainSettings, BaseChatModel):
 
     def _message_chunk(self, piece: Piece) -> AIMessageChunk:
         if piece.usage is None:
-            return AIMessageChunk(piece.text)
+            return AIMessageChunk(content=piece.text)
         return AIMessageChunk(
-            piece.text,
+            content=piece.text,
             usage_metadata=usage_metadata(piece.usage),
             response_metadata=self._last_words(piece.finish_reason),
             chunk_position="last",
@@ -184,7 +188,7 @@ class ChatFocusLLM(LangChainSettings, BaseChatModel):
         **kwargs: Any,
     ) -> AIMessage:
         """LangChain's `invoke`; within `batch`, one of those that share an engine call."""
-        gathering = _gathering.get()
+        gathering = self._meeting()
         if gathering is None:
             return super().invoke(input, config, stop=stop, **kwargs)
         with gathering.member():
@@ -204,12 +208,17 @@ class ChatFocusLLM(LangChainSettings, BaseChatModel):
         answers: list[AIMessage] = []
         for start in range(0, len(inputs), size):
             part = inputs[start : start + size]
-            those = [{**config, "max_concurrency": len(part)} for config in configs[start : start + size]]
-            token = _gathering.set(Gathering(len(part), self._answer_all) if len(part) > 1 else None)
+            those = [patch_config(one, max_concurrency=len(part)) for one in configs[start : start + size]]
+            token = _gathering.set(Gathering(self, len(part), self._answer_all) if len(part) > 1 else None)
             try:
-                answers += super().batch(part, those, return_exceptions=return_exceptions, **kwargs)
+                # Otherwise LangChain, at the first error, calls off threads for which the others wait.
+                replies: list[Any] = super().batch(part, those, return_exceptions=True, **kwargs)
             finally:
                 _gathering.reset(token)
+            failed = next((reply for reply in replies if isinstance(reply, Exception)), None)
+            if failed is not None and not return_exceptions:
+                raise failed
+            answers += replies
         return answers
 
     async def abatch(
@@ -223,6 +232,11 @@ class ChatFocusLLM(LangChainSettings, BaseChatModel):
         """`batch` in a thread, so that the event loop runs on."""
         return await run_in_executor(None, self.batch, inputs, config, return_exceptions=return_exceptions, **kwargs)
 
+    def _meeting(self) -> Gathering[_Request, Answer] | None:
+        """The batch that this call belongs to; not that of another model, whose callbacks may have called this one."""
+        gathering = _gathering.get()
+        return gathering if gathering is not None and gathering.owner is self else None
+
     def _answer_all(self, requests: Sequence[_Request]) -> list[Answer | Exception]:
         """Those about the same documents together; where that fails, one by one, so that each has its own error."""
         groups: dict[str, list[int]] = {}
@@ -230,7 +244,7 @@ class ChatFocusLLM(LangChainSettings, BaseChatModel):
             groups.setdefault(request.call.group, []).append(number)
         replies: dict[int, Answer | Exception] = {}
         for members in groups.values():
-            questions = [requests[number].conversation.messages for number in members]
+            questions: list[Any] = [requests[number].conversation.messages for number in members]
             try:
                 answers: Sequence[Answer | Exception]
                 answers = self.engine.generate(questions, **requests[members[0]].call.arguments)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from langchain_core.documents import Document
@@ -26,8 +26,10 @@ def texts_of(
     Metadata reach the model through `document_prompt` only. Documents with the same text are read once.
 
     Raises:
-        DocumentError: something that is neither a document nor text
+        DocumentError: something that is neither a document nor text, or a generator
     """
+    if isinstance(documents, Iterator):
+        raise DocumentError("documents can be read only once, and would be gone at the second look. Give a list.")
     listed = [documents] if isinstance(documents, Document | str | PreparedDocuments) else list(documents)
     texts: list[Text] = []
     for number, document in enumerate(listed, 1):
@@ -61,4 +63,5 @@ class FocusPromptValue(PromptValue):
         blocks: list[Any] = [
             create_plaintext_block(text=str(text), id=fingerprint(text)[:32]) for text in texts_of(self.documents)
         ]
-        return [HumanMessage([*blocks, create_text_block(self.question, id=fingerprint(self.question)[:32])])]
+        blocks.append(create_text_block(self.question, id=fingerprint(self.question)[:32]))
+        return [HumanMessage(blocks)]

@@ -45,11 +45,7 @@ class FocusLLM(LangChainSettings, BaseLLM):
         return {**self.identifying, **call}
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
-        return LangSmithParams(**{**super()._get_ls_params(stop=stop, **kwargs), **self.tracing_names(kwargs)})
-
-    def get_token_ids(self, text: str) -> list[int]:
-        """The model's own tokens, without special ones."""
-        return self.engine.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        return self.with_names(super()._get_ls_params(stop=stop, **kwargs), kwargs)
 
     # --- the response cache -------------------------------------------------------------------------------------------
 
@@ -68,13 +64,19 @@ class FocusLLM(LangChainSettings, BaseLLM):
         self, prompts: list[str], stop: list[str] | None = None, callbacks: Any = None, **kwargs: Any
     ) -> LLMResult:
         """LangChain's `generate`, with a response cache that tells documents apart."""
-        return super(FocusLLM, self._known_by(kwargs)).generate(prompts, stop, callbacks, **kwargs)
+        known = self._known_by(kwargs)
+        result = super(FocusLLM, known).generate(prompts, stop, callbacks, **kwargs)
+        self._engine = known._engine or self._engine  # held here, it is not loaded again for the next call
+        return result
 
     async def agenerate(
         self, prompts: list[str], stop: list[str] | None = None, callbacks: Any = None, **kwargs: Any
     ) -> LLMResult:
         """LangChain's `agenerate`, with a response cache that tells documents apart."""
-        return await super(FocusLLM, self._known_by(kwargs)).agenerate(prompts, stop, callbacks, **kwargs)
+        known = self._known_by(kwargs)
+        result = await super(FocusLLM, known).agenerate(prompts, stop, callbacks, **kwargs)
+        self._engine = known._engine or self._engine
+        return result
 
     # --- answers ------------------------------------------------------------------------------------------------------
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from langchain_core.messages import AIMessage, BaseMessage, ChatMessage
+from langchain_core.messages import AIMessage, BaseMessage, ChatMessage, HumanMessage, SystemMessage
 
 from focus_core.engine import Message
 from focus_core.errors import ConfigError, DocumentError
 from focus_integrations.conversations import merged
 
-_ROLES = {"human": "user", "ai": "assistant", "system": "system"}
+_ROLES: dict[type[BaseMessage], str] = {HumanMessage: "user", AIMessage: "assistant", SystemMessage: "system"}
 
 
 @dataclass(frozen=True)
@@ -38,11 +38,12 @@ def read_messages(messages: Sequence[BaseMessage], system_prompt: str | None = N
 def _role(message: BaseMessage) -> str:
     if isinstance(message, ChatMessage):
         return message.role
-    if message.type not in _ROLES:
+    role = next((role for kind, role in _ROLES.items() if isinstance(message, kind)), None)  # chunks are subclasses
+    if role is None:
         raise ConfigError(f"A {type(message).__name__} cannot be read: this model takes no tools.")
     if isinstance(message, AIMessage) and message.tool_calls:
         raise ConfigError("An AIMessage holds tool calls, which cannot be read: this model takes no tools.")
-    return _ROLES[message.type]
+    return role
 
 
 def _text(message: BaseMessage, documents: list[str]) -> str:

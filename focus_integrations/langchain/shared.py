@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from langchain_core.language_models import LangSmithParams
+from langchain_core.messages.ai import InputTokenDetails, UsageMetadata
+
 from focus_core.engine import Usage
 from focus_integrations.langchain.documents import texts_of
 from focus_integrations.settings import Call, FocusSettings
@@ -19,16 +22,23 @@ class LangChainSettings(FocusSettings):
         documents = given.get("documents")
         return self.call({**given, "documents": texts_of(documents) if documents is not None else None}, stop)
 
-    def tracing_names(self, given: dict[str, Any]) -> dict[str, Any]:
+    def with_names(self, traced: LangSmithParams, given: dict[str, Any]) -> LangSmithParams:
         """For LangSmith: who made the model, and which one it is."""
-        return {"ls_provider": PROVIDER, "ls_model_name": str(given.get("model", self.model))}
+        traced["ls_provider"] = PROVIDER
+        traced["ls_model_name"] = str(given.get("model", self.model))
+        return traced
+
+    def get_token_ids(self, text: str) -> list[int]:
+        """The model's own tokens, without special ones."""
+        tokens: list[int] = self.engine.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        return tokens
 
 
-def usage_metadata(usage: Usage) -> dict[str, Any]:
+def usage_metadata(usage: Usage) -> UsageMetadata:
     """Tokens in LangChain's words. `cache_read` are document tokens whose keys and values were there already."""
-    return {
-        "input_tokens": usage.input_tokens,
-        "output_tokens": usage.output_tokens,
-        "total_tokens": usage.input_tokens + usage.output_tokens,
-        "input_token_details": {"cache_read": usage.cache_read, "cache_creation": usage.cache_creation},
-    }
+    return UsageMetadata(
+        input_tokens=usage.input_tokens,
+        output_tokens=usage.output_tokens,
+        total_tokens=usage.input_tokens + usage.output_tokens,
+        input_token_details=InputTokenDetails(cache_read=usage.cache_read, cache_creation=usage.cache_creation),
+    )

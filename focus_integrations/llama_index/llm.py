@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator, Sequence
+from contextlib import aclosing
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from llama_index.core.base.llms.generic_utils import messages_to_prompt as any_messages_to_prompt
 from llama_index.core.base.llms.types import (
     ChatMessage,
     ChatResponse,
@@ -21,11 +22,12 @@ from llama_index.core.base.llms.types import (
 )
 from llama_index.core.llms import CustomLLM
 from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
+from llama_index.core.llms.llm import default_completion_to_prompt
 from llama_index.core.schema import BaseNode, MetadataMode
 from pydantic import ConfigDict
 
 from focus_core import PreparedDocuments
-from focus_core.engine import Answer, FinishReason, Question, Usage
+from focus_core.engine import Answer, FinishReason, Piece, Question, Usage
 from focus_core.errors import ConfigError, DocumentError
 from focus_integrations.conversations import merged
 from focus_integrations.engines import longest_input
@@ -58,7 +60,7 @@ class FocusLLM(FocusSettings, CustomLLM):
     All eight endpoints take `documents` (nodes, documents, strings, or prepared ones), `stop`, `system_prompt` and
     everything in `focus_integrations.settings.PER_CALL`. Without `documents` a prompt may itself be longer than the
     window: all but its end is then read in chunks. Prompts go through the model's chat template, except those that
-    LlamaIndex has formatted already.
+    LlamaIndex has formatted already, or that `completion_to_prompt` and `messages_to_prompt` format if they are given.
     """
 
     model_config = ConfigDict(extra="forbid", populate_by_name=True, protected_namespaces=())
@@ -82,7 +84,14 @@ class FocusLLM(FocusSettings, CustomLLM):
 
     def tokenize(self, text: str) -> list[int]:
         """The model's own tokens, for `set_global_tokenizer` and prompt helpers."""
-        return self.engine.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        tokens: list[int] = self.engine.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        return tokens
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the engine: LlamaIndex would try to pickle all weights, fail, and warn. It is shared again later."""
+        bare = self.model_copy()
+        bare._engine = None
+        return super(FocusLLM, bare).__getstate__()
 
     # --- eight endpoints ----------------------------------------------------------------------------------------------
     # Each is decorated and calls nothing that is: LlamaIndex would count one answer several times.
@@ -97,7 +106,7 @@ class FocusLLM(FocusSettings, CustomLLM):
 
     @llm_completion_callback()
     async def acomplete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
-        return _completion(await asyncio.to_thread(self._answer, self._prompt_request(prompt, formatted, kwargs)))
+        return _completion(await self._aanswer(self._prompt_request(prompt, formatted, kwargs)))
 
     @llm_completion_callback()
     async def astream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponseAsyncGen:
@@ -113,7 +122,7 @@ class FocusLLM(FocusSettings, CustomLLM):
 
     @llm_chat_callback()
     async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
-        return _chat(await asyncio.to_thread(self._answer, self._chat_request(messages, kwargs)))
+        return _chat(await self._aanswer(self._chat_request(messages, kwargs)))
 
     @llm_chat_callback()
     async def astream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseAsyncGen:
@@ -129,21 +138,39 @@ class FocusLLM(FocusSettings, CustomLLM):
     def _prompt_request(self, prompt: str, formatted: bool, given: dict[str, Any]) -> _Request:
         call = self._call_with(dict(given))
         if formatted:  # by LlamaIndex: system prompt and templates are in it
-            return _Request(prompt, Call(call.documents, {**call.options, "chat_template": False}))
-        if self.completion_to_prompt is not None:
-            prompt = self.completion_to_prompt(prompt)
-        return _Request(merged([("user", prompt)], call.system_prompt), call)
+            return _as_it_stands(prompt, call)
+        if self.completion_to_prompt in (None, default_completion_to_prompt):
+            return _Request(merged([("user", prompt)], call.system_prompt), call)
+        prompt = self.completion_to_prompt(prompt)
+        return _as_it_stands(f"{call.system_prompt}\n\n{prompt}" if call.system_prompt else prompt, call)
 
     def _chat_request(self, messages: Sequence[ChatMessage], given: dict[str, Any]) -> _Request:
         call = self._call_with(dict(given))
         if not messages:
             raise ConfigError("There are no messages to answer.")
-        return _Request(merged([(_role(m), _text(m)) for m in messages], call.system_prompt), call)
+        conversation = merged([(_role(m), _text(m)) for m in messages], call.system_prompt)
+        if self.messages_to_prompt in (None, any_messages_to_prompt):
+            return _Request(conversation, call)
+        return _as_it_stands(self.messages_to_prompt([ChatMessage(**message) for message in conversation]), call)
 
     # --- answers ------------------------------------------------------------------------------------------------------
 
     def _answer(self, request: _Request) -> Answer:
         return self.engine.generate(request.question, **request.call.arguments)
+
+    async def _aanswer(self, request: _Request) -> Answer:
+        """In steps, so that cancelling the task stops the work at the next token."""
+        text = ""
+        async with aclosing(in_thread(self._stream(request))) as pieces:
+            async for piece in pieces:
+                text += piece.text
+        assert piece.finish_reason is not None
+        assert piece.usage is not None
+        return Answer(text, piece.finish_reason, piece.usage)
+
+    def _stream(self, request: _Request) -> Iterator[Piece]:
+        """Loads the model, if that has to be, only when the first piece is asked for: in the thread that asks."""
+        yield from self.engine.stream(request.question, **request.call.arguments)
 
     def _completions(self, request: _Request) -> CompletionResponseGen:
         for text, delta, raw in self._pieces(request):
@@ -156,9 +183,13 @@ class FocusLLM(FocusSettings, CustomLLM):
     def _pieces(self, request: _Request) -> Iterator[tuple[str, str, dict[str, Any] | None]]:
         """Text so far, what is new of it, and at the end what `raw` holds."""
         text = ""
-        for piece in self.engine.stream(request.question, **request.call.arguments):
+        for piece in self._stream(request):
             text += piece.text
             yield text, piece.text, None if piece.usage is None else _raw(piece.usage, piece.finish_reason)
+
+
+def _as_it_stands(prompt: str, call: Call) -> _Request:
+    return _Request(prompt, Call(call.documents, {**call.options, "chat_template": False}))
 
 
 def texts_of(documents: str | PreparedDocuments | BaseNode | Sequence[Any]) -> list[Text]:

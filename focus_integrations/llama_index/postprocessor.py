@@ -16,7 +16,7 @@ from focus_integrations.llama_index.whole import WholeDocument, whole_documents
 
 
 class WholeDocumentPostprocessor(BaseNodePostprocessor):
-    """Puts the document in the place of its passages: each document once, in the order of its best passage."""
+    """Puts the document in the place of its passages: each document once, where its first passage was."""
 
     docstore: BaseDocumentStore = Field(exclude=True)
     """Where the originals are kept (`docstore.add_documents(documents)`), or at least all nodes."""
@@ -58,12 +58,13 @@ class WholeDocumentPostprocessor(BaseNodePostprocessor):
             raise ContextOverflowError(
                 f'{message}. Retrieve fewer passages, raise max_tokens, or set on_overflow="drop".'
             )
-        warnings.warn(f"{message}: {len(documents) - fitting} left out, those with the worst passages.", stacklevel=4)
+        left_out = ", ".join(document.key for document in documents[fitting:])
+        warnings.warn(f"{message}. Left out, because they came last: {left_out}.", stacklevel=4)
         return documents[:fitting]
 
 
 def _as_node(document: WholeDocument) -> NodeWithScore:
-    """A node of the document's own id, with the score of its best hit."""
+    """The document, or a node of its id, with the score of its best hit."""
     scores = [hit.score for hit in document.hits if hit.score is not None]
-    node = TextNode(id_=document.key, text=document.text, metadata=dict(document.metadata))
+    node = document.original or TextNode(id_=document.key, text=document.text, metadata=document.metadata)
     return NodeWithScore(node=node, score=max(scores, default=None))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import warnings
 from collections.abc import AsyncGenerator, Generator, Sequence
+from contextlib import aclosing, closing
 from typing import Any
 
 from llama_index.core import Settings
@@ -11,7 +13,7 @@ from llama_index.core.base.llms.types import ChatMessage, ChatResponse, LLMMetad
 from llama_index.core.base.response.schema import RESPONSE_TYPE
 from llama_index.core.callbacks import CallbackManager
 from llama_index.core.indices.prompt_helper import ChatPromptHelper, PromptHelper
-from llama_index.core.instrumentation import get_dispatcher
+from llama_index.core.instrumentation import get_dispatcher  # type: ignore[attr-defined]
 from llama_index.core.instrumentation.events.synthesis import GetResponseEndEvent, GetResponseStartEvent
 from llama_index.core.llms import LLM
 from llama_index.core.llms.structured_llm import StructuredLLM
@@ -23,9 +25,9 @@ from llama_index.core.response_synthesizers.base import BaseSynthesizer, QueryTe
 from llama_index.core.schema import NodeWithScore, TextNode
 from llama_index.core.storage.docstore.types import BaseDocumentStore
 from llama_index.core.types import RESPONSE_TEXT_TYPE
-from pydantic import BaseModel
+from pydantic import BaseModel, PrivateAttr
 
-from focus_core.errors import ConfigError
+from focus_core.errors import ConfigError, DocumentError
 from focus_integrations.llama_index.llm import FocusLLM
 from focus_integrations.llama_index.whole import WholeDocument, whole_documents
 
@@ -33,6 +35,11 @@ dispatcher = get_dispatcher(__name__)
 
 QUESTION = PromptTemplate("{query_str}")
 DOCUMENT = PromptTemplate("{text}")
+
+_PROMPTS = ("text_qa_template", "document_template")
+_NOT_FOR_TEMPLATES = ("self", "llm", "completion_to_prompt", "messages_to_prompt")  # `format` takes these itself
+
+Usage = dict[str, Any]
 
 
 class FocusSynthesizer(BaseSynthesizer):
@@ -59,19 +66,23 @@ class FocusSynthesizer(BaseSynthesizer):
         """Args:
         llm: a `FocusLLM`; by default `Settings.llm`
         docstore: where originals may be kept, preferred to what nodes say
+        streaming: the response holds a generator of its text; not with `output_cls`
         output_cls: answer with an instance of this class, by asking for JSON
         text_qa_template: the question as the model sees it, from `query_str`; `context_str` stays empty in it, because
             documents go beside the prompt
-        document_template: a document as the model sees it, from `text` and its metadata
+        document_template: a document as the model sees it, from `text` and its metadata; names that its metadata lack
+            stay empty
 
         Raises:
             ConfigError: there is no model
         """
-        llm = llm or Settings._llm  # the property would look for an OpenAI key
         if llm is None:
-            raise ConfigError("No model: give FocusSynthesizer(llm=FocusLLM(…)), or set Settings.llm.")
+            if Settings._llm is None:  # asking for Settings.llm would look for an OpenAI key
+                raise ConfigError("No model: give FocusSynthesizer(llm=FocusLLM(…)), or set Settings.llm.")
+            llm = Settings.llm
         if isinstance(llm, StructuredLLM):
-            llm, output_cls = llm.llm, output_cls or llm.output_cls
+            output_cls = output_cls or llm.output_cls
+            llm = llm.llm
         self._focus = llm if isinstance(llm, FocusLLM) else None
         if self._focus is None:
             warnings.warn(
@@ -97,6 +108,12 @@ class FocusSynthesizer(BaseSynthesizer):
         return {"text_qa_template": self._question, "document_template": self._document}
 
     def _update_prompts(self, prompts: PromptDictType) -> None:
+        unknown = [name for name in prompts if name not in _PROMPTS]
+        if unknown:
+            raise ConfigError(
+                f"FocusSynthesizer has no prompt {', '.join(map(repr, unknown))}: it asks once, and refines nothing. "
+                f"Its prompts are {' and '.join(_PROMPTS)}."
+            )
         self._question = prompts.get("text_qa_template", self._question)
         self._document = prompts.get("document_template", self._document)
 
@@ -110,9 +127,10 @@ class FocusSynthesizer(BaseSynthesizer):
         **response_kwargs: Any,
     ) -> RESPONSE_TYPE:
         """LlamaIndex's `synthesize` on whole documents."""
-        usage: dict[str, Any] = {}
-        response = super().synthesize(query, self._whole(nodes), focus_usage=usage, **response_kwargs)
-        return self._with_sources(response, nodes, additional_source_nodes, usage)
+        usage: Usage = {}
+        whole = self._whole(nodes, usage)
+        response = super().synthesize(query, whole, additional_source_nodes, focus_usage=usage, **response_kwargs)
+        return _with_usage(response, usage)
 
     async def asynthesize(
         self,
@@ -122,33 +140,46 @@ class FocusSynthesizer(BaseSynthesizer):
         **response_kwargs: Any,
     ) -> RESPONSE_TYPE:
         """LlamaIndex's `asynthesize` on whole documents."""
-        usage: dict[str, Any] = {}
-        response = await super().asynthesize(query, self._whole(nodes), focus_usage=usage, **response_kwargs)
-        return self._with_sources(response, nodes, additional_source_nodes, usage)
+        usage: Usage = {}
+        whole = await asyncio.to_thread(self._whole, nodes, usage)  # a docstore may be a database
+        response = await super().asynthesize(
+            query, whole, additional_source_nodes, focus_usage=usage, **response_kwargs
+        )
+        return _with_usage(response, usage)
 
-    def _whole(self, nodes: list[NodeWithScore]) -> list[NodeWithScore]:
-        return [self._as_node(document) for document in whole_documents(nodes, self._docstore)]
+    def _whole(self, nodes: list[NodeWithScore], usage: Usage) -> list[NodeWithScore]:
+        documents = whole_documents(nodes, self._docstore)
+        empty = [document.key for document in documents if not document.text.strip()]
+        if documents and len(empty) == len(documents):
+            raise DocumentError(f"None of the documents has any text: {', '.join(empty)}.")
+        if empty:
+            warnings.warn(f"Documents without text are left out: {', '.join(empty)}.", stacklevel=3)
+        listed = [self._as_node(document) for document in documents if document.key not in empty]
+        for node in listed:
+            node._found, node._usage = nodes, usage
+        return [NodeWithScore(node=node) for node in listed]
 
-    def _as_node(self, document: WholeDocument) -> NodeWithScore:
-        text = self._document.format(**{**document.metadata, "text": document.text})
-        return NodeWithScore(node=TextNode(id_=document.key, text=text))
+    def _as_node(self, document: WholeDocument) -> _WholeNode:
+        names = dict.fromkeys(self._document.template_vars, "")
+        known = {name: value for name, value in document.metadata.items() if name not in _NOT_FOR_TEMPLATES}
+        text = self._document.format(**{**names, **known, "text": document.text})
+        return _WholeNode(id_=document.key, text=text)
 
-    def _with_sources(
-        self,
-        response: RESPONSE_TYPE,
-        nodes: list[NodeWithScore],
-        additional: Sequence[NodeWithScore] | None,
-        usage: dict[str, Any],
+    def _prepare_response_output(
+        self, response_str: RESPONSE_TEXT_TYPE | None, source_nodes: list[NodeWithScore]
     ) -> RESPONSE_TYPE:
-        response.source_nodes = [*nodes, *(additional or [])]
-        response.metadata = {**self._get_metadata_for_response([found.node for found in nodes]), "focus": usage}
-        return response
+        """The response with the nodes that came in for source nodes. Made here, so that events show it like that."""
+        first = source_nodes[0].node
+        assert isinstance(first, _WholeNode)
+        additional = [source for source in source_nodes if not isinstance(source.node, _WholeNode)]
+        response = super()._prepare_response_output(response_str, [*first._found, *additional])
+        return _with_usage(response, first._usage)
 
     # --- answers ------------------------------------------------------------------------------------------------------
 
     @dispatcher.span
     def get_response(
-        self, query_str: str, text_chunks: Sequence[str], focus_usage: dict[str, Any] | None = None, **prompt_args: Any
+        self, query_str: str, text_chunks: Sequence[str], focus_usage: Usage | None = None, **prompt_args: Any
     ) -> RESPONSE_TEXT_TYPE:
         """The answer from `text_chunks`, each a whole document.
 
@@ -156,66 +187,102 @@ class FocusSynthesizer(BaseSynthesizer):
             FocusError: what the engine raises; nothing becomes an "Empty Response"
         """
         dispatcher.event(GetResponseStartEvent(query_str=query_str, text_chunks=list(text_chunks)))
-        usage = {} if focus_usage is None else focus_usage
-        messages, documents = self._asked(query_str, text_chunks, prompt_args)
+        usage: Usage = {} if focus_usage is None else focus_usage
         answer: Any
-        if self._streaming and self._output_cls is None:
-            answer = _deltas(self._llm.stream_chat(messages, **documents), usage)
+        if self._focus is None:
+            answer = self._joined(query_str, text_chunks, prompt_args)
         else:
-            response = self._llm.chat(messages, **documents)
-            answer = self._read(response, usage)
+            messages, documents = self._asked(self._focus, query_str, prompt_args), list(text_chunks)
+            if self._streaming and self._output_cls is None:
+                answer = _deltas(self._focus.stream_chat(messages, documents=documents), usage)
+            else:
+                answer = self._read(self._focus.chat(messages, documents=documents), usage)
         dispatcher.event(GetResponseEndEvent())
-        return answer
+        return answer  # type: ignore[no-any-return]
 
     @dispatcher.span
     async def aget_response(
-        self, query_str: str, text_chunks: Sequence[str], focus_usage: dict[str, Any] | None = None, **prompt_args: Any
+        self, query_str: str, text_chunks: Sequence[str], focus_usage: Usage | None = None, **prompt_args: Any
     ) -> RESPONSE_TEXT_TYPE:
         """`get_response`, leaving the event loop free."""
         dispatcher.event(GetResponseStartEvent(query_str=query_str, text_chunks=list(text_chunks)))
-        usage = {} if focus_usage is None else focus_usage
-        messages, documents = self._asked(query_str, text_chunks, prompt_args)
+        usage: Usage = {} if focus_usage is None else focus_usage
         answer: Any
-        if self._streaming and self._output_cls is None:
-            answer = _adeltas(await self._llm.astream_chat(messages, **documents), usage)
+        if self._focus is None:
+            answer = await self._ajoined(query_str, text_chunks, prompt_args)
         else:
-            response = await self._llm.achat(messages, **documents)
-            answer = self._read(response, usage)
+            messages, documents = self._asked(self._focus, query_str, prompt_args), list(text_chunks)
+            if self._streaming and self._output_cls is None:
+                answer = _adeltas(await self._focus.astream_chat(messages, documents=documents), usage)
+            else:
+                answer = self._read(await self._focus.achat(messages, documents=documents), usage)
         dispatcher.event(GetResponseEndEvent())
-        return answer
+        return answer  # type: ignore[no-any-return]
 
-    def _asked(
-        self, query_str: str, texts: Sequence[str], prompt_args: dict[str, Any]
-    ) -> tuple[list[ChatMessage], dict[str, Any]]:
-        """Messages, and the arguments that carry the documents."""
-        template = self._question
-        context = "" if self._focus else "\n\n".join(texts)
+    def _asked(self, llm: FocusLLM, query_str: str, prompt_args: dict[str, Any]) -> list[ChatMessage]:
         if self._output_cls is not None:
-            query_str = PydanticOutputParser(self._output_cls).format(query_str)
-        if not self._focus and "context_str" not in template.template_vars:
-            query_str = f"{context}\n\n{query_str}"
-        messages = template.format_messages(llm=self._llm, query_str=query_str, context_str=context, **prompt_args)
-        messages = self._llm._extend_messages(messages)
-        return messages, {"documents": list(texts)} if self._focus else {}
+            form = PydanticOutputParser(self._output_cls).get_format_string(escape_json=False)
+            query_str = f"{query_str}\n\n{form}"
+        return llm._get_messages(self._question, query_str=query_str, context_str="", **prompt_args)
 
-    def _read(self, response: ChatResponse, usage: dict[str, Any]) -> str | BaseModel:
+    def _read(self, response: ChatResponse, usage: Usage) -> str | BaseModel:
         _note_usage(response, usage)
         text = response.message.content or ""
-        return text if self._output_cls is None else PydanticOutputParser(self._output_cls).parse(text)
+        if self._output_cls is None:
+            return self._llm._parse_output(text)
+        parsed: BaseModel = PydanticOutputParser(self._output_cls).parse(text)
+        return parsed
+
+    # --- another model ------------------------------------------------------------------------------------------------
+
+    def _joined(self, query_str: str, texts: Sequence[str], prompt_args: dict[str, Any]) -> Any:
+        """What LlamaIndex's simplest synthesizer does, for a model that knows no documents."""
+        given = self._joined_arguments(query_str, texts, prompt_args)
+        if self._output_cls is not None:
+            return self._llm.structured_predict(self._output_cls, self._question, **given)
+        return (self._llm.stream if self._streaming else self._llm.predict)(self._question, **given)
+
+    async def _ajoined(self, query_str: str, texts: Sequence[str], prompt_args: dict[str, Any]) -> Any:
+        given = self._joined_arguments(query_str, texts, prompt_args)
+        if self._output_cls is not None:
+            asked = self._llm.astructured_predict(self._output_cls, self._question, **given)
+            return await asked
+        return await (self._llm.astream if self._streaming else self._llm.apredict)(self._question, **given)
+
+    def _joined_arguments(self, query_str: str, texts: Sequence[str], prompt_args: dict[str, Any]) -> dict[str, Any]:
+        context = "\n\n".join(texts)
+        if "context_str" not in self._question.template_vars:
+            query_str = f"{context}\n\n{query_str}"
+        return {"query_str": query_str, "context_str": context, **prompt_args}
 
 
-def _deltas(responses: Generator[ChatResponse, None, None], usage: dict[str, Any]) -> Generator[str, None, None]:
-    for response in responses:
-        _note_usage(response, usage)
-        yield response.delta or ""
+class _WholeNode(TextNode):
+    """A document on its way through LlamaIndex's `synthesize`, which is to forget neither nodes nor usage."""
+
+    _found: list[NodeWithScore] = PrivateAttr(default_factory=list)
+    _usage: Usage = PrivateAttr(default_factory=dict)
 
 
-async def _adeltas(responses: AsyncGenerator[ChatResponse, None], usage: dict[str, Any]) -> AsyncGenerator[str, None]:
-    async for response in responses:
-        _note_usage(response, usage)
-        yield response.delta or ""
+def _with_usage(response: RESPONSE_TYPE, usage: Usage) -> RESPONSE_TYPE:
+    response.metadata = {**(response.metadata or {}), "focus": usage}
+    return response
 
 
-def _note_usage(response: ChatResponse, usage: dict[str, Any]) -> None:
+def _deltas(responses: Generator[ChatResponse, None, None], usage: Usage) -> Generator[str, None, None]:
+    """What is new of each; closing this stops the work."""
+    with closing(responses):
+        for response in responses:
+            _note_usage(response, usage)
+            yield response.delta or ""
+
+
+async def _adeltas(responses: AsyncGenerator[ChatResponse, None], usage: Usage) -> AsyncGenerator[str, None]:
+    async with aclosing(responses):
+        async for response in responses:
+            _note_usage(response, usage)
+            yield response.delta or ""
+
+
+def _note_usage(response: ChatResponse, usage: Usage) -> None:
     if isinstance(response.raw, dict):
         usage.update(response.raw.get("usage", {}), finish_reason=response.raw.get("finish_reason"))

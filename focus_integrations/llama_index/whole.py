@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
+from typing import Any
 
-from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore
+from llama_index.core.schema import BaseNode, Document, MetadataMode, NodeWithScore, RelatedNodeInfo, TextNode
 from llama_index.core.storage.docstore.types import BaseDocumentStore
+
+_BETWEEN = "\n"  # where nothing tells what stood between two nodes
+_GAPS = ((" ", " "), (" ", "\n"), ("\n", "\n"))  # what splitters take away: one character, and each of several
+_ENDS = ("", "\n", " ")  # and at the end of a text
 
 
 @dataclass(frozen=True)
@@ -18,22 +24,25 @@ class WholeDocument:
         key: the document's id, or that of a node which belongs to none
         text: the document as far as it is known
         exact: whether this is certainly the document's text, all of it and each part once
-        hits: the nodes that were found, best first
-        metadata: the original's where it is kept, else the first hit's
+        hits: the nodes that were found, in the order in which they came
+        metadata: the original's where it is known, else the first hit's
+        original: the document itself, where it is kept
     """
 
     key: str
     text: str
     exact: bool
     hits: list[NodeWithScore]
-    metadata: dict[str, object]
+    metadata: dict[str, Any]
+    original: BaseNode | None = None
 
 
 def whole_documents(hits: Sequence[NodeWithScore], docstore: BaseDocumentStore | None) -> list[WholeDocument]:
     """The documents of `hits`, each once, in the order in which they first appear.
 
-    Text is the original's where `docstore` keeps it; else all nodes of the document that `docstore` knows are put
-    together, else the hits alone. Both of these warn, because what overlaps or is missing cannot be known for certain.
+    Text is the original's where `docstore` keeps it. Else all nodes of the document that `docstore` knows are put
+    together, else the hits alone; LlamaIndex's hash of the original then says whether that is its text, and there is a
+    warning where it is not: what is missing or stands there twice cannot be known.
     """
     groups: dict[str, list[NodeWithScore]] = {}
     for hit in hits:
@@ -44,39 +53,66 @@ def whole_documents(hits: Sequence[NodeWithScore], docstore: BaseDocumentStore |
     if guessed:
         warnings.warn(
             f"Put together from nodes, because the original is not in the docstore: {', '.join(guessed[:5])}"
-            f"{' …' if len(guessed) > 5 else ''}. Keep originals with `docstore.add_documents(documents)`.",
+            f"{' …' if len(guessed) > 5 else ''}. Text may be missing or repeated. "
+            "Keep originals: docstore.add_documents(documents).",
             stacklevel=3,
         )
     return documents
 
 
 def _whole(key: str, hits: list[NodeWithScore], docstore: BaseDocumentStore | None) -> WholeDocument:
-    original = docstore.get_document(key, raise_error=False) if docstore is not None else None
-    if original is not None:
-        return WholeDocument(key, _content(original), True, hits, original.metadata)
     first = hits[0].node
-    if len(hits) == 1 and first.source_node is None:
-        return WholeDocument(key, _content(first), True, hits, first.metadata)
+    source = first.source_node
+    original = docstore.get_document(key, raise_error=False) if docstore is not None else None
+    if source is None:
+        original = original or first  # a node of its own is its own document
+    if source is None or original is not None:
+        assert original is not None
+        return WholeDocument(key, _content(original), True, hits, dict(original.metadata), original)
     known = docstore.get_ref_doc_info(key) if docstore is not None else None
     nodes = docstore.get_nodes(known.node_ids) if docstore is not None and known else [hit.node for hit in hits]
-    return WholeDocument(key, joined(nodes), False, hits, first.metadata)
+    guess = joined(nodes)
+    right = next((text for text in chain([guess], _others(nodes)) if _is_text_of(source, text)), None)
+    if right is None:
+        return WholeDocument(key, guess, False, hits, dict(first.metadata))
+    return WholeDocument(key, right, True, hits, dict(source.metadata))
 
 
-def joined(nodes: Sequence[BaseNode]) -> str:
+def _is_text_of(source: RelatedNodeInfo, text: str) -> bool:
+    """Whether the hash that every node keeps of its document is that of `text`."""
+    rebuilt = (Document(text=text, metadata=source.metadata), TextNode(text=text, metadata=source.metadata))
+    return source.hash in [node.hash for node in rebuilt]
+
+
+def _others(nodes: Sequence[BaseNode]) -> Iterator[str]:
+    """Further ways to put nodes together, which only the hash can prove."""
+    for gap in _GAPS:
+        text = joined(nodes, gap)
+        yield from (text + end for end in _ENDS)
+
+
+def joined(nodes: Sequence[BaseNode], gap: tuple[str, str] | None = None) -> str:
     """The nodes' text in the document's order; what a node repeats of the one before is left out where offsets tell.
 
     Offsets are found by LlamaIndex with a text search and may be wrong, so they are believed only where the text of
     both nodes agrees on the overlap.
+
+    Args:
+        gap: stands for a character that offsets say was taken away between two nodes, and for each of several; by
+            default a line end stands for all of them
     """
     text, end = "", 0
     for node in _in_order(nodes):
-        content, start = _content(node), getattr(node, "start_char_idx", None) or 0
-        overlap = end - start
-        if text and 0 < overlap <= len(content) and text.endswith(content[:overlap]):
-            text += content[overlap:]
+        content, start = _content(node), getattr(node, "start_char_idx", None)
+        if not text:
+            text = content
+        elif start is None or start > end:
+            text += (_BETWEEN if start is None or gap is None else gap[start > end + 1] * (start - end)) + content
+        elif text.endswith(content[: end - start]):
+            text += content[end - start :]
         else:
-            text += ("\n" if text else "") + content
-        end = max(end, start + len(content))
+            text += _BETWEEN + content
+        end = max(end, (start or 0) + len(content))
     return text
 
 
@@ -86,7 +122,7 @@ def _in_order(nodes: Sequence[BaseNode]) -> list[BaseNode]:
     starts = {node.node_id: getattr(node, "start_char_idx", None) for node in once}
     if any(start is None for start in starts.values()):
         return once
-    return sorted(once, key=lambda node: starts[node.node_id])
+    return sorted(once, key=lambda node: starts[node.node_id] or 0)
 
 
 def _content(node: BaseNode) -> str:

@@ -1,0 +1,5 @@
+"""The tiny model that all wrappers are tried on."""
+
+from tests.integrations.conformance import engine, tiny_settings
+
+__all__ = ["engine", "tiny_settings"]

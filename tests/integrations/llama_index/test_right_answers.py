@@ -1,0 +1,178 @@
+"""End to end on the embedded model: real indices, a long document and many short ones, and answers that are right."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from llama_index.core import SummaryIndex, VectorStoreIndex
+from llama_index.core.node_parser import SentenceSplitter
+from llama_index.core.schema import Document
+
+from focus_core import FocusEngine
+from focus_core.evaluation.facts import Fact, filler_sentences, hide
+from focus_core.registry import EMBEDDED_FOLDER
+from focus_integrations.llama_index import FocusLLM, FocusSynthesizer, WholeDocumentPostprocessor
+from tests.integrations.llama_index.drivers import TinyEmbedding
+
+pytestmark = [
+    pytest.mark.skipif(
+        not (EMBEDDED_FOLDER / "base" / "config.json").is_file(), reason="the embedded model is not in the package"
+    ),
+    pytest.mark.timeout(900),
+]
+
+LONG = 60_000  # tokens
+SENTENCES = 120  # of filler in each of the twelve documents
+
+FACTS = [
+    Fact("access code", "the amber falcon", "48213"),
+    Fact("home city", "Clara Fenwick", "Lisbon"),
+    Fact("population", "Lake Marden", "90576"),
+    Fact("serial number", "the silver anchor", "304187"),
+    Fact("room number", "Oscar Pemberton", "2217"),
+    Fact("postal code", "Port Elwick", "61840"),
+    Fact("invoice number", "the cobalt schooner", "77310"),
+    Fact("favourite fruit", "Mabel Thorne", "cherry"),
+    Fact("height", "the russet tower", "1846"),
+    Fact("badge number", "Silas Marsh", "5093"),
+    Fact("founding year", "Mount Quorn", "1723"),
+    Fact("ticket number", "the velvet locomotive", "660254"),
+]
+ASKED = [0, 4, 9, 11]  # about these, so that answers sit in different documents
+
+
+@dataclass
+class Asked:
+    """What the engine was given."""
+
+    questions: list[str]
+    documents: list[list[str]]
+
+
+@pytest.fixture(scope="module")
+def llm() -> FocusLLM:
+    return FocusLLM(max_tokens=32)
+
+
+@pytest.fixture(scope="module")
+def long_document(llm: FocusLLM) -> Document:
+    """About 60,000 tokens, with the facts that are asked for between its beginning and its end."""
+    rng = random.Random(11)
+    sample = filler_sentences(rng, 1000)
+    sentences = filler_sentences(rng, round(LONG / (len(llm.tokenize(" ".join(sample))) / len(sample))))
+    text = hide([FACTS[index] for index in ASKED], sentences, rng, depths=[0.12, 0.4, 0.66, 0.9]).text
+    assert abs(len(llm.tokenize(text)) - LONG) < LONG / 20
+    return Document(text=text, id_="long")
+
+
+@pytest.fixture(scope="module")
+def twelve() -> list[Document]:
+    rng = random.Random(12)
+    texts = [hide([fact], filler_sentences(rng, SENTENCES), rng).text for fact in FACTS]
+    return [Document(text=text, id_=f"doc-{number}") for number, text in enumerate(texts)]
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
+    seen, original = Asked([], []), FocusEngine.stream_batch
+
+    def spy(self: FocusEngine, questions: Any, documents: Any = None, **options: Any) -> Any:
+        seen.questions.append(questions[0][-1]["content"])
+        seen.documents.append(list(documents or []))
+        return original(self, questions, documents, **options)
+
+    monkeypatch.setattr(FocusEngine, "stream_batch", spy)
+    return seen
+
+
+def question_about(fact: Fact) -> str:
+    return fact.question(random.Random(0), form=0)
+
+
+def assert_right(facts: list[Fact], answers: list[str]) -> None:
+    """All values, so that a failure shows how many are wrong."""
+    wrong = {fact.value: answer for fact, answer in zip(facts, answers, strict=True) if fact.value not in answer}
+    assert not wrong
+
+
+async def in_four_ways(index: Any, questions: list[str], **options: Any) -> list[tuple[str, Any]]:
+    """Each question in another way: at once, asynchronously, streamed, streamed asynchronously."""
+    engines = [
+        index.as_query_engine(response_synthesizer=FocusSynthesizer(options["llm"], **given), **options)
+        for given in ({"docstore": index.docstore}, {"docstore": index.docstore, "streaming": True})
+    ]
+    whole = [engines[0].query(questions[0]), await engines[0].aquery(questions[1])]
+    streamed, astreamed = engines[1].query(questions[2]), await engines[1].aquery(questions[3])
+    texts = [str(response) for response in whole]
+    texts.append("".join(streamed.response_gen))
+    texts.append("".join([text async for text in astreamed.async_response_gen()]))
+    return list(zip(texts, [*whole, streamed, astreamed], strict=True))
+
+
+async def test_facts_in_a_long_document_are_found(llm: FocusLLM, long_document: Document, asked: Asked) -> None:
+    """The index has cut it into overlapping passages; the model reads it whole, and reads it once."""
+    index = SummaryIndex.from_documents([long_document])
+    index.docstore.add_documents([long_document])
+    facts = [FACTS[number] for number in ASKED]
+    answers = await in_four_ways(index, [question_about(fact) for fact in facts], llm=llm)
+    assert asked.documents == [[long_document.text]] * 4
+    length = len(llm.tokenize(long_document.text))
+    for number, (_, response) in enumerate(answers):
+        usage = response.metadata["focus"]
+        assert usage["document_tokens"] == length
+        assert (usage["cache_creation"] == 0) is (number > 0)
+        assert len(response.source_nodes) > 20
+        assert {hit.node.source_node.node_id for hit in response.source_nodes} == {"long"}
+    assert_right(facts, [text for text, _ in answers])
+
+
+async def test_facts_in_twelve_documents_are_found(llm: FocusLLM, twelve: list[Document], asked: Asked) -> None:
+    """All twelve are read for every question, in their order."""
+    index = SummaryIndex.from_documents(twelve)
+    index.docstore.add_documents(twelve)
+    facts = [FACTS[number] for number in ASKED]
+    answers = await in_four_ways(index, [question_about(fact) for fact in facts], llm=llm)
+    assert asked.documents == [[document.text for document in twelve]] * 4
+    for _, response in answers:
+        sources = list(dict.fromkeys(hit.node.source_node.node_id for hit in response.source_nodes))
+        assert sources == [document.id_ for document in twelve]
+    assert_right(facts, [text for text, _ in answers])
+
+
+async def test_a_vector_index_finds_the_document_and_the_model_reads_it_whole(
+    llm: FocusLLM, twelve: list[Document], asked: Asked
+) -> None:
+    """The sources are the passages that were found, the first of them from the document with the answer."""
+    index = VectorStoreIndex.from_documents(
+        twelve,
+        transformations=[SentenceSplitter(chunk_size=96, chunk_overlap=24)],
+        embed_model=TinyEmbedding(),
+    )
+    index.docstore.add_documents(twelve)
+    facts = [FACTS[number] for number in ASKED]
+    answers = await in_four_ways(index, [question_about(fact) for fact in facts], llm=llm, similarity_top_k=3)
+    texts = {document.id_: document.text for document in twelve}
+    for number, (_, response), documents in zip(ASKED, answers, asked.documents, strict=True):
+        sources = list(dict.fromkeys(hit.node.source_node.node_id for hit in response.source_nodes))
+        assert sources[0] == f"doc-{number}"
+        assert documents == [texts[source] for source in sources]
+        assert len(response.source_nodes) == 3
+    assert_right(facts, [text for text, _ in answers])
+
+
+def test_whole_documents_of_a_postprocessor_give_the_same_answer(llm: FocusLLM, twelve: list[Document]) -> None:
+    """Then the sources are the documents themselves."""
+    splitter = SentenceSplitter(chunk_size=96, chunk_overlap=24)
+    index = VectorStoreIndex.from_documents(twelve, transformations=[splitter], embed_model=TinyEmbedding())
+    index.docstore.add_documents(twelve)
+    whole = WholeDocumentPostprocessor(docstore=index.docstore, llm=llm, max_tokens=llm.metadata.context_window)
+    engine = index.as_query_engine(
+        llm=llm, similarity_top_k=3, response_synthesizer=FocusSynthesizer(llm), node_postprocessors=[whole]
+    )
+    response = engine.query(question_about(FACTS[4]))
+    assert response.source_nodes[0].node.node_id == "doc-4"
+    assert response.source_nodes[0].node.get_content() == twelve[4].text
+    assert_right([FACTS[4]], [str(response)])
