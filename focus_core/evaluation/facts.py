@@ -47,7 +47,7 @@ PASS_KEY_STATEMENTS = (
     "The pass key is {v}. Remember it. {v} is the pass key.",
     "The pass key is {v}.",
     "Remember this: the pass key is {v}.",
-    "{v} is the pass key.",
+    "Please note: the pass key is {v}.",
     "There is an important note here: the pass key is {v}. Keep it.",
     "The secret pass key is {v}. Do not forget it.",
 )

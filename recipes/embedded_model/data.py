@@ -20,9 +20,9 @@ from focus_core.evaluation.facts import Document, Fact
 TEXT_WEIGHT = 0.2  # of an ordinary text token that is trained on at all
 TEXT_SHARE = 0.25  # of the ordinary text tokens that are trained on
 SHARP_FROM = 0.5  # weights from here on are of tokens that the document tells
-CONTINUATION_WEIGHT = 1.6
+CONTINUATION_WEIGHT = 2.5
 ANSWER_WEIGHT = 1.0
-PREFIX_WEIGHT = 0.5  # of the words before the value: they stand in the question
+PREFIX_WEIGHT = 1.2  # of the words before the value: they stand in the question
 DECIDING_WEIGHTS = (6.0, 2.0)  # of the first tokens of a value: they tell which fact was meant, the rest is copying
 PAIR_WEIGHT = 1.5  # of a pair's first value token
 QUESTION_TOKENS = 34  # room that one question with its answer takes, roughly

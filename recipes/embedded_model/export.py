@@ -17,7 +17,7 @@ LIMIT = 15_000_000  # bytes, model, adapter and tokenizer together
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--base", type=Path, default=Path("runs/embedded/base"))
+    parser.add_argument("--base", type=Path, default=Path("runs/embedded/memory"))
     parser.add_argument("--adapter", type=Path, default=Path("runs/embedded/adapter/adapter"))
     args = parser.parse_args()
     base, adapter = EMBEDDED_FOLDER / "base", EMBEDDED_FOLDER / "adapter"
