@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 from focus_core.checkpoint import load_adapter, save_adapter
 from focus_core.registry import EMBEDDED_FOLDER
 
+OF_TRAINING = ("checkpoint.*", "*.csv")
 LIMIT = 15_000_000  # bytes, model, adapter and tokenizer together
 
 
@@ -22,7 +23,7 @@ def main() -> None:
     args = parser.parse_args()
     base, adapter = EMBEDDED_FOLDER / "base", EMBEDDED_FOLDER / "adapter"
     shutil.rmtree(base, ignore_errors=True)
-    shutil.copytree(args.base, base)
+    shutil.copytree(args.base, base, ignore=shutil.ignore_patterns(*OF_TRAINING))
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     projections, trained_with = load_adapter(args.adapter, model)
     save_adapter(
