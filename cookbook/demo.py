@@ -19,7 +19,7 @@ from focus_core import Answer, FocusEngine, PreparedDocuments
 from focus_core.evaluation.facts import Fact, filler_sentences, hide
 
 TOKENS = 100_000
-SEED = 7
+SEED = 1
 NEW_TOKENS = 32
 ROOM = 64  # of the window, for question and answer of the plain model
 
