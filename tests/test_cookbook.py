@@ -81,7 +81,7 @@ def test_demo_hides_what_it_asks_for(demo: ModuleType, tmp_path: Path) -> None:
     text = demo.long_text(FocusEngine.from_pretrained(save_tiny_model(tmp_path), progress=False))
     for fact, depth, _ in demo.HIDDEN:
         assert text.count(fact.value) in (1, 2)  # some statements of the pass key say it twice
-        assert abs(text.index(fact.value) / len(text) - depth) < 0.02
+        assert abs(text.index(fact.value) / len(text) - depth) < 0.03
 
 
 @needs_embedded

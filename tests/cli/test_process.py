@@ -11,9 +11,16 @@ from pathlib import Path
 import pytest
 
 from focus_core import __version__
+from tests.tiny import save_tiny_model
 
 COMMAND = [sys.executable, "-m", "focus_core.cli"]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="module")
+def endless(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that never ends an answer by itself, however slowly a signal arrives."""
+    return save_tiny_model(tmp_path_factory.mktemp("endless") / "model", readable=True)
 
 
 def long_answer(model_folder: Path) -> subprocess.Popen[bytes]:
@@ -39,8 +46,8 @@ def test_error_has_no_traceback() -> None:
     assert done.stderr.decode().splitlines() == ["Error: no-such-file: there is no such file."]
 
 
-def test_ctrl_c_says_what_was_kept(model_folder: Path) -> None:
-    process = long_answer(model_folder)
+def test_ctrl_c_says_what_was_kept(endless: Path) -> None:
+    process = long_answer(endless)
     assert process.stdout is not None
     assert process.stdout.read(1)  # it writes
     process.send_signal(signal.SIGINT)
@@ -50,9 +57,9 @@ def test_ctrl_c_says_what_was_kept(model_folder: Path) -> None:
     assert b"Traceback" not in error
 
 
-def test_reader_that_goes_away(model_folder: Path) -> None:
+def test_reader_that_goes_away(endless: Path) -> None:
     """`focusllm ask … | head -c 10` must end in silence."""
-    process = long_answer(model_folder)
+    process = long_answer(endless)
     assert process.stdout is not None
     assert process.stderr is not None
     process.stdout.read(1)

@@ -72,7 +72,10 @@ def test_golden_vectors(folder: Path, parallel_chunks: int | None) -> None:
     generation = model.generate(golden["input_ids"], max_new_tokens=steps, return_logits=True)
     assert generation.logits is not None
     rows = len(golden["logits"])  # the short input was recorded for its first step only
-    assert_equal_logits(generation.logits[:rows], golden["logits"], atol=2e-5)
+    # What was recorded is float32 too: one folder lies 2.7e-5 from our own logits in float64. In other groups matrix
+    # products are rounded otherwise, so these get a little more room.
+    atol = 2e-5 if parallel_chunks is None else 3e-5
+    assert_equal_logits(generation.logits[:rows], golden["logits"], atol=atol)
     assert generation.tokens.tolist() == golden["generated"].tolist()
 
 
