@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,13 @@ def long_answer(model_folder: Path) -> subprocess.Popen[bytes]:
     """A command that writes thousands of tokens."""
     command = [*COMMAND, "ask", "--model", str(model_folder), "--max-new-tokens", "4000", "--temperature", "1"]
     return subprocess.Popen(
-        [*command, "Go on"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, env=ENVIRONMENT
+        [*command, "Go on"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        stdin=subprocess.DEVNULL,
+        env=ENVIRONMENT,
+        # A shell starts what runs in the background with interrupts ignored, and its children inherit that.
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
 
 
