@@ -109,17 +109,18 @@ class Bench:
         s, size, question = self.shape, self.focus.dtype.itemsize, self.question
         behind = question + (self.new_tokens + 1) // 2  # tokens behind each chunk in the middle one of the steps
         text = [floors.prefill(s, size, chunks)]
-        first = [floors.candidates(s, size, chunks, question, 0), floors.local_pass(s, size, len(chunks), question)]
         local = floors.local_pass(s, size, len(chunks), behind)
+        first_local = floors.local_pass(s, size, len(chunks), question)
+        first = [floors.together(s, size, floors.candidates(s, size, chunks, question, 0), first_local)]
         passes: dict[str, dict[str, list[Work]]] = {
             OURS: {
                 "prefill": text,
                 "first_token": text + first,
                 "second_question": first,
-                "step": [floors.candidates(s, size, chunks, 2, behind - 2), local],
+                "step": [floors.together(s, size, floors.candidates(s, size, chunks, 2, behind - 2), local)],
             },
             ONE_BY_ONE: {
-                "first_token": [*(floors.one_chunk(s, size, tokens + question, 0) for tokens in chunks), first[1]],
+                "first_token": [*(floors.one_chunk(s, size, tokens + question, 0) for tokens in chunks), first_local],
                 "step": [*(floors.one_chunk(s, size, 2, tokens + behind - 2) for tokens in chunks), local],
             },
             FULL_ATTENTION: {

@@ -122,6 +122,13 @@ def local_pass(s: Shape, itemsize: int, slots: int, tokens: int) -> Work:
     return Work(linear + attention, itemsize * (s.layers * (s.layer + s.cached(slots)) + head))
 
 
+def together(s: Shape, itemsize: int, of_candidates: Work, of_local: Work) -> Work:
+    """`candidates` and `local_pass` in one pass, which reads the model's own weights once for both."""
+    full = s.layers - 2
+    shared = full * s.layer + (s.layer - s.attention) + s.keys_values
+    return Work(of_candidates.flops + of_local.flops, of_candidates.bytes + of_local.bytes - itemsize * shared)
+
+
 # --- the alternatives -----------------------------------------------------------------------------------------------
 
 

@@ -119,6 +119,17 @@ class PromptCache:
                     states[layer][:, :, : self.length] = old[:, :, : self.length]
         self.length = columns
 
+    def store(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Write the newest columns, `[rows, kv_heads, new, head_dim]`, and return all of them.
+
+        The last layer's are not kept, and come back as they are.
+        """
+        if layer == len(self.keys):
+            return keys, values
+        columns = slice(self.length - keys.shape[2], self.length)
+        self.keys[layer][:, :, columns], self.values[layer][:, :, columns] = keys, values
+        return self.keys[layer][:, :, : self.length], self.values[layer][:, :, : self.length]
+
     def rows(self, rows: slice) -> PromptCache:
         """A view of some of the rows."""
         keys, values = ([layer[rows] for layer in states] for states in (self.keys, self.values))

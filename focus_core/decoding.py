@@ -32,7 +32,7 @@ class Decoding(Protocol):
 
 
 class FocusDecoding:
-    """The method in six lines (design), for a batch of questions about the same chunks.
+    """The method, step by step, for a batch of questions about the same chunks.
 
     Args:
         cache: prefilled chunks
@@ -61,8 +61,7 @@ class FocusDecoding:
         # The previous candidate is read again, as an ordinary token; only the newest is the candidate.
         self._pending = torch.stack([self._pending[:, -1], tokens], dim=1)
         self._local = torch.cat([self._local, tokens[:, None]], dim=1)
-        memory = self._model.decode_candidates(self._cache, self._pending)
-        return self._model.next_token_logits(self._local, memory, padding=self._local_padding)
+        return self._model.decode_step(self._cache, self._pending, self._local, padding=self._local_padding)
 
     def select_questions(self, keep: Tensor) -> None:
         keep = keep.to(self._local.device)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from focus_core.attention.candidates import CandidateProjections, candidate_reader
@@ -24,6 +24,7 @@ from focus_core.attention.modules import decoder_parts
 from focus_core.attention.passes import PassCache, until_done
 from focus_core.attention.reading import ReaderPass, reading
 from focus_core.attention.rope import RotaryPositions
+from focus_core.attention.step import StepPass
 from focus_core.chunk_cache import ChunkBlock, ChunkCache, PromptCache
 from focus_core.chunking import TextLayout
 from focus_core.config import FocusConfig, ResolvedConfig
@@ -152,9 +153,7 @@ class FocusModel:
         # Behind the first call the previous candidate's column is written again.
         prompt.reserve(max(prompt.length - 1, 0) + new)
         visible = _visible(prompt, new)
-        lengths = torch.tensor(cache.lengths, device=self.device)
-        # Where each candidate stands in its row, padding not counted: [chunks, questions].
-        positions = lengths[:, None] + (prompt.length - 1 - prompt.padding)
+        positions = self._candidate_positions(cache, prompt)
         shape = (self.parts.num_layers, cache.chunks * questions, self.parts.kv_heads, self.parts.head_dim)
         keys, values = (torch.empty(shape, dtype=self.dtype, device=self.device) for _ in range(2))
         size = self._rows_per_pass(questions * new)
@@ -184,7 +183,7 @@ class FocusModel:
         if padding is not None and bool((padding > 0).any()):
             columns = torch.arange(local_ids.shape[1], device=self.device) - padding.to(self.device)[:, None]
             position_ids = (memory.slots + columns).clamp(min=0)
-            mask = torch.nn.functional.pad((columns >= 0).long(), (memory.slots, 0), value=1)
+            mask = nn.functional.pad((columns >= 0).long(), (memory.slots, 0), value=1)
         output = self.model(
             input_ids=local_ids,
             attention_mask=mask,
@@ -195,6 +194,25 @@ class FocusModel:
         )
         logits: Tensor = output.logits[:, -1]
         return logits
+
+    @torch.no_grad()
+    def decode_step(
+        self, cache: ChunkCache, token_ids: Tensor, local_ids: Tensor, *, padding: Tensor | None = None
+    ) -> Tensor:
+        """`decode_candidates` and `next_token_logits` for one more token: one pass, unless the chunks need several.
+
+        Args:
+            cache: has been through `decode_candidates` with the dynamic prompt
+            token_ids: `[questions, 2]`, the previous candidate and the new one
+            local_ids: as `next_token_logits` takes them, with `padding`
+
+        Returns:
+            next-token logits `[questions, vocab]`
+        """
+        if 0 < cache.chunks <= self._rows_per_pass(token_ids.numel()):
+            return self._one_pass(cache, token_ids.to(self.device), local_ids.to(self.device), padding)
+        memory = self.decode_candidates(cache, token_ids)
+        return self.next_token_logits(local_ids, memory, padding=padding)
 
     # --- generation without a tokenizer -------------------------------------------------------------------------------
 
@@ -262,7 +280,7 @@ class FocusModel:
 
     def _prefill_rows(self, chunks: Sequence[Tensor], rows: Sequence[tuple[ChunkBlock, int]]) -> None:
         """One pass; shorter chunks are padded at the right, which no earlier token can see."""
-        token_ids = torch.nn.utils.rnn.pad_sequence(list(chunks), batch_first=True).to(self.device)
+        token_ids = nn.utils.rnn.pad_sequence(list(chunks), batch_first=True).to(self.device)
         runs = ChunkCache.from_rows(rows).runs
 
         def store(layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
@@ -295,14 +313,10 @@ class FocusModel:
             candidates: keys and values `[layers, rows of the pass, kv_heads, head_dim]`, filled here
         """
         new, last = token_ids.shape[1], self.parts.num_layers - 1
-        columns = slice(prompt.length - new, prompt.length)
 
         def store(layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
             candidates[0][layer], candidates[1][layer] = keys[:, :, -1], values[:, :, -1]
-            if layer == last:
-                return keys, values
-            prompt.keys[layer][:, :, columns], prompt.values[layer][:, :, columns] = keys, values
-            return prompt.keys[layer][:, :, : prompt.length], prompt.values[layer][:, :, : prompt.length]
+            return prompt.store(layer, keys, values)
 
         cache = PassCache(self.parts.num_layers, store, last=last, run_through=self._run_through)
         position_ids = positions.flatten()[:, None] + torch.arange(1 - new, 1, device=self.device)
@@ -313,6 +327,41 @@ class FocusModel:
                 past_key_values=cache,
                 use_cache=True,
             )
+
+    def _one_pass(self, cache: ChunkCache, token_ids: Tensor, local_ids: Tensor, padding: Tensor | None) -> Tensor:
+        prompt, (questions, local), slots = cache.prompt, local_ids.shape, cache.chunks
+        assert prompt is not None, "decode_candidates comes first"
+        prompt.reserve(prompt.length + 1)  # the previous candidate's column is written again
+        positions = self._candidate_positions(cache, prompt)
+        columns = torch.arange(local, device=self.device)
+        unused = torch.zeros(1, 1, dtype=torch.long) if padding is None else padding[:, None]
+        unused = unused.to(self.device)
+        seen = (columns <= columns[:, None]) & (columns >= unused[:, :, None])  # [questions, local, local]
+        angles = self._positions.angles(torch.arange(slots, device=self.device) - positions.T)
+        step = StepPass(
+            ReaderPass(cache.runs, questions, 1, _visible(prompt, 2)),
+            slots,
+            nn.functional.pad(seen.expand(questions, -1, -1), (slots, 0), value=True),
+            prompt.store,
+            lambda layer, keys: self._positions.move_layer(layer, keys, angles),
+        )
+        candidates = positions.flatten()
+        appended = torch.stack([candidates - 1, candidates], dim=1).clamp(min=0)
+        local_positions = (slots + columns - unused).clamp(min=0).expand(questions, -1)
+        with reading(step):
+            output = self._reader(
+                input_ids=step.side_by_side(token_ids.repeat(slots, 1), local_ids),
+                position_ids=step.side_by_side(appended, local_positions),
+                use_cache=False,
+                logits_to_keep=step.wanted,
+            )
+        logits: Tensor = output.logits[0]
+        return logits
+
+    def _candidate_positions(self, cache: ChunkCache, prompt: PromptCache) -> Tensor:
+        """`[chunks, questions]`: where each candidate stands in its row, padding not counted."""
+        lengths = torch.tensor(cache.lengths, device=self.device)
+        return lengths[:, None] + (prompt.length - 1 - prompt.padding)
 
     def _place_in_memory(self, keys: Tensor, values: Tensor, positions: Tensor) -> Memory:
         """`[layers, chunks * questions, kv_heads, head_dim]` to a memory, candidate i moved to position i."""

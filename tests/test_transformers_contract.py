@@ -218,6 +218,17 @@ def test_logits_to_keep(family: str) -> None:
         last = model(IDS, logits_to_keep=1).logits
         assert last.shape[1] == 1, "logits_to_keep=1: change model.py and decoding.py"
         assert_equal_logits(last[:, -1], model(IDS).logits[:, -1])
+        chosen = model(IDS, logits_to_keep=torch.tensor([3, 7])).logits
+        assert_equal_logits(chosen, model(IDS).logits[:, [3, 7]])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_parts_of_the_last_layer(family: str) -> None:
+    """A step would compute all of the last layer, or the layer make more of its parts' output than a sum."""
+    last = build(family).get_decoder().layers[-1]
+    assert isinstance(getattr(last, "mlp", None), nn.Module), "layers[-1].mlp: change attention/candidates.py"
+    hidden = torch.zeros(1, 3, last.self_attn.o_proj.out_features)
+    assert last.mlp(hidden).shape == hidden.shape, "mlp(hidden) returns more: change attention/candidates.py"
 
 
 # --- passes -----------------------------------------------------------------------------------------------------------

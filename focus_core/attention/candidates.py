@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from focus_core.attention.modules import DecoderParts
-from focus_core.attention.reading import READER_ATTENTION, candidates_in_pass
+from focus_core.attention.reading import READER_ATTENTION, candidates_in_pass, wanted_in_pass
 from focus_core.errors import ConfigError
 
 
@@ -66,6 +66,10 @@ def candidate_reader(model: PreTrainedModel, parts: DecoderParts, projections: C
         for name in names:
             base = getattr(layer.self_attn, name)
             setattr(layer.self_attn, name, _CandidateLinear(base, projections.layer(index)[name]))
+    last = reader.get_decoder().layers[-1]
+    for module, name in ((last.self_attn, "q_proj"), (last.self_attn, "o_proj"), (last, "mlp")):
+        if hasattr(module, name):
+            setattr(module, name, _WantedOnly(getattr(module, name)))
     return reader
 
 
@@ -88,6 +92,22 @@ class _CandidateLinear(nn.Module):
         if count == hidden.shape[1]:
             return cast(Tensor, projected)
         return torch.cat([self.base(hidden[:, : hidden.shape[1] - count]), projected], dim=1)
+
+
+class _WantedOnly(nn.Module):
+    """A part of the last layer, computed for the tokens whose logits are wanted; zeros for all others."""
+
+    def __init__(self, part: nn.Module) -> None:
+        super().__init__()
+        self.part = part
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """`hidden [rows, tokens, in]` to `[rows, tokens, out]`."""
+        wanted = wanted_in_pass()
+        if wanted is None:
+            return cast(Tensor, self.part(hidden))
+        computed: Tensor = self.part(hidden[:, wanted])
+        return computed.new_zeros(*hidden.shape[:2], computed.shape[-1]).index_copy_(1, wanted, computed)
 
 
 class LowRankChange(nn.Module):

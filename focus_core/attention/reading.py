@@ -50,26 +50,64 @@ class ReaderPass:
         candidates: how many tokens at the end of each row are candidates
         visible: `[questions, new tokens, prompt tokens]`, which of the prompt (new tokens included) each new
             token sees; True is visible. A chunk is always visible as a whole.
+        wanted: `None`: such a pass ends before its last layer, or in a model that may not end there, nobody counts
     """
 
     runs: Sequence[ChunkLayers]
     questions: int
     candidates: int
     visible: Tensor
+    wanted: Tensor | None = None
 
     @cached_property
     def bias(self) -> Tensor:
-        """`visible` as what is added to scores: 0 or -inf, float32."""
-        zeros = torch.zeros(self.visible.shape, dtype=torch.float32, device=self.visible.device)
-        return zeros.masked_fill_(~self.visible, float("-inf"))
+        """`visible` as what is added to scores, `[questions, new tokens, prompt tokens]`."""
+        return as_bias(self.visible)
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, softcap: float | None) -> Tensor:
+        """What each new token gets from its chunk and prompt, `[rows, heads, new, head_dim]`.
+
+        Args:
+            query: of the new tokens, scaled, `[rows, heads, new, head_dim]`
+            key: of the whole prompt, `[rows, kv_heads, prompt, head_dim]`; `value` likewise
+            softcap: bound of the scores (Gemma 2)
+        """
+        if layer >= self.runs[0].layers:
+            # The last layer, in a pass that may not end there: of it only keys and values are used; those are stored.
+            return torch.zeros_like(query)
+        new = query.shape[2]
+        attend = partial(_attend_in_place, softcap=softcap) if new < _MANY_TOKENS or softcap else _attend_to_copies
+        tiles, row = [], 0
+        for run in self.runs:
+            keys, values = run.layer(layer)
+            step = _chunks_per_tile(query, self.questions, keys.shape[2] + key.shape[2])
+            for start in range(0, run.chunks, step):
+                stop = min(start + step, run.chunks)
+                rows = slice((row + start) * self.questions, (row + stop) * self.questions)
+                chunk, prompt = (keys[start:stop], values[start:stop]), (key[rows], value[rows])
+                tiles.append(attend(query[rows], chunk, prompt, self.bias))
+            row += run.chunks
+        return tiles[0] if len(tiles) == 1 else torch.cat(tiles)
+
+
+class AttendingPass(Protocol):
+    """A pass of the reader that does its own attention: `ReaderPass`, or `StepPass` of `step.py`."""
+
+    @property
+    def candidates(self) -> int: ...
+
+    @property
+    def wanted(self) -> Tensor | None: ...
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, softcap: float | None) -> Tensor: ...
 
 
 # The one piece of ambient state: some families (StableLM) drop keyword arguments on the way to their attention.
-_reader_pass: ContextVar[ReaderPass] = ContextVar("reader_pass")
+_reader_pass: ContextVar[AttendingPass] = ContextVar("reader_pass")
 
 
 @contextmanager
-def reading(reader_pass: ReaderPass) -> Iterator[None]:
+def reading(reader_pass: AttendingPass) -> Iterator[None]:
     """Within it, the reader of this thread works on `reader_pass`. Never `yield` to a caller inside."""
     token = _reader_pass.set(reader_pass)
     try:
@@ -83,6 +121,11 @@ def candidates_in_pass() -> int:
     return _reader_pass.get().candidates
 
 
+def wanted_in_pass() -> Tensor | None:
+    """Which tokens of each row the last layer is wanted for; None for all of them."""
+    return _reader_pass.get().wanted
+
+
 def _reader_attention(
     module: nn.Module,
     query: Tensor,
@@ -93,30 +136,16 @@ def _reader_attention(
     softcap: float | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """The attention function of the reader, in the form transformers calls it.
-
-    `key` and `value` hold the prompt, `[rows, kv_heads, prompt, head_dim]`; masks come from the pass.
-    """
-    current = _reader_pass.get()
-    if cast(int, module.layer_idx) >= current.runs[0].layers:
-        # The last layer, in a pass that may not end early: of it only keys and values are used, and those are stored.
-        return torch.zeros_like(query.transpose(1, 2)), None
-    new = query.shape[2]
+    """The attention function of the reader, in the form transformers calls it; masks come from the pass."""
     query = query * (query.shape[-1] ** -0.5 if scaling is None else scaling)
-    attend = partial(_attend_in_place, softcap=softcap) if new < _MANY_TOKENS or softcap else _attend_to_copies
-    layer = cast(int, module.layer_idx)
-    tiles, row = [], 0
-    for run in current.runs:
-        keys, values = run.layer(layer)
-        step = _chunks_per_tile(query, current.questions, keys.shape[2] + key.shape[2])
-        for start in range(0, run.chunks, step):
-            stop = min(start + step, run.chunks)
-            rows = slice((row + start) * current.questions, (row + stop) * current.questions)
-            chunk, prompt = (keys[start:stop], values[start:stop]), (key[rows], value[rows])
-            tiles.append(attend(query[rows], chunk, prompt, current.bias))
-        row += run.chunks
-    output = tiles[0] if len(tiles) == 1 else torch.cat(tiles)
-    return output.transpose(1, 2), None
+    attended = _reader_pass.get().attend(cast(int, module.layer_idx), query, key, value, softcap)
+    return attended.transpose(1, 2), None
+
+
+def as_bias(visible: Tensor) -> Tensor:
+    """0 where `visible` is True and -inf elsewhere, float32: what is added to scores."""
+    zeros = torch.zeros(visible.shape, dtype=torch.float32, device=visible.device)
+    return zeros.masked_fill_(~visible, float("-inf"))
 
 
 def _chunks_per_tile(query: Tensor, questions: int, visible_tokens: int) -> int:

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from focus_core.attention.modules import DecoderParts
 
+Angles = dict[str | None, tuple[Tensor, Tensor]]  # cos and sin `[batch, slots, rotary_dim]`, by kind of layer
+
 
 class RotaryPositions:
     """Moves keys that the model has already rotated.
@@ -30,29 +32,48 @@ class RotaryPositions:
                 kind = cast(Any, attention).config.layer_types[index] if self._typed else None
                 layers_of[kind].append(index)
         self._layers_of = dict(layers_of)
+        self._kind_of = {index: kind for kind, indices in layers_of.items() for index in indices}
+
+    def angles(self, distance: Tensor) -> Angles:
+        """Turns by `distance [batch, slots]` positions, for `move_layer`."""
+        typed = {kind: (kind,) if self._typed else () for kind in self._layers_of}
+        like = torch.empty(0, device=distance.device)
+        return {kind: self._rotary(like, distance, *typed[kind]) for kind in self._layers_of}
+
+    def move_layer(self, layer: int, keys: Tensor, angles: Angles) -> Tensor:
+        """One layer's `keys [batch, heads, slots, head_dim]`, turned.
+
+        Computed in float32 and returned in the dtype of `keys`.
+        """
+        if layer not in self._kind_of:
+            return keys
+        kind = self._kind_of[layer]
+        return self._turn(keys, *angles[kind], kind)
 
     def move(self, keys: Tensor, distance: Tensor) -> Tensor:
         """`keys [layers, batch, heads, slots, head_dim]`, turned by `distance [batch, slots]` positions.
 
         Computed in float32 and returned in the dtype of `keys`.
         """
-        if len(self._layers_of) == 1 and len(keys) == len(next(iter(self._layers_of.values()))):
-            return self._turn(keys, distance, next(iter(self._layers_of)))
+        angles = self.angles(distance)
+        if len(self._layers_of) == 1 and len(keys) == len(self._kind_of):
+            return self._turn_layers(keys, angles, next(iter(self._layers_of)))
         moved = [keys[i] for i in range(len(keys))]
         for kind, indices in self._layers_of.items():
-            for index, turned in zip(indices, self._turn(keys[indices], distance, kind), strict=True):
+            for index, turned in zip(indices, self._turn_layers(keys[indices], angles, kind), strict=True):
                 moved[index] = turned
         return torch.stack(moved)
 
-    def _turn(self, keys: Tensor, distance: Tensor, kind: str | None) -> Tensor:
+    def _turn_layers(self, keys: Tensor, angles: Angles, kind: str | None) -> Tensor:
         layers, batch = keys.shape[:2]
-        exact = keys.float().flatten(0, 1)
-        typed = (kind,) if self._typed else ()
-        cos, sin = self._rotary(exact, distance, *typed)
-        cos, sin = cos.repeat(layers, 1, 1), sin.repeat(layers, 1, 1)
+        cos, sin = (of_kind.repeat(layers, 1, 1) for of_kind in angles[kind])
+        return self._turn(keys.flatten(0, 1), cos, sin, kind).unflatten(0, (layers, batch))
+
+    def _turn(self, keys: Tensor, cos: Tensor, sin: Tensor, kind: str | None) -> Tensor:
+        exact = keys.float()
         rotary_dim = cos.shape[-1]  # some models rotate only the first dimensions
         turned, _ = self._apply(exact[..., :rotary_dim], exact[..., :rotary_dim], cos, sin)
         scale = getattr(self._rotary, f"{kind}_attention_scaling" if self._typed else "attention_scaling", 1.0)
         # The keys carry YaRN's attention scaling already; turning must not apply it twice.
         turned = torch.cat([turned / scale, exact[..., rotary_dim:]], dim=-1)
-        return turned.to(keys.dtype).unflatten(0, (layers, batch))
+        return turned.to(keys.dtype)

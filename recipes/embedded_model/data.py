@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerFast
 
 from focus_core.evaluation import facts
 from focus_core.evaluation.facts import Document, Fact
+from recipes.embedded_model.texts import reset
 
 TEXT_WEIGHT = 0.2  # of an ordinary text token that is trained on at all
 TEXT_SHARE = 0.25  # of the ordinary text tokens that are trained on
@@ -45,6 +46,7 @@ STAGES = (
     Stage(0.60, 512, 20, 12),
     Stage(0.82, 1152, 30, 5),
 )
+HARD_FORMS = (3, 7)  # of facts.QUESTIONS: in lower case, and "What is E's A?", where the answer turns the words round
 SYSTEM_TEXTS = ("Answer from the text.", "You are a helpful assistant.", "Use the documents. Be brief.")
 
 
@@ -78,7 +80,7 @@ class Sampler:
 
     def filler(self, rng: random.Random, chars: int) -> list[str]:
         """Sentences of a text from a random place, or of generated filler, about ``chars`` characters in all."""
-        generated = rng.random() < 0.35
+        generated = rng.random() < 0.2
         pieces = [] if generated else rng.choices(self.texts, self.sizes)[0]
         at = 0 if generated else rng.randrange(max(1, len(pieces) - 400))
         chosen: list[str] = []
@@ -87,7 +89,9 @@ class Sampler:
             at += 1
             chars -= len(piece) + 1
             chosen.append(piece)
-        return chosen
+        if generated or rng.random() < 0.4:
+            return chosen
+        return facts.split_sentences(reset("".join(chosen), rng))
 
     def facts(self, rng: random.Random, count: int) -> list[Fact]:
         """``count`` facts that are easily taken for one another: families of look-alikes, key lists, pass keys."""
@@ -221,7 +225,8 @@ class Sampler:
             return *self.passage(rng, text), CONTINUATION_WEIGHT
         draw = rng.random()
         if draw < 0.65:
-            asked = fact.question(rng)
+            hard = fact.kind == "fact" and rng.random() < 0.2
+            asked = fact.question(rng, rng.choice(HARD_FORMS) if hard else None)
             asked = asked.lower() if rng.random() < 0.04 else asked
             system = f"{rng.choice(SYSTEM_TEXTS)}\n" if rng.random() < 0.08 else ""
             return self.encode(f"{system}Question: {asked}\nAnswer:"), self.answer(fact), ANSWER_WEIGHT

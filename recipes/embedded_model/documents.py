@@ -16,7 +16,7 @@ from focus_core.evaluation import facts
 from recipes.embedded_model.data import CONTINUATION_WEIGHT, DECIDING_WEIGHTS, PAIR_WEIGHT, Row, Sampler, Stage
 
 TOKENS = 5120  # of a batch's documents with the questions behind every chunk
-PASSAGES = 4  # of a document that are to be continued
+PASSAGES = 5  # of a document that are to be continued
 STEPS = 72  # rows of local context in a batch
 WINDOW_ROWS = (Stage(0, 256, 8, 6), Stage(0, 512, 20, 3), Stage(0, 1024, 30, 2))
 
@@ -89,17 +89,25 @@ def text_document(sampler: Sampler, rng: random.Random, tokens: int) -> tuple[li
         first = next(i for i, w in enumerate(row.weights) if w == DECIDING_WEIGHTS[0])
         asked.append(Asked(row, spans[fact], first))
     for _ in range(PASSAGES):
-        lead, run = rng.randint(6, 24), rng.randint(6, 16)
-        at = rng.randrange(max(1, len(ids) - lead - run))
-        text = sampler.encoder.decode(ids[at : at + lead + run]).strip()
-        again = sampler.encode(text)
-        if again == ids[at : at + lead + run]:
-            row = Row([sampler.bos, *again[:lead]], [0.0] * (lead + 1))
-            row.add(again[lead:], CONTINUATION_WEIGHT)
-            asked.append(Asked(row, (at, at + len(again) - 1), lead + 1))
+        found = _passage(sampler, rng, ids)
+        if found:
+            asked.append(found)
     if not asked:
         return text_document(sampler, rng, tokens)
     return ids, asked
+
+
+def _passage(sampler: Sampler, rng: random.Random, ids: list[int]) -> Asked | None:
+    """A piece of ``ids`` to be continued; without the space before it, so that its first tokens may be other ones."""
+    lead, run = rng.randint(6, 24), rng.randint(6, 16)
+    at = rng.randrange(max(1, len(ids) - lead - run))
+    piece = ids[at : at + lead + run]
+    again = sampler.encode(sampler.encoder.decode(piece).lstrip())
+    if len(piece) < lead + run or again[-run - 3 :] != piece[-run - 3 :]:
+        return None
+    row = Row([sampler.bos, *again[:-run]], [0.0] * (1 + len(again) - run))
+    row.add(again[-run:], CONTINUATION_WEIGHT)
+    return Asked(row, (at, at + len(piece) - 1), 1 + len(again) - run)
 
 
 @dataclass

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,3 +34,26 @@ def read_texts(folder: Path) -> Texts:
     if not train:
         raise SystemExit(f"no .txt files for training in {folder}")
     return Texts(train, held_out)
+
+
+def reset(text: str, rng: random.Random) -> str:
+    """The text as another printer would set it: in lines, and sometimes with speech, dashes, cries or shuffled words.
+
+    Without it nothing but verse has line breaks in mid-sentence, and what is copied is never a surprise.
+    """
+    lines = text.split("\n")
+    if rng.random() < 0.5:
+        lines = [_lively(line, rng) for line in lines]
+    width = rng.randint(50, 80)
+    return "\n".join(textwrap.fill(line, width, break_long_words=False, break_on_hyphens=False) for line in lines)
+
+
+def _lively(line: str, rng: random.Random) -> str:
+    words = line.split(" ")
+    if rng.random() < 0.15:
+        rng.shuffle(words)
+    changes = {0: "'{}", 1: "{}!'", 2: "{}?'", 3: "{}--", 4: "({})", 5: "_{}_", 6: '"{}', 7: '{},"'}
+    for index, word in enumerate(words):
+        draw = rng.randrange(200)
+        words[index] = word.upper() if draw in (8, 9) else changes.get(draw, "{}").format(word)
+    return " ".join(words).replace("-- ", "--")

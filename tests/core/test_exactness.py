@@ -12,6 +12,7 @@ from accelerate import dispatch_model
 from accelerate.hooks import ModelHook, add_hook_to_module
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
 from focus_core.attention import reading
@@ -217,13 +218,14 @@ QUESTIONS = [
 ANSWERS = [random_tokens(5, seed=seed) for seed in (31, 32, 33, 34)]
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma2", "gemma3", "stablelm", "smollm3"])
-def test_questions_together_equal_each_alone(family: str) -> None:
+@pytest.mark.parametrize("parallel_chunks", [None, 2], ids=["one_pass", "groups"])
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma2", "gemma3", "phi3", "cohere", "stablelm", "smollm3"])
+def test_questions_together_equal_each_alone(family: str, parallel_chunks: int | None) -> None:
     """Padding would be seen, or questions of other lengths would stand at wrong positions."""
     model = build(family)
     projections = random_projections(model)
     reference = Reference(model, projections)
-    focus = focus_model(model, projections, parallel_chunks=2)
+    focus = focus_model(model, projections, parallel_chunks=parallel_chunks)
     locals_, prompts = [q.local for q in QUESTIONS], [q.prompt for q in QUESTIONS]
     decoding = FocusDecoding(focus, prefilled(focus, CASE), locals_, prompts)
     logits = forced(decoding, [[answer[step] for answer in ANSWERS] for step in range(2)])
@@ -231,6 +233,34 @@ def test_questions_together_equal_each_alone(family: str) -> None:
         for step in (0, 2):
             wanted = reference.logits(question.chunks, question.prompt, question.local, answer[:step])
             assert_equal_logits(logits[step, i], wanted)
+
+
+@pytest.mark.parametrize("parallel_chunks", [None, 2, 5])
+def test_a_step_is_one_pass_unless_chunks_need_several(parallel_chunks: int | None, llama: PreTrainedModel) -> None:
+    """Weights would be read twice for every token."""
+    focus = focus_model(copy.deepcopy(llama), random_projections(llama), parallel_chunks=parallel_chunks)
+    decoding = FocusDecoding(focus, prefilled(focus, CASE), [CASE.local], [CASE.prompt])
+    decoding.start()
+    tokens: list[int] = []
+    for model in (focus.model, focus._reader):
+        model.get_decoder().embed_tokens.register_forward_hook(lambda _, given, __: tokens.append(given[0].numel()))
+    decoding.step(torch.tensor([3]))
+    local = len(CASE.local) + 1
+    assert tokens == ([4, 4, 2, local] if parallel_chunks == 2 else [2 * len(CASE.chunks) + local])
+
+
+def test_the_last_layer_of_a_step_is_computed_for_one_token(llama: PreTrainedModel) -> None:
+    """A layer of work on tokens of which only keys and values are used would come with every token."""
+    focus = focus_model(llama, random_projections(llama))
+    decoding = FocusDecoding(focus, prefilled(focus, CASE), [CASE.local], [CASE.prompt])
+    decoding.start()
+    with FlopCounterMode(display=False) as counter:
+        decoding.step(torch.tensor([3]))
+    by_layer = counter.get_flop_counts()
+    mlp = {name.split("layers.")[1]: sum(of.values()) for name, of in by_layer.items() if name.endswith(".mlp")}
+    last = max(mlp)
+    assert len(mlp) == llama.config.num_hidden_layers
+    assert mlp[last] * (2 * len(CASE.chunks) + len(CASE.local) + 1) == mlp["0.mlp"]
 
 
 def test_finished_questions_leave(focus: FocusModel, reference: Reference) -> None:

@@ -1,0 +1,107 @@
+"""One pass for a whole decode step: what is appended to the chunks, and the local contexts, side by side.
+
+Layer l of the local context needs the candidates' keys and values of layer l and of no later one (paper §2.3), so
+both can go through the decoder together, and its weights are read once per token instead of twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from focus_core.attention.reading import KeysAndValues, ReaderPass, as_bias
+
+
+@dataclass(frozen=True)
+class StepPass:
+    """A pass over one row of tokens: of each chunk row the previous token, all local contexts, each row's candidate.
+
+    A chunk row is a chunk with one question behind it; rows are chunk-major.
+
+    Attributes:
+        reader: how the two new tokens of each chunk row read
+        chunks: number of chunks
+        local_visible: `[questions, local, slots + local]`, what each token of a local context sees
+        store: gets a layer's `[rows, kv_heads, 2, head_dim]` keys and values of the chunk rows; returns those of the
+            whole prompt
+        place: moves a layer's candidate keys `[questions, kv_heads, slots, head_dim]` to the slots of the memory
+    """
+
+    reader: ReaderPass
+    chunks: int
+    local_visible: Tensor
+    store: Callable[[int, Tensor, Tensor], KeysAndValues]
+    place: Callable[[int, Tensor], Tensor]
+
+    @property
+    def questions(self) -> int:
+        return self.reader.questions
+
+    @property
+    def candidates(self) -> int:
+        """How many tokens at the end of the row are candidates: one per chunk row."""
+        return self.chunks * self.questions
+
+    @cached_property
+    def wanted(self) -> Tensor:
+        """`[questions]`: where the last token of each local context stands in the row; its logits are wanted."""
+        local = self.local_visible.shape[1]
+        ends = torch.arange(1, self.questions + 1, device=self.local_visible.device) * local
+        return self.candidates + ends - 1
+
+    def side_by_side(self, appended: Tensor, local: Tensor) -> Tensor:
+        """`appended [chunks * questions, 2]` and `local [questions, tokens]` to one row `[1, tokens of the pass]`."""
+        return torch.cat([appended[:, 0], local.flatten(), appended[:, 1]])[None]
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, softcap: float | None) -> Tensor:
+        """Chunk rows read chunk and prompt, local contexts the memory and themselves.
+
+        Takes and returns `[1, heads, tokens of the pass, head_dim]`; `query` is scaled, heads of `key` and `value`
+        are grouped.
+        """
+        appended_query, local_query = self._apart(query)
+        appended_key, local_key = self._apart(key)
+        appended_value, local_value = self._apart(value)
+        memory = self.place(layer, self._slots(appended_key)), self._slots(appended_value)
+        keys, values = (torch.cat(pair, dim=2) for pair in zip(memory, (local_key, local_value), strict=True))
+        local = _attend(local_query, keys, values, self._local_bias, softcap)
+        prompt = self.store(layer, appended_key, appended_value)
+        appended = self.reader.attend(layer, appended_query, *prompt, softcap)
+        return self._together(appended, local)
+
+    @cached_property
+    def _local_bias(self) -> Tensor:
+        return as_bias(self.local_visible)
+
+    def _apart(self, states: Tensor) -> tuple[Tensor, Tensor]:
+        """`[1, heads, tokens, dim]` to `[chunks * questions, heads, 2, dim]` and `[questions, heads, local, dim]`."""
+        rows, tokens = self.candidates, states.shape[2]
+        previous, local, candidates = states[0].split([rows, tokens - 2 * rows, rows], dim=1)
+        appended = torch.stack([previous, candidates], dim=2).transpose(0, 1)
+        return appended, local.unflatten(1, (self.questions, -1)).transpose(0, 1)
+
+    def _together(self, appended: Tensor, local: Tensor) -> Tensor:
+        appended, local = appended.transpose(0, 1), local.transpose(0, 1).flatten(1, 2)
+        return torch.cat([appended[:, :, 0], local, appended[:, :, 1]], dim=1)[None]
+
+    def _slots(self, appended: Tensor) -> Tensor:
+        """Of `[chunks * questions, kv_heads, 2, dim]` the candidates, `[questions, kv_heads, slots, dim]`."""
+        return appended[:, :, -1].unflatten(0, (self.chunks, self.questions)).permute(1, 2, 0, 3)
+
+
+def _attend(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor, softcap: float | None) -> Tensor:
+    """`query [batch, heads, new, dim]` over `keys [batch, kv_heads, tokens, dim]` with `bias [batch, new, tokens]`."""
+    grouped = query.reshape(len(query), keys.shape[1], -1, query.shape[-1])  # heads of a group share their keys
+    bias = bias.repeat(1, query.shape[1] // keys.shape[1], 1)[:, None]
+    if softcap is None:
+        mask = bias.to(query.dtype)
+        attended = nn.functional.scaled_dot_product_attention(grouped, keys, values, attn_mask=mask, scale=1.0)
+    else:
+        scores = (grouped @ keys.transpose(-1, -2)).float()
+        scores = torch.tanh(scores / softcap) * softcap + bias
+        attended = torch.softmax(scores, dim=-1).to(query.dtype) @ values
+    return attended.reshape(query.shape)
