@@ -7,6 +7,8 @@ from typing import Any
 
 from focus_core.errors import ConfigError
 
+DEFAULT_NEW_TOKENS = 256  # that an answer may have where nobody says how many, if the window leaves so many
+
 
 @dataclass(frozen=True)
 class FocusConfig:

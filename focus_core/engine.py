@@ -283,7 +283,12 @@ class FocusEngine:
 
     def count_tokens(self, text: str) -> int:
         """Tokens of `text`, without special tokens."""
-        return len(self._tokenize(text))
+        return len(self.tokenize(text))
+
+    def tokenize(self, text: str) -> list[int]:
+        """The model's tokens of `text`, without special tokens."""
+        tokens: list[int] = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        return tokens
 
     def count_question_tokens(
         self, question: Question, *, system: str | None = None, chat_template: bool = True
@@ -302,14 +307,10 @@ class FocusEngine:
             rendered = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
         else:
             rendered = "\n\n".join(message["content"] for message in messages)
-        local = self._layout.with_bos(self._tokenize(rendered))
+        local = self._layout.with_bos(self.tokenize(rendered))
         if not rendered.strip():
             raise ConfigError("The question is empty: there is nothing to answer or to continue.")
         return local
-
-    def _tokenize(self, text: str) -> TokenIds:
-        tokens: TokenIds = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-        return tokens
 
     def _texts_of(self, documents: Documents) -> list[TokenIds]:
         listed = [documents] if isinstance(documents, str | PreparedDocuments) else list(documents)
@@ -339,7 +340,7 @@ class FocusEngine:
         with self._texts_lock:
             known = self._texts.get(digest)
         if known is None:
-            known = self._tokenize(text)
+            known = self.tokenize(text)
             with self._texts_lock:
                 self._texts[digest] = known
                 while len(self._texts) > _REMEMBERED_TEXTS:

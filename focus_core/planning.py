@@ -6,10 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from focus_core.chunking import TextLayout, TokenIds
-from focus_core.config import ResolvedConfig
+from focus_core.config import DEFAULT_NEW_TOKENS, ResolvedConfig
 from focus_core.errors import ContextOverflowError
-
-DEFAULT_NEW_TOKENS = 256
 
 
 @dataclass(frozen=True)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from hashlib import sha256
 from typing import Any, TypeVar
 
 from pydantic import AliasChoices, BaseModel, Field, PrivateAttr
 
 from focus_core import FocusConfig, FocusEngine, PreparedDocuments
-from focus_core.errors import ConfigError
-from focus_integrations.engines import EngineSettings, default_model, name_engine, shared_engine
+from focus_core.config import DEFAULT_NEW_TOKENS
+from focus_core.errors import ConfigError, DocumentError
+from focus_integrations.engines import EngineSettings, default_model, longest_input, name_engine, shared_engine
 
 Text = str | PreparedDocuments
 Wrapper = TypeVar("Wrapper", bound="FocusSettings")
@@ -28,15 +30,20 @@ class Call:
     options: dict[str, Any] = field(default_factory=dict)
     system_prompt: str | None = None
 
+    @cached_property
+    def texts(self) -> list[Text]:
+        """The documents, equal ones once."""
+        return without_duplicates(self.documents)
+
     @property
     def arguments(self) -> dict[str, Any]:
         """For `FocusEngine.stream_batch`, without questions and system prompt."""
-        return {"documents": self.documents or None, **self.options}
+        return {"documents": self.texts or None, **self.options}
 
     @property
     def group(self) -> str:
         """Calls with the same value can be answered together."""
-        return fingerprint([self.documents, self.options])
+        return fingerprint([self.texts, self.options])
 
 
 class FocusSettings(BaseModel):
@@ -103,6 +110,16 @@ class FocusSettings(BaseModel):
         return EngineSettings(self.model, self.adapter, self.revision, self.device, self.dtype, config)
 
     @property
+    def longest_answer(self) -> int:
+        """Tokens that an answer may have, as far as can be said without a window."""
+        return self.max_tokens or DEFAULT_NEW_TOKENS
+
+    @property
+    def longest_input(self) -> int | None:
+        """About how many tokens of documents fit, with room for the answer; `None` if only loading could tell."""
+        return longest_input(self.engine_settings, self.longest_answer)
+
+    @property
     def identifying(self) -> dict[str, Any]:
         """Every setting that can change an answer, for response caches and traces."""
         settings = {name: getattr(self, name) for name in FocusSettings.model_fields if name != "parallel_chunks"}
@@ -112,7 +129,7 @@ class FocusSettings(BaseModel):
         """The settings of this wrapper with those of one call on top.
 
         Args:
-            given: `documents` (texts and prepared documents), `system_prompt`, and the names in `PER_CALL`
+            given: `documents` (a list of texts and prepared documents), `system_prompt`, and the names in `PER_CALL`
             stop: comes on top of the wrapper's own
 
         Raises:
@@ -131,13 +148,41 @@ class FocusSettings(BaseModel):
         options["max_new_tokens"] = options.pop("max_tokens")
         more = [stop] if isinstance(stop, str) else list(stop or [])
         options["stop"] = tuple(dict.fromkeys([*self.stop, *more]))
-        return Call(without_duplicates(documents or []), options, system_prompt)
+        return Call(documents or [], options, system_prompt)
 
 
-def without_duplicates(texts: str | PreparedDocuments | Iterable[Text]) -> list[Text]:
+def read_each(documents: Any, kind: type, read: Callable[[Any], str], *, called: str) -> list[Text]:
+    """What the model reads of each document.
+
+    Args:
+        documents: one or a list of: the framework's documents, texts, prepared documents
+        kind: the framework's class of documents
+        read: gives the text of one of them
+        called: what an error calls them
+
+    Raises:
+        DocumentError: something that is neither a document nor text, or a generator
+    """
+    if isinstance(documents, Iterator):
+        raise DocumentError("documents can be read only once, and would be gone at the second look. Give a list.")
+    listed = [documents] if isinstance(documents, kind | str | PreparedDocuments) else list(documents)
+    texts: list[Text] = []
+    for number, document in enumerate(listed, 1):
+        if isinstance(document, kind):
+            texts.append(read(document))
+        elif isinstance(document, str | PreparedDocuments):
+            texts.append(document)
+        else:
+            raise DocumentError(
+                f"Document {number} of {len(listed)} is a {type(document).__name__}. "
+                f"Give a {called}, a string, or what `engine.prepare` returned."
+            )
+    return texts
+
+
+def without_duplicates(texts: Iterable[Text]) -> list[Text]:
     """The texts in their order, each once: the first of those with the same content stays."""
-    listed = [texts] if isinstance(texts, str | PreparedDocuments) else list(texts)
-    return list({fingerprint(text): text for text in listed}.values())
+    return list({fingerprint(text): text for text in texts}.values())
 
 
 def fingerprint(value: Any) -> str:

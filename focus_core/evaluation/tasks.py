@@ -121,7 +121,7 @@ def passage_sheet(engine: FocusEngine, haystack: Haystack, rng: random.Random, t
     trials: list[Trial] = []
     while len(trials) < 5:
         start = rng.randrange(len(words) - 80)
-        ids = engine.tokenizer(" ".join(words[start : start + 60]), add_special_tokens=False)["input_ids"]
+        ids = engine.tokenize(" ".join(words[start : start + 60]))
         given = engine.tokenizer.decode(ids[:_PASSAGE_PROMPT])
         answer = engine.tokenizer.decode(ids[_PASSAGE_PROMPT : _PASSAGE_PROMPT + _PASSAGE_ANSWER])
         if text.count(given) == 1:  # otherwise there is more than one right answer

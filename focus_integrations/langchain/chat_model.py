@@ -17,7 +17,6 @@ from pydantic import ConfigDict, model_validator
 
 from focus_core.engine import Answer, FinishReason, Piece
 from focus_core.errors import ConfigError, FocusError
-from focus_integrations.engines import longest_input
 from focus_integrations.langchain.batching import Gathering
 from focus_integrations.langchain.documents import texts_of
 from focus_integrations.langchain.messages import Conversation, read_messages
@@ -29,7 +28,6 @@ from focus_integrations.streams import in_thread
 # Names that LangChain passes to any chat model; a local one has no use for them.
 _WITHOUT_EFFECT = {"api_key", "base_url", "max_retries", "timeout"}
 _LARGEST_BATCH = 64  # threads that wait for one engine call
-_DEFAULT_ANSWER = 256
 
 
 @dataclass(frozen=True)
@@ -75,24 +73,22 @@ class ChatFocusLLM(LangChainSettings, BaseChatModel):
         return self.with_names(super()._get_ls_params(stop=stop, **kwargs), kwargs)
 
     def _resolve_model_profile(self) -> ModelProfile | None:
-        answer = self.max_tokens or _DEFAULT_ANSWER
-        longest = longest_input(self.engine_settings, answer)
         profile = ModelProfile(
-            max_output_tokens=answer,
+            max_output_tokens=self.longest_answer,
             text_inputs=True,
             text_outputs=True,
             tool_calling=False,
             structured_output=False,
             open_weights=True,
         )
-        if longest is not None:
-            profile["max_input_tokens"] = longest
+        if self.longest_input is not None:
+            profile["max_input_tokens"] = self.longest_input
         return profile
 
     def _get_llm_string(self, stop: list[str] | None = None, **kwargs: Any) -> str:
         """The call in the key of a response cache: documents by their content, whatever carries them."""
         if kwargs.get("documents") is not None:
-            kwargs["documents"] = fingerprint(texts_of(kwargs["documents"]))
+            kwargs["documents"] = fingerprint(without_duplicates(texts_of(kwargs["documents"])))
         return super()._get_llm_string(stop, **kwargs)
 
     # --- counting -----------------------------------------------------------------------------------------------------
@@ -114,8 +110,7 @@ class ChatFocusLLM(LangChainSettings, BaseChatModel):
     def _request(self, messages: list[BaseMessage], stop: list[str] | None, given: dict[str, Any]) -> _Request:
         call = self.call_with(given, stop)
         conversation = read_messages(messages, call.system_prompt)
-        documents = without_duplicates([*conversation.documents, *call.documents])
-        return _Request(conversation, Call(documents, call.options))
+        return _Request(conversation, Call([*conversation.documents, *call.documents], call.options))
 
     def _generate(
         self,

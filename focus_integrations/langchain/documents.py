@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from langchain_core.documents import Document
@@ -12,8 +12,7 @@ from langchain_core.prompt_values import PromptValue
 from langchain_core.prompts import BasePromptTemplate, format_document
 
 from focus_core import PreparedDocuments
-from focus_core.errors import DocumentError
-from focus_integrations.settings import Text, fingerprint, without_duplicates
+from focus_integrations.settings import Text, fingerprint, read_each, without_duplicates
 
 FocusDocument = Document | str | PreparedDocuments
 
@@ -23,26 +22,16 @@ def texts_of(
 ) -> list[Text]:
     """What the model reads of each document: its content as it stands, or what `document_prompt` makes of it.
 
-    Metadata reach the model through `document_prompt` only. Documents with the same text are read once.
+    Metadata reach the model through `document_prompt` only.
 
     Raises:
         DocumentError: something that is neither a document nor text, or a generator
     """
-    if isinstance(documents, Iterator):
-        raise DocumentError("documents can be read only once, and would be gone at the second look. Give a list.")
-    listed = [documents] if isinstance(documents, Document | str | PreparedDocuments) else list(documents)
-    texts: list[Text] = []
-    for number, document in enumerate(listed, 1):
-        if isinstance(document, Document):
-            texts.append(format_document(document, document_prompt) if document_prompt else document.page_content)
-        elif isinstance(document, str | PreparedDocuments):
-            texts.append(document)
-        else:
-            raise DocumentError(
-                f"Document {number} of {len(listed)} is a {type(document).__name__}. "
-                "Give a LangChain Document, a string, or what `engine.prepare` returned."
-            )
-    return without_duplicates(texts)
+
+    def read(document: Document) -> str:
+        return format_document(document, document_prompt) if document_prompt else document.page_content
+
+    return read_each(documents, Document, read, called="LangChain Document")
 
 
 class FocusPromptValue(PromptValue):
@@ -56,12 +45,14 @@ class FocusPromptValue(PromptValue):
 
     def to_string(self) -> str:
         """One long prompt: the documents, then the question."""
-        return "\n\n".join([*map(str, texts_of(self.documents)), self.question])
+        return "\n\n".join([*map(str, self._texts), self.question])
 
     def to_messages(self) -> list[BaseMessage]:
         """One message with a block per document; equal documents give equal blocks, so that response caches hit."""
-        blocks: list[Any] = [
-            create_plaintext_block(text=str(text), id=fingerprint(text)[:32]) for text in texts_of(self.documents)
-        ]
+        blocks: list[Any] = [create_plaintext_block(text=str(text), id=fingerprint(text)[:32]) for text in self._texts]
         blocks.append(create_text_block(self.question, id=fingerprint(self.question)[:32]))
         return [HumanMessage(blocks)]
+
+    @property
+    def _texts(self) -> list[Text]:
+        return without_duplicates(texts_of(self.documents))

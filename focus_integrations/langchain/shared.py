@@ -30,8 +30,7 @@ class LangChainSettings(FocusSettings):
 
     def get_token_ids(self, text: str) -> list[int]:
         """The model's own tokens, without special ones."""
-        tokens: list[int] = self.engine.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-        return tokens
+        return self.engine.tokenize(text)
 
 
 def usage_metadata(usage: Usage) -> UsageMetadata:

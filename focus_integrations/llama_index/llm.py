@@ -28,10 +28,9 @@ from pydantic import ConfigDict
 
 from focus_core import PreparedDocuments
 from focus_core.engine import Answer, FinishReason, Piece, Question, Usage
-from focus_core.errors import ConfigError, DocumentError
+from focus_core.errors import ConfigError
 from focus_integrations.conversations import merged
-from focus_integrations.engines import longest_input
-from focus_integrations.settings import Call, FocusSettings, Text
+from focus_integrations.settings import Call, FocusSettings, Text, read_each
 from focus_integrations.streams import in_thread
 
 _ROLES = {
@@ -42,7 +41,6 @@ _ROLES = {
     MessageRole.CHATBOT: "assistant",
     MessageRole.MODEL: "assistant",
 }
-_DEFAULT_ANSWER = 256
 
 
 @dataclass(frozen=True)
@@ -72,20 +70,19 @@ class FocusLLM(FocusSettings, CustomLLM):
     @property
     def metadata(self) -> LLMMetadata:
         """`context_window` is what fits with documents in chunks, not the window of the model."""
-        answer = self.max_tokens or _DEFAULT_ANSWER
-        longest = longest_input(self.engine_settings, answer)
-        if longest is None:  # a model that is on no disk yet: it will be needed in any case
+        if self.longest_input is None:  # a model that is on no disk yet: it will be needed in any case
             assert self.engine
-            longest = longest_input(self.engine_settings, answer)
-        assert longest is not None
+        assert self.longest_input is not None
         return LLMMetadata(
-            context_window=longest, num_output=answer, is_chat_model=self.chat_template, model_name=self.model
+            context_window=self.longest_input,
+            num_output=self.longest_answer,
+            is_chat_model=self.chat_template,
+            model_name=self.model,
         )
 
     def tokenize(self, text: str) -> list[int]:
         """The model's own tokens, for `set_global_tokenizer` and prompt helpers."""
-        tokens: list[int] = self.engine.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-        return tokens
+        return self.engine.tokenize(text)
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the engine: LlamaIndex would try to pickle all weights, fail, and warn. It is shared again later."""
@@ -196,21 +193,11 @@ def texts_of(documents: str | PreparedDocuments | BaseNode | Sequence[Any]) -> l
     """What the model reads of each document: its text as it stands, without metadata.
 
     Raises:
-        DocumentError: something that is neither a node nor text
+        DocumentError: something that is neither a node nor text, or a generator
     """
-    listed = [documents] if isinstance(documents, str | PreparedDocuments | BaseNode) else list(documents)
-    texts: list[Text] = []
-    for number, document in enumerate(listed, 1):
-        if isinstance(document, BaseNode):
-            texts.append(document.get_content(MetadataMode.NONE))
-        elif isinstance(document, str | PreparedDocuments):
-            texts.append(document)
-        else:
-            raise DocumentError(
-                f"Document {number} of {len(listed)} is a {type(document).__name__}. "
-                "Give a LlamaIndex Document or node, a string, or what `engine.prepare` returned."
-            )
-    return texts
+    return read_each(
+        documents, BaseNode, lambda node: node.get_content(MetadataMode.NONE), called="LlamaIndex Document or node"
+    )
 
 
 def _role(message: ChatMessage) -> str:
