@@ -143,13 +143,18 @@ def _log(
     row |= {"text": round(result.text, 3), "copies": round(result.copies, 3)}
     row |= {f"answers_layer_{layer}": round(share, 3) for layer, share in sorted(result.answers.items())}
     row |= {"gradient": round(norm, 2), "tokens_per_second": round(speed)}
+    append_row(path, row)
+    return row
+
+
+def append_row(path: Path, row: dict[str, float]) -> None:
+    """One more line of a CSV file, which begins with the names of the columns."""
     fresh = not path.exists()
     with path.open("a", newline="") as file:
         writer = csv.DictWriter(file, row)
         if fresh:
             writer.writeheader()
         writer.writerow(row)
-    return row
 
 
 def save(

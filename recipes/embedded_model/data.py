@@ -130,6 +130,17 @@ class Sampler:
         most = min(stage.max_facts, stage.length // 30) if dense else stage.max_facts
         return self.document_row(rng, stage.length, rng.randint(min(2, most), most), dense)
 
+    def rows(self, rng: random.Random, stage: Stage) -> tuple[torch.Tensor, torch.Tensor]:
+        """Token ids and weights of a batch, `[stage.rows, stage.length]`, padded at the right."""
+        ids = torch.zeros(stage.rows, stage.length, dtype=torch.long)
+        weights = torch.zeros(stage.rows, stage.length)
+        for index in range(stage.rows):
+            row = self.row(rng, stage)
+            used = min(len(row.ids), stage.length)
+            ids[index, :used] = torch.tensor(row.ids[:used])
+            weights[index, :used] = torch.tensor(row.weights[:used])
+        return ids, weights
+
     def random_pairs(self, rng: random.Random, length: int) -> Row:
         """Keys of a few random tokens with their values, then the keys again: only the whole key tells the value.
 
@@ -269,11 +280,4 @@ class Batches(IterableDataset):
         rng = random.Random(f"{self.seed}/{step}")
         progress = step / self.steps * (1.0 if rng.random() < 0.7 else rng.random())
         stage = stage_at(progress)
-        ids = torch.zeros(stage.rows, stage.length, dtype=torch.long)
-        weights = torch.zeros(stage.rows, stage.length)
-        for index in range(stage.rows):
-            row = self.sampler.row(rng, stage)
-            used = min(len(row.ids), stage.length)
-            ids[index, :used] = torch.tensor(row.ids[:used])
-            weights[index, :used] = torch.tensor(row.weights[:used])
-        return ids, weights
+        return self.sampler.rows(rng, stage)

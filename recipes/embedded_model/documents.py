@@ -201,13 +201,6 @@ class Batches(IterableDataset):
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor, Documents, Steps]]:
         for step in range(self.first, self.steps):
             rng = random.Random(f"{self.seed}/memory/{step}")
-            stage = rng.choice(WINDOW_ROWS)
-            ids = torch.zeros(stage.rows, stage.length, dtype=torch.long)
-            weights = torch.zeros(stage.rows, stage.length)
-            for index in range(stage.rows):
-                row = self.sampler.row(rng, stage)
-                used = min(len(row.ids), stage.length)
-                ids[index, :used] = torch.tensor(row.ids[:used])
-                weights[index, :used] = torch.tensor(row.weights[:used])
+            ids, weights = self.sampler.rows(rng, rng.choice(WINDOW_ROWS))
             docs = draw_batch(self.sampler, rng)
             yield ids, weights, docs, draw_steps(docs, rng)

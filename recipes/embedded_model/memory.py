@@ -8,7 +8,6 @@ step's candidates. Candidates go through the base's own projections here, so one
 from __future__ import annotations
 
 import argparse
-import csv
 import math
 import time
 from dataclasses import dataclass
@@ -216,19 +215,10 @@ def train(args: argparse.Namespace) -> None:
             row |= {"window": round(window.total.item(), 3), "window_answers": round(window.answers[8], 3)}
             row |= {"window_copies": round(window.copies, 3), "memory": round(loss.item(), 3), **shares}
             row |= {"gradient": round(float(norm), 2), "seconds": round(time.monotonic() - began, 2)}
-            _log(args.out / "log.csv", row)
+            base.append_row(args.out / "log.csv", row)
         if time.monotonic() - saved > args.save_minutes * 60 or step + 1 == args.steps:
             base.save(args.out, step + 1, model, opts, tokenizer)
             saved = time.monotonic()
-
-
-def _log(path: Path, row: dict[str, float]) -> None:
-    fresh = not path.exists()
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, row)
-        if fresh:
-            writer.writeheader()
-        writer.writerow(row)
 
 
 def main() -> None:
