@@ -16,7 +16,8 @@ from focus_core.evaluation import facts
 from recipes.embedded_model.data import CONTINUATION_WEIGHT, DECIDING_WEIGHTS, PAIR_WEIGHT, Row, Sampler, Stage
 
 TOKENS = 5120  # of a batch's documents with the questions behind every chunk
-PASSAGES = 5  # of a document that are to be continued
+LARGE = 400  # tokens: chunks of this size and more are as hard as those that the model is used with
+LARGE_SHARE = 0.5
 STEPS = 72  # rows of local context in a batch
 WINDOW_ROWS = (Stage(0, 256, 8, 6), Stage(0, 512, 20, 3), Stage(0, 1024, 30, 2))
 
@@ -63,9 +64,13 @@ def _find(document: list[int], piece: list[int]) -> int | None:
     return None
 
 
-def text_document(sampler: Sampler, rng: random.Random, tokens: int) -> tuple[list[int], list[Asked]]:
-    """A document with facts in it, and questions about it."""
+def text_document(
+    sampler: Sampler, rng: random.Random, tokens: int, *, large: bool = False
+) -> tuple[list[int], list[Asked]]:
+    """A document with facts in it, and questions about it; of ``large`` chunks there are few, so each is asked more."""
     count = rng.choice((1, 2, rng.randint(2, 6), rng.randint(6, 24)))
+    if large and rng.random() < 0.5:
+        count = rng.randint(8, 24)
     count = max(1, min(count, tokens // 26))
     chosen = sampler.facts(rng, count)
     hidden = sum(60 if fact.kind == "fact" else 25 for fact in chosen)
@@ -81,14 +86,14 @@ def text_document(sampler: Sampler, rng: random.Random, tokens: int) -> tuple[li
         if b <= ends[-1]
     }
     asked = []
-    for fact in rng.sample(list(spans), min(len(spans), 4)):
+    for fact in rng.sample(list(spans), min(len(spans), 6 if large else 4)):
         prompt, answer, weight = sampler.task(rng, fact, "")
         row = Row([sampler.bos, *prompt], [0.0] * (len(prompt) + 1))
         row.add(answer, weight)
         sampler.stress(row, answer, fact)
         first = next(i for i, w in enumerate(row.weights) if w == DECIDING_WEIGHTS[0])
         asked.append(Asked(row, spans[fact], first))
-    for _ in range(PASSAGES):
+    for _ in range(12 if large else 5):
         found = _passage(sampler, rng, ids)
         if found:
             asked.append(found)
@@ -126,6 +131,7 @@ class Documents:
 def draw_batch(sampler: Sampler, rng: random.Random) -> Documents:
     """As many documents of one shape as ``TOKENS`` allow."""
     size = round(math.exp(rng.uniform(math.log(48), math.log(1000))))
+    size = rng.randint(LARGE, 1000) if rng.random() < LARGE_SHARE else size
     most = min(64, max(2, TOKENS // (size + 100)))
     count = round(math.exp(rng.uniform(math.log(2), math.log(most))))
     make = rng.choices((text_document, chunked_pairs, chunked_repeats), (0.75, 0.15, 0.10))[0]
@@ -134,7 +140,8 @@ def draw_batch(sampler: Sampler, rng: random.Random) -> Documents:
         count = min(count, max(2, 1024 // size))
     drawn, used = [], 0
     while used < TOKENS and len(drawn) < 12:
-        ids, rows = make(sampler, rng, size * count - rng.randrange(size))
+        tokens = size * count - rng.randrange(size)
+        ids, rows = make(sampler, rng, tokens, **({"large": size >= LARGE} if make is text_document else {}))
         used += count * (size + sum(len(asked.row.ids) for asked in rows))
         if drawn and used > 1.3 * TOKENS:
             break
