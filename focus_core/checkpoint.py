@@ -83,6 +83,8 @@ def load_model(
 def _load_base(name: str, dtype: torch.dtype, arguments: dict[str, Any]) -> PreTrainedModel:
     if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
         raise UnsupportedModelError(f"{name} is a folder without a config.json: not a model saved by transformers.")
+    if Path(name).is_absolute() and not Path(name).exists():  # a hub id it cannot be either
+        raise UnsupportedModelError(f"There is no folder {name}. Give a model's folder, or a hub id.")
     try:
         with _quiet(Path(name)):
             return cast(PreTrainedModel, AutoModelForCausalLM.from_pretrained(name, dtype=dtype, **arguments).eval())
