@@ -75,7 +75,7 @@ class StepPass:
 
     @cached_property
     def _local_bias(self) -> Tensor:
-        return as_bias(self.local_visible)
+        return as_bias(self.local_visible)[:, None]
 
     def _apart(self, states: Tensor) -> tuple[Tensor, Tensor]:
         """`[1, heads, tokens, dim]` to `[chunks * questions, heads, 2, dim]` and `[questions, heads, local, dim]`."""
@@ -94,14 +94,13 @@ class StepPass:
 
 
 def _attend(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor, softcap: float | None) -> Tensor:
-    """`query [batch, heads, new, dim]` over `keys [batch, kv_heads, tokens, dim]` with `bias [batch, new, tokens]`."""
-    grouped = query.reshape(len(query), keys.shape[1], -1, query.shape[-1])  # heads of a group share their keys
-    bias = bias.repeat(1, query.shape[1] // keys.shape[1], 1)[:, None]
+    """`query [batch, heads, new, dim]` over `keys [batch, kv_heads, tokens, dim]` with `bias [batch, 1, new, tokens]`.
+
+    Local contexts are short: their grouped heads are expanded, as transformers does it for the base model.
+    """
+    keys, values = (states.repeat_interleave(query.shape[1] // keys.shape[1], dim=1) for states in (keys, values))
     if softcap is None:
         mask = bias.to(query.dtype)
-        attended = nn.functional.scaled_dot_product_attention(grouped, keys, values, attn_mask=mask, scale=1.0)
-    else:
-        scores = (grouped @ keys.transpose(-1, -2)).float()
-        scores = torch.tanh(scores / softcap) * softcap + bias
-        attended = torch.softmax(scores, dim=-1).to(query.dtype) @ values
-    return attended.reshape(query.shape)
+        return nn.functional.scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=1.0)
+    scores = torch.tanh((query @ keys.transpose(-1, -2)).float() / softcap) * softcap + bias
+    return torch.softmax(scores, dim=-1).to(query.dtype) @ values

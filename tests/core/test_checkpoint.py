@@ -138,7 +138,7 @@ def test_missing_adapter_and_missing_model_are_refused(tmp_path: Path, base: Pre
         load_adapter(tmp_path / "nowhere", base)
     with pytest.raises(UnsupportedModelError, match=r"config\.json"):
         FocusModel.from_pretrained(tmp_path)
-    with pytest.raises(UnsupportedModelError, match="There is no folder .*nowhere"):
+    with pytest.raises(UnsupportedModelError, match=r"There is no folder .*nowhere"):
         FocusModel.from_pretrained(tmp_path / "nowhere")
     with pytest.raises(UnsupportedModelError, match="No causal language model"):
         FocusModel.from_pretrained("nobody/has-this-model")
