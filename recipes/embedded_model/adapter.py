@@ -22,7 +22,7 @@ from focus_core.training.config import TrainingConfig
 from focus_core.training.examples import Question, TrainingExample
 from focus_core.training.trainer import train
 from recipes.embedded_model.data import Sampler
-from recipes.embedded_model.documents import Asked, chunked_repeats, text_document
+from recipes.embedded_model.documents import LARGE, LARGE_SHARE, Asked, chunked_repeats, text_document
 from recipes.embedded_model.texts import read_texts
 
 USED_WITH = FocusConfig(chunk_size=896, local_window=512, dynamic_prompt=128)
@@ -59,6 +59,7 @@ class Examples:
         progress = number / self.total * (1.0 if rng.random() < 0.8 else rng.random())
         level = [level for level in LEVELS if level.start <= progress][-1]
         size = _log_uniform(rng, *level.chunk_sizes)
+        size = rng.randint(LARGE, level.chunk_sizes[1]) if rng.random() < LARGE_SHARE else size
         most = max(2, level.tokens // size)
         tokens = size * (_log_uniform(rng, 1, most) if rng.random() < 0.6 else rng.randint(1, most))
         layout = self._layout(size)
