@@ -43,6 +43,11 @@ def free_memory(device: torch.device) -> int:
     return int(psutil.virtual_memory().available)
 
 
+def lacking_memory(nbytes: int, device: torch.device) -> int:
+    """How many of so many bytes are not free."""
+    return max(0, nbytes - free_memory(device))
+
+
 def require_memory(nbytes: int, device: torch.device, *, what: str) -> None:
     """Refuse, before any work, what the device cannot hold.
 

@@ -29,7 +29,7 @@ from focus_core.chunk_cache import ChunkBlock, ChunkCache, PromptCache
 from focus_core.chunking import TextLayout
 from focus_core.config import FocusConfig, ResolvedConfig
 from focus_core.decoding import Decoding, FocusDecoding, PlainDecoding
-from focus_core.device import require_memory, tokens_per_pass
+from focus_core.device import lacking_memory, require_memory, tokens_per_pass
 from focus_core.errors import ConfigError, UnsupportedModelError
 from focus_core.planning import make_plan
 
@@ -390,6 +390,10 @@ class FocusModel:
         """
         tokens = sum(lengths)
         require_memory(tokens * self.cache_bytes_per_token, self.device, what=f"{tokens} tokens")
+
+    def lacking_memory_for(self, lengths: Sequence[int]) -> int:
+        """Bytes that would have to become free before such chunks fit the device."""
+        return lacking_memory(sum(lengths) * self.cache_bytes_per_token, self.device)
 
     def _empty_block(self, chunks: int, tokens: int) -> ChunkBlock:
         shape = (self.parts.num_layers - 1, chunks, self.parts.kv_heads, tokens, self.parts.head_dim)

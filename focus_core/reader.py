@@ -49,7 +49,10 @@ class ChunkReader:
         found = {key: self._shared.store.get(key) for key in keys}
         rows: dict[ChunkKey, ChunkRow] = {key: row for key, row in found.items() if row is not None}
         missing = {key: chunk for key, chunk in zip(keys, chunks, strict=True) if key not in rows}
-        self._focus.require_memory_for([len(chunk) for chunk in missing.values()])
+        lengths = [len(chunk) for chunk in missing.values()]
+        # What is kept for later gives way: other programs may have taken memory since the store got its budget.
+        self._shared.store.release(self._focus.lacking_memory_for(lengths))
+        self._focus.require_memory_for(lengths)
         unread = list(missing)
         for start in range(0, len(unread), _CHUNKS_PER_BLOCK):
             block = unread[start : start + _CHUNKS_PER_BLOCK]

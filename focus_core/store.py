@@ -59,6 +59,13 @@ class ChunkStore:
             while self._nbytes > self.budget:
                 self._drop_oldest()
 
+    def release(self, nbytes: int) -> None:
+        """Drop blocks, the longest unused first, until so many bytes are given up or nothing is left."""
+        with self._lock:
+            wanted = self._nbytes - nbytes
+            while self._keys_of and self._nbytes > wanted:
+                self._drop_oldest()
+
     def clear(self) -> None:
         """Forget everything."""
         with self._lock:

@@ -228,6 +228,20 @@ def test_documents_larger_than_the_memory_are_refused(engine: FocusEngine, monke
         engine.generate(QUESTION, [A], max_new_tokens=8)
 
 
+def test_what_is_kept_for_later_gives_way_to_what_is_needed(
+    engine: FocusEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With memory taken by others since the start, a document would be refused for the sake of those before it."""
+    store = engine.shared.store
+    engine.generate(QUESTION, [A], max_new_tokens=1)
+    capacity = store.nbytes + engine.count_tokens(B) * engine.focus.cache_bytes_per_token // 2
+    monkeypatch.setattr(device_module, "free_memory", lambda _: capacity - store.nbytes)
+    answer = engine.generate(QUESTION, [B], max_new_tokens=1)
+    assert answer.usage.cache_creation == answer.usage.document_tokens
+    assert 0 < store.nbytes <= capacity
+    assert engine.generate(QUESTION, [A], max_new_tokens=1).usage.cache_creation > 0  # some of A had to go
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -54,6 +54,19 @@ def test_dropping_an_old_block_leaves_the_newer_one_of_the_same_chunk() -> None:
     assert store.get(b"a") == (newer, 0)
 
 
+def test_release_gives_up_the_longest_unused() -> None:
+    store = ChunkStore(3 * SIZE)
+    for key in (b"a", b"b", b"c"):
+        store.put([key], _block())
+    store.get(b"a")
+    store.release(0)
+    assert store.nbytes == 3 * SIZE
+    store.release(SIZE + 1)
+    assert [store.get(key) is not None for key in (b"a", b"b", b"c")] == [True, False, False]
+    store.release(10 * SIZE)
+    assert store.nbytes == 0
+
+
 def test_clear() -> None:
     store = ChunkStore(10 * SIZE)
     store.put([b"a"], _block())
