@@ -50,14 +50,17 @@ class ReaderPass:
         candidates: how many tokens at the end of each row are candidates
         visible: `[questions, new tokens, prompt tokens]`, which of the prompt (new tokens included) each new
             token sees; True is visible. A chunk is always visible as a whole.
-        wanted: `None`: such a pass ends before its last layer, or in a model that may not end there, nobody counts
     """
 
     runs: Sequence[ChunkLayers]
     questions: int
     candidates: int
     visible: Tensor
-    wanted: Tensor | None = None
+
+    @property
+    def wanted(self) -> Tensor | None:
+        """All tokens alike: such a pass ends before its last layer, or where it may not end, nothing reads that."""
+        return None
 
     @cached_property
     def bias(self) -> Tensor:

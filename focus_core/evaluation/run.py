@@ -123,8 +123,7 @@ def _ask(engine: FocusEngine, sheet: Sheet, cut: bool) -> list[bool]:
 def _end_of(engine: FocusEngine, sheet: Sheet) -> str:
     """As much of the end of the text as the plain model can read with a question and an answer."""
     room = engine.config.window - max(_needed(engine, trial) for trial in sheet.trials)
-    ids = engine.tokenizer(sheet.document, add_special_tokens=False, verbose=False)["input_ids"]
-    text: str = engine.tokenizer.decode(ids[-room:])
+    text: str = engine.tokenizer.decode(engine.tokenize(sheet.document)[-room:])
     return text
 
 

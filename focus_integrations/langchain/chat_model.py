@@ -81,8 +81,9 @@ class ChatFocusLLM(LangChainSettings, BaseChatModel):
             structured_output=False,
             open_weights=True,
         )
-        if self.longest_input is not None:
-            profile["max_input_tokens"] = self.longest_input
+        longest = self.longest_input
+        if longest is not None:
+            profile["max_input_tokens"] = longest
         return profile
 
     def _get_llm_string(self, stop: list[str] | None = None, **kwargs: Any) -> str:

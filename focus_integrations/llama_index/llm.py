@@ -70,11 +70,13 @@ class FocusLLM(FocusSettings, CustomLLM):
     @property
     def metadata(self) -> LLMMetadata:
         """`context_window` is what fits with documents in chunks, not the window of the model."""
-        if self.longest_input is None:  # a model that is on no disk yet: it will be needed in any case
+        longest = self.longest_input
+        if longest is None:  # a model that is on no disk yet: it will be needed in any case
             assert self.engine
-        assert self.longest_input is not None
+            longest = self.longest_input
+        assert longest is not None
         return LLMMetadata(
-            context_window=self.longest_input,
+            context_window=longest,
             num_output=self.longest_answer,
             is_chat_model=self.chat_template,
             model_name=self.model,

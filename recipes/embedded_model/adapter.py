@@ -7,7 +7,6 @@ of questions. Example number i depends on i alone, so a training that is stopped
 from __future__ import annotations
 
 import argparse
-import math
 import random
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from focus_core.training.config import TrainingConfig
 from focus_core.training.examples import Question, TrainingExample
 from focus_core.training.trainer import train
 from recipes.embedded_model.data import Sampler
-from recipes.embedded_model.documents import LARGE, LARGE_SHARE, Asked, chunked_repeats, text_document
+from recipes.embedded_model.documents import Asked, chunked_repeats, draw_chunk_size, log_uniform, text_document
 from recipes.embedded_model.texts import read_texts
 
 USED_WITH = FocusConfig(chunk_size=896, local_window=512, dynamic_prompt=128)
@@ -58,10 +57,9 @@ class Examples:
         # A share of the examples is of an earlier, easier level.
         progress = number / self.total * (1.0 if rng.random() < 0.8 else rng.random())
         level = [level for level in LEVELS if level.start <= progress][-1]
-        size = _log_uniform(rng, *level.chunk_sizes)
-        size = rng.randint(LARGE, level.chunk_sizes[1]) if rng.random() < LARGE_SHARE else size
+        size = draw_chunk_size(rng, *level.chunk_sizes)
         most = max(2, level.tokens // size)
-        tokens = size * (_log_uniform(rng, 1, most) if rng.random() < 0.6 else rng.randint(1, most))
+        tokens = size * (log_uniform(rng, 1, most) if rng.random() < 0.6 else rng.randint(1, most))
         layout = self._layout(size)
         make = chunked_repeats if size <= 128 and rng.random() < REPEATS_SHARE else text_document
         ids, asked = make(self.sampler, rng, tokens)
@@ -81,10 +79,6 @@ class Examples:
         targets = {*range(sought, min(sought + 2, end)), *rng.sample(later, min(len(later), MORE_TARGETS))}
         targets |= set(rng.sample(range(sought), min(sought, 1)))
         return Question.of(layout, row.ids[1:first], row.ids[first:], targets=tuple(sorted(targets)))
-
-
-def _log_uniform(rng: random.Random, low: int, high: int) -> int:
-    return round(math.exp(rng.uniform(math.log(low), math.log(high))))
 
 
 def main() -> None:

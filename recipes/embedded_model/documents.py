@@ -7,6 +7,7 @@ import random
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -128,20 +129,31 @@ class Documents:
     home: torch.Tensor  # [D, G]: the chunk in which this token is found; -1 where that is unknown
 
 
+def draw_chunk_size(rng: random.Random, low: int, high: int) -> int:
+    """Tokens of a chunk; ``LARGE_SHARE`` of them are at least ``LARGE``, the rest of any order of magnitude."""
+    size = log_uniform(rng, low, high)
+    return rng.randint(LARGE, high) if rng.random() < LARGE_SHARE else size
+
+
+def log_uniform(rng: random.Random, low: int, high: int) -> int:
+    """A number whose order of magnitude is drawn evenly."""
+    return round(math.exp(rng.uniform(math.log(low), math.log(high))))
+
+
 def draw_batch(sampler: Sampler, rng: random.Random) -> Documents:
     """As many documents of one shape as ``TOKENS`` allow."""
-    size = round(math.exp(rng.uniform(math.log(48), math.log(1000))))
-    size = rng.randint(LARGE, 1000) if rng.random() < LARGE_SHARE else size
+    size = draw_chunk_size(rng, 48, 1000)
     most = min(64, max(2, TOKENS // (size + 100)))
-    count = round(math.exp(rng.uniform(math.log(2), math.log(most))))
+    count = log_uniform(rng, 2, most)
     make = rng.choices((text_document, chunked_pairs, chunked_repeats), (0.75, 0.15, 0.10))[0]
-    if make is not text_document:
+    if make is text_document:
+        make = partial(text_document, large=size >= LARGE)
+    else:
         size = min(size, 128)
         count = min(count, max(2, 1024 // size))
     drawn, used = [], 0
     while used < TOKENS and len(drawn) < 12:
-        tokens = size * count - rng.randrange(size)
-        ids, rows = make(sampler, rng, tokens, **({"large": size >= LARGE} if make is text_document else {}))
+        ids, rows = make(sampler, rng, size * count - rng.randrange(size))
         used += count * (size + sum(len(asked.row.ids) for asked in rows))
         if drawn and used > 1.3 * TOKENS:
             break
