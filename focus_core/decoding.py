@@ -76,6 +76,7 @@ class PlainDecoding:
     def __init__(self, model: FocusModel, prompts: Sequence[Sequence[int]]) -> None:
         self._model = model.model
         self._prompts, self._padding = pad_left(prompts)
+        self._padded = bool((self._padding > 0).any())  # asked here, where it costs no wait for the device
         self._padding = self._padding.to(model.device)
         self._cache = DynamicCache()  # given no config, so that it never drops what a sliding window could not see
         self._length = 0
@@ -95,7 +96,7 @@ class PlainDecoding:
         tokens = tokens.to(self._padding.device)
         columns = torch.arange(self._length + tokens.shape[1], device=tokens.device)
         position_ids = (columns[self._length :] - self._padding[:, None]).clamp(min=0)
-        mask = (columns >= self._padding[:, None]).long() if bool((self._padding > 0).any()) else None
+        mask = (columns >= self._padding[:, None]).long() if self._padded else None
         self._length = len(columns)
         output = self._model(
             input_ids=tokens,

@@ -178,21 +178,9 @@ class FocusModel:
         Returns:
             next-token logits `[questions, vocab]`
         """
-        local_ids = local_ids.to(self.device)
-        mask = position_ids = None
-        if padding is not None and bool((padding > 0).any()):
-            columns = torch.arange(local_ids.shape[1], device=self.device) - padding.to(self.device)[:, None]
-            position_ids = (memory.slots + columns).clamp(min=0)
-            mask = nn.functional.pad((columns >= 0).long(), (memory.slots, 0), value=1)
-        output = self.model(
-            input_ids=local_ids,
-            attention_mask=mask,
-            position_ids=position_ids,
-            past_key_values=memory.as_cache(),
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        logits: Tensor = output.logits[:, -1]
+        if padding is not None:
+            padding = padding.to(self.device) if bool((padding > 0).any()) else None
+        logits: Tensor = self.model(**memory.read_by(local_ids.to(self.device), padding)).logits[:, -1]
         return logits
 
     @torch.no_grad()

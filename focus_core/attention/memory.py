@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 
@@ -30,6 +30,27 @@ class Memory:
     def as_cache(self) -> Cache:
         """What transformers takes as `past_key_values`: masks and positions of the local context follow from it."""
         return Cache(layers=[_MemoryLayer(k, v) for k, v in zip(self.keys, self.values, strict=True)])
+
+    def read_by(self, local_ids: Tensor, padding: Tensor | None) -> dict[str, Any]:
+        """The decoder's arguments for one pass over local contexts behind this memory; logits of the last token only.
+
+        Args:
+            local_ids: `[questions, tokens]`; positions start behind the last slot
+            padding: `[questions]`, unused tokens at the left of each row; `None` stands for none in any row
+        """
+        mask = position_ids = None
+        if padding is not None:
+            columns = torch.arange(local_ids.shape[1], device=local_ids.device) - padding[:, None]
+            position_ids = (self.slots + columns).clamp(min=0)
+            mask = nn.functional.pad((columns >= 0).long(), (self.slots, 0), value=1)
+        return {
+            "input_ids": local_ids,
+            "attention_mask": mask,
+            "position_ids": position_ids,
+            "past_key_values": self.as_cache(),
+            "use_cache": True,
+            "logits_to_keep": 1,
+        }
 
 
 class _MemoryLayer(CacheLayerMixin):

@@ -227,16 +227,7 @@ class _Method:
     def _next_token_logits(self, memory: Memory, local_ids: Tensor, padding: Tensor) -> Tensor:
         """`FocusModel.next_token_logits` with gradient, without the padding that no row of the group needs."""
         unused = int(padding.min())
-        local_ids, padding = local_ids[:, unused:], padding - unused
-        columns = torch.arange(local_ids.shape[1], device=local_ids.device) - padding[:, None]
-        output = self.model.model(
-            input_ids=local_ids,
-            attention_mask=F.pad((columns >= 0).long(), (memory.slots, 0), value=1),
-            position_ids=(memory.slots + columns).clamp(min=0),
-            past_key_values=memory.as_cache(),
-            use_cache=True,
-            logits_to_keep=1,
-        )
+        output = self.model.model(**memory.read_by(local_ids[:, unused:], padding - unused))
         return cast(Tensor, output.logits[:, -1])
 
     def _read(
