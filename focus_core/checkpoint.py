@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -24,11 +25,13 @@ from focus_core.attention.candidates import CandidateProjections, names_per_laye
 from focus_core.attention.modules import DecoderParts, decoder_parts
 from focus_core.config import FocusConfig
 from focus_core.device import choose_device, choose_dtype
-from focus_core.errors import AdapterError, UnsupportedModelError
+from focus_core.errors import AdapterError, ConfigError, UnsupportedModelError
 
 ADAPTER_CONFIG = "focusllm_adapter.json"
 ADAPTER_WEIGHTS = "focusllm_adapter.safetensors"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+_SAMPLED_WEIGHTS = 16  # of every layer, to tell base models apart
+_ROUNDING = 0.02  # bfloat16 rounds by 0.004 at most
 
 # The authors read texts below this length with the plain model, whatever the checkpoint's config says.
 _AUTHORS_WINDOW = 4096
@@ -36,6 +39,10 @@ _AUTHORS_DYNAMIC_PROMPT = 512
 _BEACON = "self_attn.beacon_"
 _AUTHORS_SETTINGS = ("local_window", "memory_stride", "retrieval_method", "retrieval_topk", "query_related_condensing")
 
+_TOKENIZER_FILES = (
+    *("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json"),
+)
 _LOADS_IN_A_BLINK = 500 * 2**20
 
 
@@ -67,7 +74,13 @@ def load_model(
     Raises:
         UnsupportedModelError: there is no causal language model under this name
         AdapterError: the adapter is missing, damaged, or belongs to another model
+        ConfigError: an unknown device or dtype, or a `device_map`
     """
+    if arguments.get("device_map") is not None:
+        raise ConfigError(
+            f"device_map={arguments['device_map']!r}: the model must be on one device. Leave it out, and choose with "
+            "device='cuda:0' or the like."
+        )
     place = choose_device(device)
     base = _load_base(str(model), choose_dtype(dtype, place), arguments).to(place)
     loaded = LoadedModel(base, str(model))
@@ -154,20 +167,32 @@ def load_adapter(adapter: str | Path, model: PreTrainedModel) -> tuple[Candidate
 
 
 def fingerprint(model: PreTrainedModel, parts: DecoderParts) -> dict[str, Any]:
-    """What tells one base model from another: its shape, and the mean size of some weights of every layer.
+    """What tells one base model from another: its shape, and some weights of every layer.
 
-    Sizes instead of a hash, so that the same model in another dtype is still the same model.
+    Weights instead of a hash, so that the same model in another dtype is still the same model.
     """
     config = model.config.get_text_config()
     shape = {name: getattr(config, name) for name in ("model_type", "hidden_size", "num_hidden_layers", "vocab_size")}
     shape |= {"num_attention_heads": config.num_attention_heads, "kv_heads": parts.kv_heads}
     weights = [getattr(attention.o_proj, "weight", None) for attention in parts.attentions]
-    sizes = [
-        float(f"{weight.detach().flatten()[:4096].float().abs().mean().item():.4g}")
+    samples = [
+        _sample(weight.detach())
         for weight in weights
         if weight is not None and weight.is_floating_point() and weight.device.type != "meta"
     ]
-    return {"shape": shape, "weights": sizes}
+    return {"shape": shape, "weights": samples}
+
+
+def _sample(weight: Tensor) -> list[float]:
+    """A few weights from all over a matrix."""
+    flat = weight.flatten()
+    places = torch.linspace(0, len(flat) - 1, _SAMPLED_WEIGHTS, dtype=torch.float64).long().to(flat.device)
+    return [float(f"{value:.4g}") for value in flat[places].tolist()]
+
+
+def _alike(there: Sequence[float], here: Sequence[float]) -> bool:
+    """Whether two samples are of the same weights, but for rounding to another dtype."""
+    return math.dist(there, here) <= _ROUNDING * math.hypot(*there)
 
 
 def _check_base(description: Mapping[str, Any], ours: Mapping[str, Any], folder: Path) -> None:
@@ -177,12 +202,12 @@ def _check_base(description: Mapping[str, Any], ours: Mapping[str, Any], folder:
         for name, value in ours["shape"].items()
         if theirs["shape"].get(name) != value
     ]
-    same_length = len(ours["weights"]) == len(theirs["weights"])  # quantised weights cannot be compared
+    same_length = len(ours["weights"]) == len(theirs["weights"])  # weights that are not loaded cannot be compared
     if not differing and same_length:
         differing = [
-            f"weights of layer {layer}: adapter {there}, model {here}"
+            f"weights of layer {layer}: adapter {there[:2]}…, model {here[:2]}…"
             for layer, (there, here) in enumerate(zip(theirs["weights"], ours["weights"], strict=True))
-            if not math.isclose(there, here, rel_tol=0.02)
+            if not _alike(there, here)
         ]
     if differing:
         raise AdapterError(
@@ -280,13 +305,18 @@ def split_authors_checkpoint(folder: str | Path, *, base: str | Path, adapter: s
     """
     if not is_authors_checkpoint(folder):
         raise AdapterError(f"{folder} is not a checkpoint of the authors: it has no tensors named beacon_*.")
-    loaded = load_model(folder, device="cpu", dtype="float32")
+    settings = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+    dtype = settings.get("dtype") or settings.get("torch_dtype") or "float32"
+    loaded = load_model(folder, device="cpu", dtype=dtype)
     assert loaded.projections is not None
     assert loaded.trained_with is not None
     for name in [n for n in vars(loaded.model.config) if n.startswith("beacon_") or n in _AUTHORS_SETTINGS]:
         delattr(loaded.model.config, name)
     with _quiet(Path(folder)):
         loaded.model.save_pretrained(base)
+    for path in Path(folder).iterdir():
+        if path.name in _TOKENIZER_FILES:
+            shutil.copy(path, Path(base) / path.name)
     save_adapter(adapter, loaded.projections, loaded.model, trained_with=loaded.trained_with, base_id=Path(base).name)
 
 

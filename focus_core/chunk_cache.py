@@ -135,14 +135,13 @@ class PromptCache:
         keys, values = ([layer[rows] for layer in states] for states in (self.keys, self.values))
         return PromptCache(keys, values, self.padding, self.length)
 
-    def select_questions(self, keep: Tensor) -> PromptCache:
-        """The same cache with only the questions whose indices are in `keep`."""
+    def select_questions(self, keep: Tensor) -> None:
+        """Forget the questions whose indices are not in `keep`, layer by layer as in `reserve`."""
         questions = len(self.padding)
-
-        def kept(states: list[Tensor]) -> list[Tensor]:
-            return [layer.unflatten(0, (-1, questions))[:, keep].flatten(0, 1) for layer in states]
-
-        return PromptCache(kept(self.keys), kept(self.values), self.padding[keep], self.length)
+        for states in (self.keys, self.values):
+            for layer, old in enumerate(states):
+                states[layer] = old.unflatten(0, (-1, questions))[:, keep].flatten(0, 1)
+        self.padding = self.padding[keep]
 
 
 @dataclass
@@ -194,4 +193,4 @@ class ChunkCache:
     def select_questions(self, keep: Tensor) -> None:
         """Forget the questions whose indices are not in `keep`."""
         assert self.prompt is not None
-        self.prompt = self.prompt.select_questions(keep)
+        self.prompt.select_questions(keep)

@@ -21,6 +21,7 @@ class TextLayout:
 
     config: ResolvedConfig
     bos: int | None
+    separator: tuple[int, ...] = ()  # between texts that the plain model reads one behind the other
 
     def document_chunks(self, tokens: Sequence[int]) -> list[TokenIds]:
         """Chunks of one document; a chunk never spans two documents. An empty document has none."""
@@ -42,9 +43,18 @@ class TextLayout:
         return self.with_bos(self._without_bos(local_context)[-self.config.dynamic_prompt :])
 
     def plain(self, documents: Sequence[Sequence[int]], local_context: Sequence[int]) -> TokenIds:
-        """All documents in front of the local context, for the plain model: the row of a single large chunk."""
-        joined = [token for document in documents for token in document]
-        return [*self.with_bos(joined), *local_context] if joined else list(local_context)
+        """All documents in front of the local context, for the plain model: the row of a single large chunk.
+
+        A separator stands between two documents, and before the local context unless a BOS does.
+        """
+        rows = [list(document) for document in documents if document]
+        if not rows:
+            return list(local_context)
+        joined = self.with_bos(rows[0])
+        for row in rows[1:]:
+            joined += [*self.separator, *row]
+        starts_anew = self.bos is not None and list(local_context[:1]) == [self.bos]
+        return [*joined, *(() if starts_anew else self.separator), *local_context]
 
     def with_bos(self, tokens: Sequence[int]) -> TokenIds:
         """`tokens` with a BOS in front, unless they start with one or the model has none."""

@@ -62,7 +62,7 @@ class FocusConfig:
         return resolved
 
     def filled_from(self, other: FocusConfig) -> FocusConfig:
-        """This config, with what is `None` here taken from `other` (the BOS rule is always `other`'s unless asked)."""
+        """This config, with what is `None` here taken from `other`; the authors' BOS rule if either has it."""
         taken = {f.name: getattr(other, f.name) for f in fields(self) if getattr(self, f.name) is None}
         return replace(self, **taken, bos_per_chunk=self.bos_per_chunk and other.bos_per_chunk)
 
@@ -126,6 +126,7 @@ class SamplingConfig:
         _require(0 < self.top_p <= 1, f"top_p={self.top_p}: must be above 0 and at most 1.")
         _require(self.top_k >= 0, f"top_k={self.top_k}: must be 0 (off) or more.")
         _require(0 <= self.min_p <= 1, f"min_p={self.min_p}: must lie between 0 and 1.")
+        _require(self.seed is None or 0 <= self.seed < 2**63, f"seed={self.seed}: must lie between 0 and {2**63 - 1}.")
         _require(self.repetition_penalty > 0, f"repetition_penalty={self.repetition_penalty}: must be above 0.")
 
 
@@ -133,6 +134,8 @@ _MARKERS_PER_ROW = 2  # a BOS before the chunk and one before the dynamic prompt
 
 
 def _require_positive(name: str, value: int | None) -> None:
+    if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
+        raise ConfigError(f"{name}={value!r}: must be a whole number.")
     if value is not None and value < 1:
         raise ConfigError(f"{name}={value}: must be at least 1.")
 

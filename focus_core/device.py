@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import psutil
 import torch
 from transformers import PreTrainedModel
@@ -62,11 +65,27 @@ def require_memory(nbytes: int, device: torch.device, *, what: str) -> None:
         )
 
 
-def tokens_per_pass(model: PreTrainedModel) -> int:
-    """How many tokens may pass the model together when the user has not said (`parallel_chunks`)."""
+@contextmanager
+def naming_lack_of_memory() -> Iterator[None]:
+    """What torch says when an allocation fails on a GPU, as an error of ours with the way out."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise OutOfMemoryError(
+            f"The device ran out of memory ({str(error).splitlines()[0]}). Set parallel_chunks to a small number, hand "
+            "over fewer documents or questions at once, or use dtype='bfloat16' or a smaller model."
+        ) from error
+
+
+def tokens_per_pass(model: PreTrainedModel, *, held_layers: int = 1) -> int:
+    """How many tokens may pass the model together when the user has not said (`parallel_chunks`).
+
+    Args:
+        held_layers: of how many layers activations exist at a time; with gradients, of all
+    """
     if model.device.type != "cuda":
         return _CPU_TOKENS_PER_PASS
     config = model.config.get_text_config()
     # What one layer holds at a time: gate, up and their product, and about eight states of hidden size.
-    per_token = (3 * config.intermediate_size + 8 * config.hidden_size) * model.dtype.itemsize
+    per_token = (3 * config.intermediate_size + 8 * config.hidden_size) * model.dtype.itemsize * held_layers
     return max(_CPU_TOKENS_PER_PASS, int(free_memory(model.device) * _GPU_SHARE_FOR_ACTIVATIONS) // per_token)

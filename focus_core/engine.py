@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
@@ -14,16 +14,18 @@ from threading import Lock
 from typing import Any, Literal, cast, overload
 
 import torch
+from jinja2 import TemplateError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from focus_core.checkpoint import LoadedModel
 from focus_core.chunking import TextLayout, TokenIds
 from focus_core.config import FocusConfig, ResolvedConfig, SamplingConfig
 from focus_core.decoding import Decoding, FocusDecoding, PlainDecoding
+from focus_core.device import tokens_per_pass
 from focus_core.documents import PreparedDocuments
 from focus_core.errors import ConfigError, DocumentError
 from focus_core.model import FocusModel
-from focus_core.planning import Plan, make_plan
+from focus_core.planning import Plan, check_room, make_plan
 from focus_core.progress import ReadingProgress, Report
 from focus_core.reader import ChunkReader
 from focus_core.registry import SharedModel, shared_model
@@ -105,12 +107,11 @@ class FocusEngine:
             progress: show a bar while documents are read, on a terminal and if it takes more than two seconds
         """
         loaded = shared.loaded
-        self.focus = FocusModel(loaded.model, loaded.projections, config=config, trained_with=loaded.trained_with)
+        self.focus = FocusModel(loaded.model, shared.projections, config=config, trained_with=loaded.trained_with)
         self.tokenizer = shared.tokenizer
         self.shared = shared
-        bos = self.tokenizer.bos_token_id
-        bos = self.focus.bos_token_id if bos is None else bos
-        self._layout = TextLayout(self.focus.config, bos)
+        bos = self.tokenizer.bos_token_id  # a model's config may name one that its tokenizer never writes (Qwen2)
+        self._layout = TextLayout(self.focus.config, bos, separator=tuple(self.tokenize("\n\n")))
         self._reader = ChunkReader(self.focus, shared, bos)
         self._eos = _end_tokens(loaded.model, self.tokenizer)
         self._progress = progress
@@ -259,7 +260,7 @@ class FocusEngine:
                 )
             )
         with ReadingProgress(visible=self._progress, report=report) as progress:
-            for members in _with_same_chunks(requests):
+            for members in _with_same_chunks(requests, tokens_per_pass(self.focus.model)):
                 decoding = self._decoding([requests[index] for index in members], progress)
                 yield from self._run(decoding, {index: requests[index] for index in members})
 
@@ -268,15 +269,23 @@ class FocusEngine:
     def prepare(self, documents: Documents, *, report: Report | None = None) -> PreparedDocuments:
         """Read documents now, so that any question about any of them starts at once later.
 
+        Where they fit the window with a question, the plain model reads both then, and nothing is gained.
+
         Args:
             report: called with the number of chunks read so far and in all
 
         Raises:
             DocumentError: a document without text
+            ContextOverflowError: a document of which nothing could be asked, because its memory fills the window
             OutOfMemoryError: the keys and values do not fit the memory
         """
         prepared = PreparedDocuments(tuple(self._texts_of(documents)), self.shared.identity)
-        chunks = [chunk for text in prepared.texts for chunk in self._layout.document_chunks(text)]
+        chunks: list[TokenIds] = []
+        for text in prepared.texts:
+            chunks_of_text = self._layout.document_chunks(text)
+            lengths = [len(chunk) for chunk in chunks_of_text]
+            check_room(self.config, chunk_lengths=lengths, prompt=1, local=1, new_tokens=1)
+            chunks += chunks_of_text
         with ReadingProgress(visible=self._progress, report=report) as progress:
             self._reader.read(chunks, progress)
         return prepared
@@ -300,20 +309,21 @@ class FocusEngine:
 
     def _local_context(self, question: Question, system: str | None, chat_template: bool) -> TokenIds:
         """The templated question as tokens; a question without a template is taken as it stands."""
-        messages = [{"role": "user", "content": question}] if isinstance(question, str) else list(question)
+        messages = _messages(question)
         if system is not None:
             messages = [{"role": "system", "content": system}, *messages]
         if chat_template and self.tokenizer.chat_template:
-            rendered = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+            try:
+                rendered = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+            except TemplateError as error:
+                raise ConfigError(f"The model's chat template refuses these messages: {error}") from error
         else:
             rendered = "\n\n".join(message["content"] for message in messages)
-        local = self._layout.with_bos(self.tokenize(rendered))
-        if not rendered.strip():
-            raise ConfigError("The question is empty: there is nothing to answer or to continue.")
-        return local
+        return self._layout.with_bos(self.tokenize(rendered))
 
     def _texts_of(self, documents: Documents) -> list[TokenIds]:
-        listed = [documents] if isinstance(documents, str | PreparedDocuments) else list(documents)
+        alone = isinstance(documents, str | PreparedDocuments) or not isinstance(documents, Iterable)
+        listed: list[Any] = [documents] if alone else [*cast(Iterable[Any], documents)]
         if not listed:
             raise DocumentError("documents is an empty list. Hand over at least one document, or leave it out.")
         texts: list[TokenIds] = []
@@ -354,7 +364,8 @@ class FocusEngine:
             for request in requests:
                 request.usage = replace(request.usage, cache_creation=request.usage.document_tokens)
             return PlainDecoding(self.focus, [plan.local for plan in plans])
-        reading = self._reader.read(plans[0].chunks, report)
+        behind = len(plans) * max(len(plan.prompt) + plan.new_tokens for plan in plans)
+        reading = self._reader.read(plans[0].chunks, report, behind=behind)
         for request in requests:
             request.usage = replace(
                 request.usage,
@@ -368,7 +379,7 @@ class FocusEngine:
     def _run(self, decoding: Decoding, requests: dict[int, _Request]) -> Iterator[tuple[int, Piece]]:
         """One token after the other for all questions that have not come to their end."""
         active = list(requests)
-        with self.shared.turn:
+        with self.shared.one_pass():
             logits = decoding.start()
         while True:
             tokens: list[int] = []
@@ -385,7 +396,7 @@ class FocusEngine:
                 keep = [position for position, end in enumerate(ended) if not end]
                 decoding.select_questions(torch.tensor(keep))
                 active, tokens = [active[k] for k in keep], [tokens[k] for k in keep]
-            with self.shared.turn:
+            with self.shared.one_pass():
                 logits = decoding.step(torch.tensor(tokens))
 
     def _show(self, request: _Request, token: int) -> Piece:
@@ -403,13 +414,17 @@ class FocusEngine:
         return Piece(text + request.text.finish(), reason, request.usage)
 
 
-def _with_same_chunks(requests: Sequence[_Request]) -> list[list[int]]:
-    """Indices of the requests, those together that can be answered in the same passes."""
+def _with_same_chunks(requests: Sequence[_Request], most_tokens: int) -> list[list[int]]:
+    """Indices of the requests, those together that can be answered in the same passes of at most so many tokens."""
     groups: list[list[int]] = []
+
+    def fits(group: list[int], request: _Request) -> bool:
+        longest = max(len(requests[index].plan.local) for index in group)
+        room = (len(group) + 1) * max(longest, len(request.plan.local)) <= most_tokens
+        return room and requests[group[0]].plan.chunks == request.plan.chunks
+
     for index, request in enumerate(requests):
-        chunks = request.plan.chunks
-        fitting = (group for group in groups if requests[group[0]].plan.chunks == chunks)
-        group = next(fitting, None)
+        group = next((group for group in groups if fits(group, request)), None)
         if group is None:
             groups.append([index])
         else:
@@ -422,6 +437,19 @@ def _end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> f
     generation = getattr(model.generation_config, "eos_token_id", None)
     listed = generation if isinstance(generation, list) else [generation]
     return frozenset(token for token in [*listed, tokenizer.eos_token_id] if token is not None)
+
+
+def _messages(question: Question) -> list[Message]:
+    """A question as messages, with text in each of them that asks something."""
+    messages: list[Message] = [{"role": "user", "content": question}] if isinstance(question, str) else list(question)
+    for number, message in enumerate(messages, 1):
+        if not isinstance(message.get("content"), str) or "role" not in message:
+            raise ConfigError(
+                f"Message {number} of {len(messages)} needs 'role' and 'content', both text: {message!r}."
+            )
+    if not messages or not messages[-1]["content"].strip():
+        raise ConfigError("The question is empty: there is nothing to answer or to continue.")
+    return messages
 
 
 def _is_batch(question: Question | Sequence[Question]) -> bool:

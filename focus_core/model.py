@@ -53,7 +53,7 @@ class FocusModel:
     """A frozen decoder and its candidate projections.
 
     Args:
-        model: any supported decoder of transformers; it is used as it is and never changed
+        model: any supported decoder of transformers, put into evaluation mode; nothing else of it is ever changed
         projections: `None` stands for untrained ones, equal to the model's own maps
         config: `None` in a field stands for what suits the model
         trained_with: settings that come with an adapter and fill what `config` leaves open
@@ -113,8 +113,14 @@ class FocusModel:
 
         Returns:
             keys and values of all chunks, in order; neighbours of equal length share a block
+
+        Raises:
+            ConfigError: an empty chunk
+            OutOfMemoryError: they do not fit the device
         """
         lengths = [len(chunk) for chunk in chunks]
+        if 0 in lengths:
+            raise ConfigError(f"Chunk {lengths.index(0) + 1} of {len(chunks)} is empty. Leave it out.")
         self.require_memory_for(lengths)
         blocks = {length: self._empty_block(lengths.count(length), length) for length in set(lengths)}
         order = sorted(range(len(chunks)), key=lambda index: -lengths[index])  # a pass holds chunks of like length
@@ -197,7 +203,8 @@ class FocusModel:
         Returns:
             next-token logits `[questions, vocab]`
         """
-        if 0 < cache.chunks <= self._rows_per_pass(token_ids.numel()):
+        one_pass = 0 < cache.chunks <= self._rows_per_pass(token_ids.numel())
+        if one_pass and local_ids.numel() <= tokens_per_pass(self.model):
             return self._one_pass(cache, token_ids.to(self.device), local_ids.to(self.device), padding)
         memory = self.decode_candidates(cache, token_ids)
         return self.next_token_logits(local_ids, memory, padding=padding)

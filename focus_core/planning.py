@@ -47,7 +47,8 @@ def make_plan(
         chunks, local = layout.long_prompt(local)
     # Without a wish of the user's, the plain model is not used where it would leave no room to speak of.
     expected = min(DEFAULT_NEW_TOKENS, config.window // 4) if new_tokens is None else new_tokens
-    if not chunks or config.reads_plainly(len(whole), expected):
+    fits = len(whole) + (new_tokens or 1) <= config.window
+    if not chunks or (fits and config.reads_plainly(len(whole), expected)):
         new_tokens = _wished_or_room(new_tokens, config.window - len(whole))
         check_plain_room(config, prompt=len(whole), new_tokens=new_tokens)
         return Plan([], whole, [], new_tokens)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -39,36 +39,59 @@ class ChunkReader:
         self._shared = shared
         self._bos = bos
 
-    def read(self, chunks: Sequence[TokenIds], report: Report) -> Reading:
+    def read(self, chunks: Sequence[TokenIds], report: Report, *, behind: int = 0) -> Reading:
         """All chunks, in order; a chunk that occurs twice is read once.
+
+        Args:
+            behind: how many tokens of questions and answers each chunk must have room for
 
         Raises:
             OutOfMemoryError: before any work, if what is missing does not fit
         """
         keys = [chunk_key(self._shared.identity, chunk) for chunk in chunks]
-        found = {key: self._shared.store.get(key) for key in keys}
-        rows: dict[ChunkKey, ChunkRow] = {key: row for key, row in found.items() if row is not None}
-        missing = {key: chunk for key, chunk in zip(keys, chunks, strict=True) if key not in rows}
-        lengths = [len(chunk) for chunk in missing.values()]
-        # What is kept for later gives way: other programs may have taken memory since the store got its budget.
-        self._shared.store.release(self._focus.lacking_memory_for(lengths))
-        self._focus.require_memory_for(lengths)
-        unread = list(missing)
-        for start in range(0, len(unread), _CHUNKS_PER_BLOCK):
-            block = unread[start : start + _CHUNKS_PER_BLOCK]
-            rows |= self._read_block({key: missing[key] for key in block}, report, start, len(unread))
+        wanted = dict(zip(keys, chunks, strict=True))
+        rows = self._stored(wanted)
+        missing: list[ChunkKey] = []
+        if len(rows) == len(wanted):
+            self._make_room([], rows, behind * len(chunks))
+        else:
+            with self._shared.reading:
+                rows = self._stored(wanted)  # whoever read before us may have read the same
+                missing = [key for key in wanted if key not in rows]
+                self._make_room([wanted[key] for key in missing], rows, behind * len(chunks))
+                for start in range(0, len(missing), _CHUNKS_PER_BLOCK):
+                    block = missing[start : start + _CHUNKS_PER_BLOCK]
+                    rows |= self._read_block({key: wanted[key] for key in block}, report, start, len(missing))
         return Reading(
             cache=ChunkCache.from_rows([rows[key] for key in keys]),
             tokens=sum(map(self._text_tokens, chunks)),
-            tokens_read=sum(map(self._text_tokens, missing.values())),
+            tokens_read=sum(self._text_tokens(wanted[key]) for key in missing),
         )
+
+    def _stored(self, keys: Iterable[ChunkKey]) -> dict[ChunkKey, ChunkRow]:
+        found = {key: self._shared.store.get(key) for key in keys}
+        return {key: row for key, row in found.items() if row is not None}
+
+    def _make_room(self, chunks: Sequence[TokenIds], rows: dict[ChunkKey, ChunkRow], behind: int) -> None:
+        """What is kept for later gives way: other programs may have taken memory since the store got its budget."""
+        lengths = [*map(len, chunks), behind]
+        self._shared.store.release(self._focus.lacking_memory_for(lengths), keep={block for block, _ in rows.values()})
+        self._focus.require_memory_for(lengths)
 
     def _read_block(
         self, chunks: dict[ChunkKey, TokenIds], report: Report, before: int, total: int
     ) -> dict[ChunkKey, ChunkRow]:
-        tokens = [torch.tensor(chunk) for chunk in chunks.values()]
-        with self._shared.turn:
-            cache = self._focus.prefill(tokens, progress=lambda done, _: report(before + done, total))
+        turn = self._shared.turn
+
+        def progress(done: int, _: int) -> None:
+            turn.release()  # between two passes; whoever gets the report may take long, or ask something
+            try:
+                report(before + done, total)
+            finally:
+                turn.acquire()
+
+        with self._shared.one_pass():
+            cache = self._focus.prefill([torch.tensor(chunk) for chunk in chunks.values()], progress=progress)
         rows = dict(zip(chunks, cache.rows(), strict=True))
         keys_of: dict[ChunkBlock, list[ChunkKey]] = {}
         for key, (block, _) in rows.items():

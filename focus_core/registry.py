@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from focus_core.attention.candidates import CandidateProjections
+from focus_core.attention.modules import decoder_parts
 from focus_core.checkpoint import LoadedModel, load_model
-from focus_core.device import free_memory
+from focus_core.device import choose_device, choose_dtype, free_memory, naming_lack_of_memory
 from focus_core.errors import UnsupportedModelError
 from focus_core.store import ChunkStore
 
@@ -27,6 +32,8 @@ class SharedModel:
     Attributes:
         identity: what a chunk's keys and values depend on besides its tokens
         turn: held for one pass of the model, never while somebody waits for a user
+        reading: held by whoever reads chunks, so that nobody reads the same ones or counts on the same free memory;
+            its holder may ask again, from a progress report
     """
 
     loaded: LoadedModel
@@ -34,6 +41,7 @@ class SharedModel:
     store: ChunkStore
     identity: str
     turn: threading.Lock = field(default_factory=threading.Lock)
+    reading: threading.RLock = field(default_factory=threading.RLock)
 
     @classmethod
     def of(cls, loaded: LoadedModel, tokenizer: PreTrainedTokenizerBase, store_bytes: int | None = None) -> SharedModel:
@@ -42,6 +50,21 @@ class SharedModel:
         config = loaded.model.config.get_text_config()
         identity = f"{loaded.model_id}|{getattr(config, '_commit_hash', None)}|{loaded.model.dtype}"
         return cls(loaded, tokenizer, ChunkStore(budget), identity)
+
+    @cached_property
+    def projections(self) -> CandidateProjections:
+        """The trained ones, or copies of the model's own maps, which all engines share."""
+        return self.loaded.projections or CandidateProjections(decoder_parts(self.loaded.model))
+
+    @contextmanager
+    def one_pass(self) -> Iterator[None]:
+        """Around a pass of the model.
+
+        Raises:
+            OutOfMemoryError: the device ran out of memory
+        """
+        with self.turn, naming_lack_of_memory():
+            yield
 
 
 _shared: WeakValueDictionary[tuple[Any, ...], SharedModel] = WeakValueDictionary()
@@ -58,7 +81,11 @@ def shared_model(
         AdapterError: the adapter is missing, damaged, or belongs to another model
     """
     name = str(model or EMBEDDED)
-    key = (name, str(adapter), device, dtype, *sorted((k, repr(v)) for k, v in arguments.items()))
+    place = choose_device(device)
+    key = (
+        *(name, _files(name), str(adapter), _files(str(adapter)), str(place), choose_dtype(dtype, place)),
+        *sorted((k, repr(v)) for k, v in arguments.items()),
+    )
     with _loading:
         found = _shared.get(key)
         if found is None:
@@ -67,6 +94,12 @@ def shared_model(
             found = SharedModel.of(loaded, _load_tokenizer(path, arguments))
             _shared[key] = found
         return found
+
+
+def _files(folder: str) -> tuple[tuple[str, int, int], ...]:
+    """What tells that a folder has been written again; nothing for a hub id."""
+    found = ((path.name, path.stat()) for path in sorted(Path(folder).glob("*")) if path.is_file())
+    return tuple((name, stat.st_mtime_ns, stat.st_size) for name, stat in found)
 
 
 def _resolve(name: str) -> tuple[str, Path | None]:

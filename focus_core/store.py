@@ -9,7 +9,7 @@ import hashlib
 import threading
 from array import array
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from focus_core.chunk_cache import ChunkBlock
 
@@ -52,29 +52,39 @@ class ChunkStore:
 
     def put(self, keys: Sequence[ChunkKey], block: ChunkBlock) -> None:
         """Keep a block whose row i is the chunk `keys[i]`; a block larger than the whole budget is not kept."""
+        if block.nbytes > self.budget:
+            return
         with self._lock:
             self._keys_of[block] = list(keys)
             self._rows.update({key: (block, row) for row, key in enumerate(keys)})
             self._nbytes += block.nbytes
             while self._nbytes > self.budget:
-                self._drop_oldest()
+                self._drop(next(iter(self._keys_of)))
 
-    def release(self, nbytes: int) -> None:
-        """Drop blocks, the longest unused first, until so many bytes are given up or nothing is left."""
+    def release(self, nbytes: int, keep: Collection[ChunkBlock] = ()) -> None:
+        """Drop blocks, the longest unused first, until so many bytes are given up; none where that cannot be reached.
+
+        Args:
+            keep: blocks that stay
+        """
         with self._lock:
-            wanted = self._nbytes - nbytes
-            while self._keys_of and self._nbytes > wanted:
-                self._drop_oldest()
+            droppable = [block for block in self._keys_of if block not in keep]
+            if sum(block.nbytes for block in droppable) < nbytes:
+                return
+            for block in droppable:
+                if nbytes <= 0:
+                    return
+                nbytes -= block.nbytes
+                self._drop(block)
 
     def clear(self) -> None:
         """Forget everything."""
         with self._lock:
-            while self._keys_of:
-                self._drop_oldest()
+            for block in list(self._keys_of):
+                self._drop(block)
 
-    def _drop_oldest(self) -> None:
-        block, keys = self._keys_of.popitem(last=False)
-        for key in keys:
+    def _drop(self, block: ChunkBlock) -> None:
+        for key in self._keys_of.pop(block):
             if key in self._rows and self._rows[key][0] is block:
                 del self._rows[key]
         self._nbytes -= block.nbytes

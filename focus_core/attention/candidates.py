@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from focus_core.attention.modules import DecoderParts
 from focus_core.attention.reading import READER_ATTENTION, candidates_in_pass, wanted_in_pass
-from focus_core.errors import ConfigError
+from focus_core.errors import ConfigError, UnsupportedModelError
 
 
 class CandidateProjections(nn.Module):
@@ -84,6 +84,8 @@ class _CandidateLinear(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         """`hidden [rows, tokens, in]` to `[rows, tokens, out]`."""
         count = candidates_in_pass()
+        if count == 0:
+            return cast(Tensor, self.base(hidden))
         candidates = hidden[:, hidden.shape[1] - count :]
         if isinstance(self.projection, LowRankChange):
             projected = self.base(candidates) + self.projection(candidates)
@@ -128,6 +130,11 @@ class LowRankChange(nn.Module):
 
 
 def _projection(linear: nn.Linear, rank: int | None) -> nn.Module:
+    if not linear.weight.is_floating_point():
+        raise UnsupportedModelError(
+            f"The model's weights are quantised ({linear.weight.dtype}): candidate projections start as copies of "
+            "weights in floating point. Load the model in bfloat16 instead."
+        )
     if rank is not None:
         return LowRankChange(linear, rank)
     full = copy.deepcopy(linear)

@@ -15,6 +15,8 @@ from focus_core.cli.loading import load_engine, read_documents
 if TYPE_CHECKING:
     from focus_core.engine import FocusEngine
 
+_SHORT_QUESTION = 32  # tokens, with its template
+
 
 @dataclass(frozen=True)
 class Reading:
@@ -87,12 +89,14 @@ def _describe(engine: FocusEngine) -> dict[str, Any]:
 
 
 def _reading(engine: FocusEngine, lengths: Sequence[int]) -> Reading:
+    from focus_core.config import DEFAULT_NEW_TOKENS
     from focus_core.device import free_memory
 
     config, focus = engine.config, engine.focus
-    plain = config.reads_plainly(sum(lengths), new_tokens=1)
+    # As a question would be planned that takes little room itself.
+    plain = config.reads_plainly(sum(lengths) + _SHORT_QUESTION, min(DEFAULT_NEW_TOKENS, config.window // 4))
     chunks = 0 if plain else sum(-(-length // config.chunk_size) for length in lengths)
-    has_bos = engine.tokenizer.bos_token_id is not None or focus.bos_token_id is not None
+    has_bos = engine.tokenizer.bos_token_id is not None
     starts = 0 if not has_bos or plain else chunks if config.bos_per_chunk else len(lengths)
     return Reading(
         documents=len(lengths),

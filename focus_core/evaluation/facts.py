@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from focus_core.errors import ConfigError
 from focus_core.evaluation import words
 
 STATEMENTS = (
@@ -190,13 +191,28 @@ def distractors(rng: random.Random, fact: Fact, count: int) -> list[Fact]:
 
 
 def key_values(rng: random.Random, count: int) -> list[Fact]:
-    """``count`` ``key: value`` lines with distinct keys of one style."""
+    """``count`` ``key: value`` lines with distinct keys of one style.
+
+    Raises:
+        ConfigError: more lines than there are keys
+    """
+    if count > MOST_KEYS:
+        raise ConfigError(f"{count} keys: there are no more than {MOST_KEYS} that differ. Choose a shorter list.")
     style, numeric = rng.choice(("hex", "id", "word", "pair")), rng.random() < 0.7
+    # A list as long as half of what a style has to offer would be drawn for ever.
+    style = style if count <= _KEYS_OF_STYLE.get(style, MOST_KEYS) // 2 else "hex"
     lines: dict[str, Fact] = {}
     while len(lines) < count:
         key = _key(rng, style)
         lines[key] = Fact("value", key, number(rng, 2, 6) if numeric else rng.choice(words.NOUNS), "key")
     return list(lines.values())
+
+
+MOST_KEYS = 1_000_000
+_KEYS_OF_STYLE = {
+    "word": len(set(words.ADJECTIVES) | set(words.NOUNS)),
+    "pair": len(set(words.ADJECTIVES)) * len(set(words.NOUNS)),
+}
 
 
 def _key(rng: random.Random, style: str) -> str:

@@ -21,6 +21,7 @@ from focus_core.evaluation.facts import (
 
 _PASSAGE_PROMPT = 16  # tokens of a passage that are given
 _PASSAGE_ANSWER = 8  # tokens that must follow exactly
+_PASSAGE_DRAWS = 200
 
 
 @dataclass(frozen=True)
@@ -115,18 +116,27 @@ def keys_sheet(engine: FocusEngine, haystack: Haystack, rng: random.Random, toke
 
 
 def passage_sheet(engine: FocusEngine, haystack: Haystack, rng: random.Random, tokens: int) -> Sheet:
-    """Five passages to be continued verbatim from their first words."""
+    """Five passages to be continued verbatim from their first words.
+
+    Raises:
+        ConfigError: the text repeats itself so much that there are no five
+    """
     text = "".join(_spaced(sentence) for sentence in haystack.sentences(rng, tokens))
     words = text.split(" ")
     trials: list[Trial] = []
-    while len(trials) < 5:
-        start = rng.randrange(len(words) - 80)
+    for _ in range(_PASSAGE_DRAWS):
+        if len(trials) == 5:
+            return Sheet(text, trials)
+        start = rng.randrange(max(1, len(words) - 80))
         ids = engine.tokenize(" ".join(words[start : start + 60]))
         given = engine.tokenizer.decode(ids[:_PASSAGE_PROMPT])
         answer = engine.tokenizer.decode(ids[_PASSAGE_PROMPT : _PASSAGE_PROMPT + _PASSAGE_ANSWER])
         if text.count(given) == 1:  # otherwise there is more than one right answer
             trials.append(Trial(given, answer, chat_template=False, new_tokens=_PASSAGE_ANSWER))
-    return Sheet(text, trials)
+    raise ConfigError(
+        f"Of {_PASSAGE_DRAWS} passages drawn from about {tokens} tokens of text, fewer than five occur only once. "
+        "Give a longer text with --text, or fewer tokens."
+    )
 
 
 Task = Callable[[FocusEngine, Haystack, random.Random, int], Sheet]

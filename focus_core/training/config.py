@@ -80,6 +80,11 @@ class TrainingConfig:
             self.optimizer in _OPTIMIZERS,
             f"optimizer={self.optimizer!r}: use one of {', '.join(map(repr, _OPTIMIZERS))}.",
         )
+        # Muon leaves biases to a second optimizer, and accelerate's gradient scaler would count each step twice.
+        _require(
+            (self.optimizer, self.mixed_precision) != ("muon", "fp16"),
+            "optimizer='muon' with mixed_precision='fp16': use mixed_precision='bf16' or optimizer='adamw'.",
+        )
         self._check_objectives()
 
     def _check_objectives(self) -> None:
@@ -123,8 +128,9 @@ class TrainingConfig:
         for name in ("output", "data"):
             if name in settings and name not in changes:
                 values[name] = _under(folder, settings[name], name)
-        if isinstance(values.get("model"), str) and (folder / values["model"]).is_dir():
-            values["model"] = str(folder / values["model"])
+        for name in ("model", "adapter"):
+            if isinstance(values.get(name), str) and (folder / values[name]).is_dir():
+                values[name] = str(folder / values[name])
         values = {name: _typed(name, value) for name, value in values.items()}
         return cls(**values)
 

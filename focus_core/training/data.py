@@ -22,8 +22,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from focus_core.chunking import TextLayout, TokenIds
 from focus_core.config import ResolvedConfig
-from focus_core.errors import ConfigError
+from focus_core.errors import ConfigError, ContextOverflowError
 from focus_core.model import FocusModel
+from focus_core.planning import check_room
 from focus_core.training.config import TrainingConfig
 from focus_core.training.examples import Question, TrainingExample
 
@@ -60,7 +61,6 @@ class FileExamples:
     Args:
         config: what is drawn
         limits: the resolved settings of the model, for its window and BOS rule
-        bos: the model's BOS token id, if it has one
     """
 
     def __init__(
@@ -69,9 +69,8 @@ class FileExamples:
         records: Sequence[Record],
         tokenizer: PreTrainedTokenizerBase,
         limits: ResolvedConfig,
-        bos: int | None,
     ) -> None:
-        self._config, self._tokenizer, self._limits, self._bos = config, tokenizer, limits, bos
+        self._config, self._tokenizer, self._limits = config, tokenizer, limits
         self._by_objective = {
             name: [record for record in records if name in record.objectives]
             for name in config.objectives or sorted({name for record in records for name in record.objectives})
@@ -90,7 +89,7 @@ class FileExamples:
             raise ConfigError("data is missing: a list of JSONL files, or hand examples over in Python.")
         records = [record for path in config.data for record in read_records(path)]
         tokenizer = AutoTokenizer.from_pretrained(tokenizer_id)
-        return cls(config, records, tokenizer, focus.config, focus.bos_token_id)
+        return cls(config, records, tokenizer, focus.config)
 
     def __call__(self, number: int) -> TrainingExample:
         draw = random.Random(f"{self._config.seed}/{number}")
@@ -113,7 +112,8 @@ class FileExamples:
         if len(tokens) < _SMALLEST_TEXT:
             raise ConfigError(f"{record.where}: field 'text' has {len(tokens)} tokens, too few to learn from.")
         size = draw.choice(self._config.chunk_sizes)
-        length = min(draw.randint(*self._config.local_lengths), len(tokens) // 2)
+        # No longer than the memory may be, so that what is repeated lies in it, whole.
+        length = min(draw.randint(*self._config.local_lengths), len(tokens) // 2, size * self._config.max_chunks)
         last = size * draw.randint(1, self._config.max_chunks) - draw.randrange(size)
         chunked = max(min(last, len(tokens) - length), length)
         start = draw.randint(0, len(tokens) - length - chunked)
@@ -123,15 +123,24 @@ class FileExamples:
         before = max(1, length - self._config.targets_per_span)
         layout = self._layout(draw, size)
         question = Question.of(layout, span[:before], span[before:])
-        return TrainingExample(
-            layout.document_chunks(tokens[start:border])[: self._config.max_chunks], [question], objective
-        )
+        return TrainingExample(layout.document_chunks(tokens[start:border]), [question], objective)
 
     def _answering(self, draw: random.Random, record: Record) -> TrainingExample:
         documents = [self._tokens(text) for text in record.documents]
         layout = self._layout(draw, self._fitting_size(draw, documents, record))
         chunks = [chunk for document in documents for chunk in layout.document_chunks(document)]
-        return TrainingExample(chunks, [self._question(layout, asked) for asked in record.questions])
+        questions = [self._question(layout, asked) for asked in record.questions]
+        for question in questions:
+            self._check_room(record, chunks, question)
+        return TrainingExample(chunks, questions)
+
+    def _check_room(self, record: Record, chunks: Sequence[TokenIds], question: Question) -> None:
+        lengths = [len(chunk) for chunk in chunks]
+        prompt, local, answer = map(len, (question.dynamic_prompt, question.local_context, question.answer))
+        try:
+            check_room(self._limits, chunk_lengths=lengths, prompt=prompt, local=local, new_tokens=answer)
+        except ContextOverflowError as error:
+            raise ConfigError(f"{record.where}: {error}") from error
 
     def _question(self, layout: TextLayout, asked: Asked) -> Question:
         """Prompt and answer as the engine would have them, ended by what ends a turn."""
@@ -158,7 +167,7 @@ class FileExamples:
         prompt = min(draw.choice(self._config.dynamic_prompts), size)
         bos_rule = self._config.bos_per_chunk
         limits = replace(self._limits, chunk_size=size, dynamic_prompt=prompt, bos_per_chunk=bos_rule)
-        return TextLayout(limits, self._bos)
+        return TextLayout(limits, self._tokenizer.bos_token_id)  # as the engine has it
 
     def _fitting_size(self, draw: random.Random, documents: Sequence[TokenIds], record: Record) -> int:
         """A chunk size that cuts the documents into at most `max_chunks`."""

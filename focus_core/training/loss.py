@@ -258,7 +258,8 @@ class _Method:
 
     def _groups(self, rows: int, *, tokens: int) -> Iterator[tuple[int, int]]:
         """Borders of the groups of rows that pass the model together, for rows of `tokens` new tokens."""
-        size = max(1, tokens_per_pass(self.model.model) // max(tokens, 1))
+        held = self._parts.num_layers if torch.is_grad_enabled() else 1
+        size = max(1, tokens_per_pass(self.model.model, held_layers=held) // max(tokens, 1))
         return ((start, min(start + size, rows)) for start in range(0, rows, size))
 
 

@@ -223,7 +223,7 @@ class _Run:
         """Evaluation may draw random numbers; training goes on as if it had not."""
         torch_state, python_state = torch.get_rng_state(), random.getstate()
         try:
-            with torch.no_grad():
+            with torch.no_grad(), self.accelerator.autocast():
                 return evaluate(self.focus)
         finally:
             torch.set_rng_state(torch_state)
@@ -302,6 +302,11 @@ def _focus_model(
         return model, config.model or model.model.name_or_path
     loaded = _loaded(config, device) if model is None else LoadedModel(model.to(device), model.name_or_path)
     projections = loaded.projections or CandidateProjections(decoder_parts(loaded.model), rank=config.rank)
+    if config.mixed_precision == "no" and loaded.model.dtype != torch.float32:
+        raise ConfigError(
+            f"mixed_precision='no' with a base model in {loaded.model.dtype}: what learns is float32, and without "
+            "mixed precision the two do not go together. Set dtype='float32', or mixed_precision='bf16'."
+        )
     projections.float()  # what learns is float32, whatever the frozen model is kept in
     focus = FocusModel(loaded.model, projections, config=FocusConfig(bos_per_chunk=config.bos_per_chunk))
     return focus, config.model or loaded.model_id

@@ -12,10 +12,19 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from focus_core import AdapterError, FocusConfig, FocusModel, UnsupportedModelError, split_authors_checkpoint
+from focus_core import (
+    AdapterError,
+    ConfigError,
+    FocusConfig,
+    FocusEngine,
+    FocusModel,
+    UnsupportedModelError,
+    split_authors_checkpoint,
+)
 from focus_core.attention.candidates import CandidateProjections
 from focus_core.attention.modules import decoder_parts
 from focus_core.checkpoint import ADAPTER_CONFIG, ADAPTER_WEIGHTS, load_adapter, save_adapter
+from tests.tiny import byte_tokenizer
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 PROMPT = list(range(3, 200)) * 3
@@ -123,6 +132,13 @@ def test_adapter_of_another_shape_and_of_other_weights_is_refused(adapter: Path,
         load_adapter(adapter, base)
 
 
+def test_weights_that_differ_in_signs_only_are_other_weights(adapter: Path, base: PreTrainedModel) -> None:
+    with torch.no_grad():
+        base.get_decoder().layers[1].self_attn.o_proj.weight.neg_()
+    with pytest.raises(AdapterError, match="weights of layer 1"):
+        load_adapter(adapter, base)
+
+
 def test_the_same_base_in_half_precision_is_the_same_base(adapter: Path, base: PreTrainedModel) -> None:
     load_adapter(adapter, base.to(torch.bfloat16))
 
@@ -153,6 +169,31 @@ def test_authors_checkpoint_splits_into_base_and_adapter(tmp_path: Path, name: s
     steps = len(golden["logits"]) - 1
     logits = model.generate(golden["input_ids"], max_new_tokens=steps, return_logits=True).logits
     torch.testing.assert_close(logits, golden["logits"], atol=2e-5, rtol=0)
+
+
+def test_a_split_checkpoint_keeps_its_dtype_and_tokenizer(tmp_path: Path) -> None:
+    source = Path(shutil.copytree(GOLDEN / "gqa_partial_chunk", tmp_path / "source"))
+    settings = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps({**settings, "dtype": "bfloat16"}))
+    byte_tokenizer().save_pretrained(source)
+    split_authors_checkpoint(source, base=tmp_path / "base", adapter=tmp_path / "adapter")
+    tensors = load_file(tmp_path / "base" / "model.safetensors")
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}
+    engine = FocusEngine.from_pretrained(tmp_path / "base", adapter=tmp_path / "adapter", device="cpu")
+    assert engine.tokenize("abc") == byte_tokenizer()("abc", add_special_tokens=False)["input_ids"]
+
+
+def test_quantised_weights_are_refused_by_name(base: PreTrainedModel) -> None:
+    map_ = base.get_decoder().layers[0].self_attn.q_proj
+    map_.weight = torch.nn.Parameter(map_.weight.to(torch.int8), requires_grad=False)
+    for rank in (None, 4):
+        with pytest.raises(UnsupportedModelError, match=r"quantised \(torch.int8\)"):
+            CandidateProjections(decoder_parts(base), rank=rank)
+
+
+def test_a_model_over_several_devices_is_refused_by_name(model_folder: Path) -> None:
+    with pytest.raises(ConfigError, match="device_map='auto': the model must be on one device"):
+        FocusModel.from_pretrained(model_folder, device_map="auto")
 
 
 def test_authors_checkpoint_in_bin_shards(tmp_path: Path) -> None:

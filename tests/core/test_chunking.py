@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from focus_core.chunking import TextLayout
@@ -92,4 +94,7 @@ def test_plain_text_is_one_large_chunk_with_its_question() -> None:
     layout = _layout()
     assert layout.plain([[10, 11], [12]], [1, 20, 21]) == [1, 10, 11, 12, 1, 20, 21]
     assert layout.plain([], [20, 21]) == [20, 21]
+    apart = replace(layout, separator=(9, 9))  # texts that touch would read as one: "…12" and "34…"
+    assert apart.plain([[10, 11], [12], []], [1, 20]) == [1, 10, 11, 9, 9, 12, 1, 20]
+    assert replace(apart, bos=None).plain([[10], [12]], [20]) == [10, 9, 9, 12, 9, 9, 20]
     assert layout.plain([[]], [20, 21]) == [20, 21]

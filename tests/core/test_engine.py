@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from focus_core import (
     ConfigError,
@@ -19,6 +22,10 @@ from focus_core import (
     PreparedDocuments,
 )
 from focus_core import device as device_module
+from focus_core import engine as engine_module
+from focus_core.checkpoint import ADAPTER_WEIGHTS
+from focus_core.decoding import FocusDecoding
+from focus_core.planning import make_plan
 from tests.model_zoo import random_projections
 from tests.tiny import byte_tokenizer
 
@@ -46,6 +53,12 @@ def make_engine(*, seed: int = 0, store_bytes: int | None = None, **config: int)
 @pytest.fixture
 def engine() -> FocusEngine:
     return make_engine()
+
+
+@pytest.fixture
+def tiny_folder(model_folder: Path, tmp_path: Path) -> Path:
+    """A copy that a test may change."""
+    return Path(shutil.copytree(model_folder, tmp_path / "model"))
 
 
 def cold(question: str, documents: list[str], **options: object) -> str:
@@ -186,6 +199,112 @@ def test_threads_get_their_own_answers(engine: FocusEngine) -> None:
     assert not wrong
 
 
+def test_threads_that_prepare_the_same_text_read_it_once(engine: FocusEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+    prefill = engine.focus.prefill
+
+    def counting(chunks: list[torch.Tensor], **options: object) -> object:
+        read.append(len(chunks))
+        return prefill(chunks, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(engine.focus, "prefill", counting)
+    long = "".join(f"line {number}\n" for number in range(2000))
+    engine.focus.config = replace(engine.focus.config, window=4096)
+    threads = [threading.Thread(target=engine.prepare, args=(long,)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sum(read) == -(-len(long) // 64)
+
+
+def test_whoever_gets_a_report_may_ask(engine: FocusEngine) -> None:
+    """Between two passes the engine is free, for a question about other documents too."""
+    answers: list[str] = []
+
+    def ask(done: int, total: int) -> None:
+        if not answers:
+            answers.append("")
+            answers[0] = engine.generate(QUESTION, [C], max_new_tokens=8).text
+
+    assert engine.generate(QUESTION, [A], max_new_tokens=8, report=ask).text == cold(QUESTION, [A])
+    assert answers == [cold(QUESTION, [C])]
+    assert not engine.shared.turn.locked()
+
+
+def test_a_batch_too_large_for_one_pass_is_divided(engine: FocusEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    questions = [f"Question {number}?" for number in range(7)]
+    whole = engine.generate(questions, [A], max_new_tokens=6)
+    sizes: list[int] = []
+    step = FocusDecoding.step
+
+    def counting(self: FocusDecoding, tokens: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(tokens))
+        return step(self, tokens)
+
+    monkeypatch.setattr(FocusDecoding, "step", counting)
+    three = 3 * engine.count_question_tokens(questions[0])
+    monkeypatch.setattr(engine_module, "tokens_per_pass", lambda _: three)
+    divided = engine.generate(questions, [A], max_new_tokens=6)
+    assert [answer.text for answer in divided] == [answer.text for answer in whole]
+    assert max(sizes) == 3
+
+
+def test_lack_of_memory_in_a_pass_names_the_way_out(engine: FocusEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+
+    monkeypatch.setattr(engine.focus, "next_token_logits", failing)
+    with pytest.raises(OutOfMemoryError, match=r"Tried to allocate 2 GiB.*parallel_chunks"):
+        engine.generate(QUESTION, [A])
+    assert not engine.shared.turn.locked()
+
+
+def test_room_for_questions_is_asked_for_before_any_work(engine: FocusEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What questions and answers append to every chunk takes memory too, and with many questions most of it."""
+    monkeypatch.setattr(device_module, "free_memory", lambda _: 400 * engine.focus.cache_bytes_per_token)
+    read: list[int] = []
+    engine.generate(QUESTION, [A], max_new_tokens=8)
+    with pytest.raises(OutOfMemoryError):
+        engine.generate([QUESTION] * 20, [B], max_new_tokens=8, report=lambda done, _: read.append(done))
+    assert read == []
+
+
+def test_a_tokenizer_without_bos_has_none_whatever_the_model_says() -> None:
+    """Qwen2's config names a BOS that its tokenizer never writes, and that it was never trained with."""
+    made = make_engine(plain_up_to=400)
+    made.tokenizer.bos_token = None
+    engine = FocusEngine(made.shared, config=FocusConfig(chunk_size=64, dynamic_prompt=32, local_window=128))
+    assert made.focus.bos_token_id == 1
+    assert engine.count_question_tokens(QUESTION, chat_template=False) == len(QUESTION)
+
+
+def test_documents_beside_each_other_are_not_glued_together() -> None:
+    """Read by the plain model, "…12" and "34…" would say 1234."""
+    engine = make_engine(plain_up_to=400)
+    answer = engine.generate(QUESTION, ["12", "34"], max_new_tokens=1, chat_template=False)
+    assert answer.usage.chunks == 0
+    assert (
+        answer.text
+        == make_engine(plain_up_to=400).generate(QUESTION, ["12\n\n34"], max_new_tokens=1, chat_template=False).text
+    )
+    plan = make_plan(engine._layout, engine.tokenize(QUESTION), [engine.tokenize("12"), engine.tokenize("34")], 1)
+    assert "12\n\n34" in engine.tokenizer.decode(plan.local)
+
+
+def test_what_the_plain_model_has_no_room_for_is_read_in_chunks() -> None:
+    engine = make_engine(plain_up_to=511)
+    answer = engine.generate(QUESTION, ["x" * 450], max_new_tokens=100)
+    assert answer.usage.chunks == 8
+
+
+def test_a_document_of_which_nothing_could_be_asked_is_not_prepared(engine: FocusEngine) -> None:
+    read: list[int] = []
+    with pytest.raises(ContextOverflowError, match="memory of 600 chunks"):
+        engine.prepare(["short", "x" * 64 * 600], report=lambda done, _: read.append(done))
+    assert read == []
+
+
 def test_report_counts_chunks(engine: FocusEngine) -> None:
     seen: list[tuple[int, int]] = []
     engine.prepare([A, B], report=lambda done, total: seen.append((done, total)))
@@ -208,6 +327,8 @@ def test_empty_documents_are_refused(engine: FocusEngine, documents: list[str]) 
 def test_foreign_document_types_and_foreign_handles_are_refused(engine: FocusEngine) -> None:
     with pytest.raises(DocumentError, match="Document 2 of 2 is a int"):
         engine.generate(QUESTION, ["text", 3])  # type: ignore[list-item]
+    with pytest.raises(DocumentError, match="Document 1 of 1 is a PosixPath, not a string"):
+        engine.generate(QUESTION, Path("a.txt"))  # type: ignore[arg-type]
     with pytest.raises(DocumentError, match="another"):
         engine.generate(QUESTION, PreparedDocuments(([5, 6],), "another model"))
 
@@ -250,6 +371,7 @@ def test_what_is_kept_for_later_gives_way_to_what_is_needed(
         ({"stop": ["a", ""]}, "empty string"),
         ({"temperature": -1.0}, "temperature=-1.0"),
         ({"top_p": 0.0}, "top_p=0.0"),
+        ({"seed": 2**70}, "seed=1180591620717411303424"),
     ],
 )
 def test_impossible_options_are_refused(engine: FocusEngine, options: dict[str, object], message: str) -> None:
@@ -262,6 +384,29 @@ def test_unknown_options_and_empty_questions_are_refused(engine: FocusEngine) ->
         engine.generate(QUESTION, [A], temprature=1.0)
     with pytest.raises(ConfigError, match="empty"):
         engine.generate("", [A], chat_template=False)
+    engine.tokenizer.chat_template = "{% for m in messages %}User: {{ m.content }}{% endfor %}"
+    with pytest.raises(ConfigError, match="empty"):
+        engine.generate(" ", [A])
+    with pytest.raises(ConfigError, match="Message 1 of 1 needs 'role' and 'content', both text"):
+        engine.generate([{"role": "user"}], [A])
+    engine.tokenizer.chat_template = "{{ raise_exception('no system role') }}"
+    with pytest.raises(ConfigError, match="chat template refuses these messages: no system role"):
+        engine.generate(QUESTION, [A], system="Be brief.")
+
+
+def test_an_adapter_that_was_trained_again_is_loaded_again(tiny_folder: Path) -> None:
+    adapter = tiny_folder / "adapter"
+    first = FocusEngine.from_pretrained(tiny_folder, adapter=adapter, device="cpu")
+    assert FocusEngine.from_pretrained(tiny_folder, adapter=adapter).shared is first.shared  # "auto" is the CPU here
+    weights = load_file(adapter / ADAPTER_WEIGHTS)
+    save_file({name: 2 * tensor for name, tensor in weights.items()}, adapter / ADAPTER_WEIGHTS)
+    second = FocusEngine.from_pretrained(tiny_folder, adapter=adapter, device="cpu")
+    name = next(iter(weights))
+    assert torch.equal(second.focus.projections.state_dict()[name], 2 * first.focus.projections.state_dict()[name])
+
+
+def test_engines_without_an_adapter_share_their_projections(engine: FocusEngine) -> None:
+    assert FocusEngine(engine.shared).focus.projections is engine.focus.projections
 
 
 def test_weights_are_shared_by_engines_of_one_name(model_folder: Path) -> None:

@@ -63,8 +63,29 @@ def test_release_gives_up_the_longest_unused() -> None:
     assert store.nbytes == 3 * SIZE
     store.release(SIZE + 1)
     assert [store.get(key) is not None for key in (b"a", b"b", b"c")] == [True, False, False]
-    store.release(10 * SIZE)
+    store.release(SIZE)
     assert store.nbytes == 0
+
+
+def test_release_of_more_than_there_is_drops_nothing() -> None:
+    """The caller is going to be refused: the others' chunks need not pay for that."""
+    store, used = ChunkStore(2 * SIZE), _block()
+    store.put([b"a"], used)
+    store.put([b"b"], _block())
+    store.release(2 * SIZE + 1)
+    store.release(SIZE + 1, keep={used})
+    assert store.nbytes == 2 * SIZE
+    store.release(SIZE, keep={used})
+    assert store.get(b"a") == (used, 0)
+
+
+def test_a_block_beyond_the_budget_drives_out_nothing() -> None:
+    store = ChunkStore(SIZE)
+    store.put([b"a"], _block())
+    larger = ChunkBlock.empty((1, 2, 1, 1, 1 << 20), dtype=torch.float32, device=torch.device("cpu"))
+    assert larger.nbytes > SIZE
+    store.put([b"b", b"c"], larger)
+    assert (store.get(b"a") is None, store.get(b"b")) == (False, None)
 
 
 def test_clear() -> None:

@@ -48,7 +48,7 @@ def examples(folder: Path, *records: dict[str, Any], template: str | None = TEMP
     sizes: dict[str, Any] = {"chunk_sizes": (8, 16), "max_chunks": 4, "local_lengths": (6, 20), "targets_per_span": 3}
     config = TrainingConfig(output=folder, dynamic_prompts=(5,), **sizes)
     limits = FocusConfig(chunk_size=8, dynamic_prompt=5).resolve(128)
-    return FileExamples(replace(config, **settings), read_records(path), tokenizer(template), limits, bos=1)
+    return FileExamples(replace(config, **settings), read_records(path), tokenizer(template), limits)
 
 
 def without_bos(rows: list[list[int]]) -> list[int]:
@@ -126,6 +126,26 @@ def test_documents_of_too_many_chunks_are_refused_not_cut(tmp_path: Path) -> Non
         examples(tmp_path, record)(0)
 
 
+def test_a_question_that_exceeds_the_window_is_refused_not_cut(tmp_path: Path) -> None:
+    record = {"documents": [text(20)], "question": text(150), "answer": "w2"}
+    with pytest.raises(ConfigError, match=r"line 1: A memory of . chunks, a local context of 153 tokens"):
+        examples(tmp_path, record)(0)
+
+
+@pytest.mark.parametrize("number", range(40))
+def test_a_span_longer_than_the_memory_may_be_is_made_shorter(tmp_path: Path, number: int) -> None:
+    """Cutting the memory instead would leave nothing to repeat, or a gap before what continues it."""
+    made = examples(tmp_path, {"text": text(200)}, max_chunks=2, local_lengths=(6, 90))(number)
+    question = made.questions[0]
+    span = without_bos([question.local_context]) + question.answer
+    memory = without_bos(made.chunks)
+    assert len(made.chunks) <= 2
+    if made.objective == "continuation":
+        assert span[0] == memory[-1] + 1
+    else:
+        assert set(span) <= set(memory)
+
+
 def test_an_objective_without_data_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="answering is on, but no record of the data has 'documents'"):
         examples(tmp_path, {"text": text(9)}, objectives={"answering": 1.0})
@@ -149,6 +169,14 @@ def test_toml_is_read_with_paths_relative_to_it(tmp_path: Path) -> None:
     assert config.for_use() == FocusConfig(chunk_size=128)
 
 
+def test_model_and_adapter_beside_the_toml_are_found(tmp_path: Path) -> None:
+    for name in ("base", "adapter"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "train.toml").write_text('model = "base"\nadapter = "adapter"\noutput = "out"\n')
+    config = TrainingConfig.from_toml(tmp_path / "train.toml")
+    assert (config.model, config.adapter) == (str(tmp_path / "base"), str(tmp_path / "adapter"))
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
@@ -159,6 +187,7 @@ def test_toml_is_read_with_paths_relative_to_it(tmp_path: Path) -> None:
         ("objectives = {answers = 1}", "unknown 'answers'. Known: continuation, reconstruction, answering"),
         ("used_with = {chunks = 1}", "has an unknown key. Known: chunk_size"),
         ('mixed_precision = "half"', "mixed_precision='half': use one of"),
+        ('optimizer = "muon"\nmixed_precision = "fp16"', "use mixed_precision='bf16' or optimizer='adamw'"),
         ("= 3", "is not TOML"),
     ],
 )

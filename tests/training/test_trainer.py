@@ -159,6 +159,22 @@ def test_mixed_precision_keeps_the_projections_in_float32(tmp_path: Path) -> Non
     assert {parameter.dtype for parameter in model.projections.parameters()} == {torch.float32}
 
 
+def test_a_base_in_bfloat16_trains_and_is_evaluated(tmp_path: Path) -> None:
+    """The default on a GPU: the evaluation has to mix the two precisions as the training does."""
+    asked: list[Tensor] = []
+
+    def evaluate(model: FocusModel) -> dict[str, float]:
+        asked.append(model.generate(list(range(3, 30)) * 30, max_new_tokens=2).tokens)
+        return {"tokens": 2.0}
+
+    base = build("llama").to(torch.bfloat16)
+    config = config_for(tmp_path, steps=1, mixed_precision="bf16")
+    train(config, model=base, examples=numbered, evaluate=evaluate)
+    assert [len(tokens) for tokens in asked] == [2]
+    with pytest.raises(ConfigError, match=r"mixed_precision='no' with a base model in torch\.bfloat16"):
+        train(replace(config, mixed_precision="no"), model=base, examples=numbered)
+
+
 def test_from_toml_and_jsonl_to_an_adapter(tmp_path: Path) -> None:
     words = tokenizer()
     base = build("llama", vocab_size=len(words))
