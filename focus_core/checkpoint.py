@@ -30,8 +30,10 @@ from focus_core.errors import AdapterError, ConfigError, UnsupportedModelError
 ADAPTER_CONFIG = "focusllm_adapter.json"
 ADAPTER_WEIGHTS = "focusllm_adapter.safetensors"
 FORMAT_VERSION = 2
-_SAMPLED_WEIGHTS = 16  # of every layer, to tell base models apart
+_FORMAT = "focusllm-adapter"
+_SAMPLED_WEIGHTS = 4  # of every matrix, to tell base models apart
 _ROUNDING = 0.02  # bfloat16 rounds by 0.004 at most
+_SMALLEST = 1e-6  # what float16 makes of weights next to zero
 
 # The authors read texts below this length with the plain model, whatever the checkpoint's config says.
 _AUTHORS_WINDOW = 4096
@@ -101,8 +103,8 @@ def _load_base(name: str, dtype: torch.dtype, arguments: dict[str, Any]) -> PreT
     try:
         with _quiet(Path(name)):
             return cast(PreTrainedModel, AutoModelForCausalLM.from_pretrained(name, dtype=dtype, **arguments).eval())
-    except (OSError, ValueError, HfHubHTTPError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except (OSError, ValueError, ImportError, RuntimeError, HfHubHTTPError, SafetensorError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UnsupportedModelError(
             f"No causal language model could be loaded from {name!r}: {reason} "
             "Give a folder that `save_pretrained` wrote, or a hub id where there is a network."
@@ -132,7 +134,7 @@ def save_adapter(
     folder.mkdir(parents=True, exist_ok=True)
     parts = decoder_parts(model)
     description = {
-        "format": "focusllm-adapter",
+        "format": _FORMAT,
         "format_version": FORMAT_VERSION,
         "base_model": base_id,
         "fingerprint": fingerprint(model, parts),
@@ -157,6 +159,10 @@ def load_adapter(adapter: str | Path, model: PreTrainedModel) -> tuple[Candidate
     description = _read_description(folder)
     parts = decoder_parts(model)
     _check_base(description, fingerprint(model, parts), folder)
+    if description["projections"] != list(parts.projections):
+        raise AdapterError(
+            f"The adapter in {folder} projects {description['projections']}, this model has {list(parts.projections)}."
+        )
     projections = CandidateProjections(parts, rank=description["rank"])
     _fill(projections, _read_weights(folder), folder)
     known = {f.name for f in fields(FocusConfig)}
@@ -174,25 +180,31 @@ def fingerprint(model: PreTrainedModel, parts: DecoderParts) -> dict[str, Any]:
     config = model.config.get_text_config()
     shape = {name: getattr(config, name) for name in ("model_type", "hidden_size", "num_hidden_layers", "vocab_size")}
     shape |= {"num_attention_heads": config.num_attention_heads, "kv_heads": parts.kv_heads}
-    weights = [getattr(attention.o_proj, "weight", None) for attention in parts.attentions]
-    samples = [
-        _sample(weight.detach())
-        for weight in weights
-        if weight is not None and weight.is_floating_point() and weight.device.type != "meta"
-    ]
-    return {"shape": shape, "weights": samples}
+    sampled = {"embedding": [model.get_input_embeddings().weight]}
+    for index, layer in enumerate(model.get_decoder().layers):
+        sampled[f"layer {index}"] = [parameter for parameter in layer.parameters() if parameter.ndim == 2]
+    return {"shape": shape, "weights": {name: _sample(matrices) for name, matrices in sampled.items()}}
 
 
-def _sample(weight: Tensor) -> list[float]:
-    """A few weights from all over a matrix."""
-    flat = weight.flatten()
-    places = torch.linspace(0, len(flat) - 1, _SAMPLED_WEIGHTS, dtype=torch.float64).long().to(flat.device)
-    return [float(f"{value:.4g}") for value in flat[places].tolist()]
+def _sample(matrices: Sequence[Tensor]) -> str:
+    """A few weights from all over each matrix; none of those that cannot be compared."""
+    found: list[float] = []
+    for matrix in matrices:
+        if matrix.is_floating_point() and matrix.device.type != "meta":
+            flat = matrix.detach().flatten()
+            places = torch.linspace(0, len(flat) - 1, _SAMPLED_WEIGHTS, dtype=torch.float64).long()
+            found += flat[places.to(flat.device)].tolist()
+    return " ".join(f"{value:.4g}" for value in found)
 
 
-def _alike(there: Sequence[float], here: Sequence[float]) -> bool:
+def _alike(there: str, here: str) -> bool:
     """Whether two samples are of the same weights, but for rounding to another dtype."""
-    return math.dist(there, here) <= _ROUNDING * math.hypot(*there)
+    theirs, ours = ([float(value) for value in sample.split()] for sample in (there, here))
+    if len(theirs) != len(ours):
+        return False
+    per_matrix = range(0, len(theirs), _SAMPLED_WEIGHTS)
+    pieces = ((theirs[at : at + _SAMPLED_WEIGHTS], ours[at : at + _SAMPLED_WEIGHTS]) for at in per_matrix)
+    return all(math.dist(a, b) <= _ROUNDING * math.hypot(*a) + _SMALLEST for a, b in pieces)
 
 
 def _check_base(description: Mapping[str, Any], ours: Mapping[str, Any], folder: Path) -> None:
@@ -202,12 +214,11 @@ def _check_base(description: Mapping[str, Any], ours: Mapping[str, Any], folder:
         for name, value in ours["shape"].items()
         if theirs["shape"].get(name) != value
     ]
-    same_length = len(ours["weights"]) == len(theirs["weights"])  # weights that are not loaded cannot be compared
-    if not differing and same_length:
+    if not differing:
         differing = [
-            f"weights of layer {layer}: adapter {there[:2]}…, model {here[:2]}…"
-            for layer, (there, here) in enumerate(zip(theirs["weights"], ours["weights"], strict=True))
-            if not _alike(there, here)
+            f"weights of {name}: adapter {theirs['weights'].get(name, '')[:20]}…, model {here[:20]}…"
+            for name, here in ours["weights"].items()
+            if not _alike(theirs["weights"].get(name, ""), here)
         ]
     if differing:
         raise AdapterError(
@@ -244,12 +255,34 @@ def _read_description(folder: Path) -> dict[str, Any]:
     expected = {"format", "format_version", "base_model", "fingerprint", "rank", "projections", "config"}
     if not isinstance(description, dict) or expected - set(description):
         raise AdapterError(f"{path} lacks {sorted(expected - set(description))}: not an adapter of FocusLLM.")
+    if description["format"] != _FORMAT:
+        raise AdapterError(
+            f"{path} has the format {description['format']!r}, not {_FORMAT!r}: not an adapter of FocusLLM."
+        )
     if description["format_version"] != FORMAT_VERSION:
         raise AdapterError(
             f"{path} has format version {description['format_version']}, this release reads {FORMAT_VERSION}. "
             "Upgrade focusllm, or save the adapter again with it."
         )
+    _check_types(description, path)
     return cast(dict[str, Any], description)
+
+
+def _check_types(description: Mapping[str, Any], path: Path) -> None:
+    """Everything is where `save_adapter` puts it, so that what follows need not ask."""
+    fingerprint, rank = description["fingerprint"], description["rank"]
+    whole = isinstance(fingerprint, dict) and all(isinstance(fingerprint.get(n), dict) for n in ("shape", "weights"))
+    checks = {
+        "fingerprint": whole and all(isinstance(sample, str) for sample in fingerprint["weights"].values()),
+        "rank": rank is None or (isinstance(rank, int) and not isinstance(rank, bool)),
+        "config": isinstance(description["config"], dict),
+        "projections": isinstance(description["projections"], list),
+    }
+    wrong = [name for name, fine in checks.items() if not fine]
+    if wrong:
+        raise AdapterError(
+            f"{path} is damaged: {wrong[0]}={str(description[wrong[0]])[:60]}. Save or download the adapter again."
+        )
 
 
 def _read_weights(folder: Path) -> dict[str, Tensor]:

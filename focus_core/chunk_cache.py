@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -166,10 +167,11 @@ class ChunkCache:
     def chunks(self) -> int:
         return sum(run.chunks for run in self.runs)
 
-    @property
-    def lengths(self) -> list[int]:
-        """Tokens of each chunk."""
-        return [run.block.tokens for run in self.runs for _ in range(run.chunks)]
+    @cached_property
+    def lengths(self) -> Tensor:
+        """`[chunks]`, tokens of each chunk, on the device of the blocks."""
+        tokens = [run.block.tokens for run in self.runs for _ in range(run.chunks)]
+        return torch.tensor(tokens, device=self.runs[0].block.keys.device if self.runs else None)
 
     def rows(self) -> list[tuple[ChunkBlock, int]]:
         """Block and row of each chunk, as `from_rows` takes them."""

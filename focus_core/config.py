@@ -122,8 +122,12 @@ class SamplingConfig:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        _require(self.temperature >= 0, f"temperature={self.temperature}: must be 0 (greedy) or more.")
+        _require(
+            self.temperature == 0 or self.temperature >= 1e-3,
+            f"temperature={self.temperature}: must be 0 (greedy), or 0.001 or more.",
+        )
         _require(0 < self.top_p <= 1, f"top_p={self.top_p}: must be above 0 and at most 1.")
+        _require(isinstance(self.top_k, int), f"top_k={self.top_k!r}: must be a whole number.")
         _require(self.top_k >= 0, f"top_k={self.top_k}: must be 0 (off) or more.")
         _require(0 <= self.min_p <= 1, f"min_p={self.min_p}: must lie between 0 and 1.")
         _require(self.seed is None or 0 <= self.seed < 2**63, f"seed={self.seed}: must lie between 0 and {2**63 - 1}.")

@@ -49,7 +49,8 @@ class Usage:
         output_tokens: generated tokens, the end-of-sequence token included
         document_tokens: the part of the input that came as documents, or was chunked from one long prompt
         cache_read: the part of `document_tokens` that had been read before
-        cache_creation: the part of `document_tokens` that was read for this answer
+        cache_creation: the part of `document_tokens` that was read for this answer; in a batch of questions about
+            the same chunks they are read for the first
         chunks: number of chunks; 0 where the plain model read everything
     """
 
@@ -128,6 +129,7 @@ class FocusEngine:
         dtype: str = "auto",
         config: FocusConfig | None = None,
         progress: bool = True,
+        store_bytes: int | None = None,
         **model_arguments: Any,
     ) -> FocusEngine:
         """A model folder or hub id; without one, the embedded model. Weights are loaded once per process.
@@ -138,6 +140,8 @@ class FocusEngine:
             device: `"auto"` takes the GPU where there is one
             dtype: `"auto"` is bfloat16 on a GPU and float32 on a CPU
             config: chunking; what is `None` comes from the adapter, or suits the model
+            store_bytes: how much the store of read chunks may hold, for all engines of this model; by default half of
+                the memory that is free when the model is loaded
             model_arguments: passed on to transformers (`revision`, `attn_implementation`, …)
 
         Raises:
@@ -146,6 +150,8 @@ class FocusEngine:
             ConfigError: an unknown device or dtype, or sizes that cannot work
         """
         shared = shared_model(model, adapter=adapter, device=device, dtype=dtype, **model_arguments)
+        if store_bytes is not None:
+            shared.store.budget = store_bytes
         return cls(shared, config=config, progress=progress)
 
     @classmethod
@@ -346,7 +352,13 @@ class FocusEngine:
         return prepared.texts
 
     def _remembered(self, text: str) -> TokenIds:
-        digest = sha256(text.encode("utf-8", errors="surrogatepass")).digest()
+        try:
+            digest = sha256(text.encode()).digest()
+        except UnicodeEncodeError as error:
+            raise DocumentError(
+                f"A document holds half of a character at place {error.start} ({text[error.start]!r}): it was decoded "
+                "wrongly. Read it again with the right encoding."
+            ) from error
         with self._texts_lock:
             known = self._texts.get(digest)
         if known is None:
@@ -366,12 +378,13 @@ class FocusEngine:
             return PlainDecoding(self.focus, [plan.local for plan in plans])
         behind = len(plans) * max(len(plan.prompt) + plan.new_tokens for plan in plans)
         reading = self._reader.read(plans[0].chunks, report, behind=behind)
-        for request in requests:
+        for number, request in enumerate(requests):
+            read = reading.tokens_read if number == 0 else 0  # for all of them, once
             request.usage = replace(
                 request.usage,
                 document_tokens=reading.tokens,
-                cache_read=reading.tokens - reading.tokens_read,
-                cache_creation=reading.tokens_read,
+                cache_read=reading.tokens - read,
+                cache_creation=read,
                 chunks=len(plans[0].chunks),
             )
         return FocusDecoding(self.focus, reading.cache, [p.local for p in plans], [p.prompt for p in plans])

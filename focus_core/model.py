@@ -220,10 +220,13 @@ class FocusModel:
         plain model runs (paper §4.1, and the authors' code below 4096).
 
         Raises:
-            ConfigError: an empty prompt or a negative length
+            ConfigError: an empty prompt, more than one, or a negative length
             ContextOverflowError: chunk, prompt and answer, or memory, local context and answer, exceed the window
         """
-        ids: list[int] = torch.as_tensor(input_ids, dtype=torch.long).flatten().tolist()
+        given = torch.as_tensor(input_ids, dtype=torch.long)
+        if given.ndim > 1 and given.shape[:-1].numel() != 1:
+            raise ConfigError(f"input_ids has the shape {list(given.shape)}: one prompt at a time, [tokens].")
+        ids: list[int] = given.flatten().tolist()
         if not ids:
             raise ConfigError("input_ids is empty: there is nothing to continue.")
         if max_new_tokens < 0:
@@ -355,8 +358,7 @@ class FocusModel:
 
     def _candidate_positions(self, cache: ChunkCache, prompt: PromptCache) -> Tensor:
         """`[chunks, questions]`: where each candidate stands in its row, padding not counted."""
-        lengths = torch.tensor(cache.lengths, device=self.device)
-        return lengths[:, None] + (prompt.length - 1 - prompt.padding)
+        return cache.lengths[:, None] + (prompt.length - 1 - prompt.padding)
 
     def _place_in_memory(self, keys: Tensor, values: Tensor, positions: Tensor) -> Memory:
         """`[layers, chunks * questions, kv_heads, head_dim]` to a memory, candidate i moved to position i."""

@@ -15,6 +15,8 @@ from focus_core.errors import UnsupportedModelError
 _SPLIT_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
 _FUSED_PROJECTIONS = ("qkv_proj", "o_proj")
 
+_WAY_OUT = "Use a RoPE model such as Llama, Qwen, Mistral or Gemma 3."
+
 # Families whose modules have Llama's names, but compute something that reading in chunks would get wrong.
 _LOOK_ALIKES = {
     "cohere2": "its layers with full attention have no rotary embedding",
@@ -25,6 +27,9 @@ _LOOK_ALIKES = {
     "doge": "its attention mask depends on the values",
     "gemma3n_text": "some of its layers use the keys and values of others",
     "gemma4_text": "the head size differs between its layers",
+    "gemma4_unified_text": "the head size differs between its layers",
+    "beam": "some of its layers have no rotary embedding",
+    "afmoe": "its layers with full attention have no rotary embedding",
 }
 
 
@@ -69,20 +74,17 @@ def decoder_parts(model: PreTrainedModel) -> DecoderParts:
     config = model.config.get_text_config()
     name = f"{type(model).__name__} (model type '{config.model_type}')"
     if getattr(config, "is_encoder_decoder", False):
-        raise UnsupportedModelError(f"{name} is an encoder-decoder; FocusLLM needs a decoder-only model.")
+        raise UnsupportedModelError(f"{name} is an encoder-decoder; FocusLLM needs a decoder-only model. {_WAY_OUT}")
     if config.model_type in _LOOK_ALIKES:
-        raise UnsupportedModelError(
-            f"{name} cannot be read in chunks: {_LOOK_ALIKES[config.model_type]}. Use a model such as Llama, Qwen, "
-            "Mistral or Gemma 3."
-        )
+        raise UnsupportedModelError(f"{name} cannot be read in chunks: {_LOOK_ALIKES[config.model_type]}. {_WAY_OUT}")
     decoder = model.get_decoder()
-    attentions = _attention_modules(decoder, config, name)
+    attentions = _attention_modules(decoder, config, name, turned=_turns_keys(model, config))
     rotary = getattr(decoder, "rotary_emb", None)
     apply_rotary = getattr(sys.modules[type(attentions[0]).__module__], "apply_rotary_pos_emb", None)
     if rotary is None or apply_rotary is None:
         raise UnsupportedModelError(
-            f"{name} has no rotary position embedding of its own, so a candidate's key cannot be moved to its slot in "
-            "the memory. Use a RoPE model such as Llama, Qwen, Mistral or Gemma."
+            f"{name} has no rotary position embedding that stands outside its layers, so a candidate's key cannot be "
+            f"moved to its slot in the memory. {_WAY_OUT}"
         )
     heads = config.num_attention_heads
     return DecoderParts(
@@ -97,22 +99,40 @@ def decoder_parts(model: PreTrainedModel) -> DecoderParts:
     )
 
 
-def _attention_modules(decoder: nn.Module, config: Any, name: str) -> tuple[nn.Module, ...]:
+def _turns_keys(model: PreTrainedModel, config: Any) -> bool:
+    """Whether there is a rotary embedding anywhere; some families compute it without a module of that name."""
+    settings = (getattr(config, setting, None) for setting in ("rope_parameters", "rope_theta", "rotary_dim"))
+    return any("rotary" in name for name, _ in model.named_modules()) or any(map(bool, settings))
+
+
+def _attention_modules(decoder: nn.Module, config: Any, name: str, *, turned: bool) -> tuple[nn.Module, ...]:
     layers = getattr(decoder, "layers", None)
-    if layers is None or len(layers) < 2:
-        raise UnsupportedModelError(f"{name} has no stack of at least two decoder layers to read a chunk with.")
+    if layers is not None and len(layers) < 2:
+        raise UnsupportedModelError(f"{name} has one layer; candidates need two. {_WAY_OUT}")
     layer_types = set(getattr(config, "layer_types", None) or ())
     foreign = layer_types - {"full_attention", "sliding_attention"}
-    without = [i for i, layer in enumerate(layers) if not hasattr(layer, "self_attn")]
-    if foreign or without:
+    without = [i for i, layer in enumerate(layers or ()) if not hasattr(layer, "self_attn")]
+    if foreign or (layers is not None and without and (len(without) < len(layers) or not turned)):
         kinds = ", ".join(sorted(foreign)) or f"layer {without[0]} has no self_attn"
         raise UnsupportedModelError(
             f"{name} is recurrent or hybrid ({kinds}): such a layer has no keys and values that a memory could "
-            "stand in front of. Use a model in which every layer is attention."
+            f"stand in front of. {_WAY_OUT}"
+        )
+    if not turned:
+        raise UnsupportedModelError(
+            f"{name} has no rotary position embedding, so a candidate's key cannot be moved to its slot in the memory. "
+            f"{_WAY_OUT}"
+        )
+    if layers is None or without:
+        raise UnsupportedModelError(
+            f"{name} does not name its parts as Llama does ({type(decoder).__name__} has no layers with self_attn), so "
+            f"candidates have no way into it. {_WAY_OUT}"
         )
     attentions = tuple(layer.self_attn for layer in layers)
     if any(getattr(attention, "sinks", None) is not None for attention in attentions):
-        raise UnsupportedModelError(f"{name} uses attention sinks, which reading in chunks does not support.")
+        raise UnsupportedModelError(
+            f"{name} uses attention sinks, which reading in chunks does not support. {_WAY_OUT}"
+        )
     return attentions
 
 
@@ -122,7 +142,7 @@ def _projection_names(attention: nn.Module, name: str) -> tuple[str, ...]:
             return names
     raise UnsupportedModelError(
         f"{name}: its attention has neither {'/'.join(_SPLIT_PROJECTIONS)} nor {'/'.join(_FUSED_PROJECTIONS)}, so "
-        "there is nothing for the candidate projections to stand beside."
+        f"there is nothing for the candidate projections to stand beside. {_WAY_OUT}"
     )
 
 
@@ -130,7 +150,10 @@ def _usable_window(config: Any, attentions: tuple[nn.Module, ...], name: str) ->
     """The smallest of: trained positions, original positions of length-dependent RoPE, sliding window."""
     trained: int | None = getattr(config, "max_position_embeddings", None)
     if trained is None:
-        raise UnsupportedModelError(f"{name}: its config has no max_position_embeddings.")
+        raise UnsupportedModelError(
+            f"{name}: its config has no max_position_embeddings, so its window is unknown. Set it in the config, or "
+            "use another model."
+        )
     limits = [Window(trained, "max_position_embeddings", hard=False)]
     for parameters in _rope_parameters(config):
         kind = parameters.get("rope_type")

@@ -94,13 +94,14 @@ class StepPass:
 
 
 def _attend(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor, softcap: float | None) -> Tensor:
-    """`query [batch, heads, new, dim]` over `keys [batch, kv_heads, tokens, dim]` with `bias [batch, 1, new, tokens]`.
-
-    Local contexts are short: their grouped heads are expanded, as transformers does it for the base model.
-    """
-    keys, values = (states.repeat_interleave(query.shape[1] // keys.shape[1], dim=1) for states in (keys, values))
+    """`query [batch, heads, new, dim]` over `keys [batch, kv_heads, tokens, dim]`, `bias [batch, 1, new, tokens]`."""
+    batch, kv_heads = keys.shape[:2]
+    grouped = query.reshape(batch, kv_heads, -1, query.shape[-1])  # heads of a group share their keys
+    bias = bias.repeat(1, 1, query.shape[1] // kv_heads, 1)
     if softcap is None:
         mask = bias.to(query.dtype)
-        return nn.functional.scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=1.0)
-    scores = torch.tanh((query @ keys.transpose(-1, -2)).float() / softcap) * softcap + bias
-    return torch.softmax(scores, dim=-1).to(query.dtype) @ values
+        attended = nn.functional.scaled_dot_product_attention(grouped, keys, values, attn_mask=mask, scale=1.0)
+    else:
+        scores = torch.tanh((grouped @ keys.transpose(-1, -2)).float() / softcap) * softcap + bias
+        attended = torch.softmax(scores, dim=-1).to(query.dtype) @ values
+    return attended.reshape(query.shape)

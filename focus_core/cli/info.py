@@ -25,6 +25,7 @@ class Reading:
     Attributes:
         chunks: 0 where the plain model reads everything
         cache_bytes: keys and values of all chunks
+        prompt_bytes: keys and values of what one question and its answer append to the chunks, at most
         free_bytes: what the device can still hold
         room: positions that the window leaves for question and answer
     """
@@ -33,12 +34,19 @@ class Reading:
     tokens: int
     chunks: int
     cache_bytes: int
+    prompt_bytes: int
     free_bytes: int
     room: int
 
     @property
+    def needed_bytes(self) -> int:
+        """All keys and values."""
+        return self.cache_bytes + self.prompt_bytes
+
+    @property
     def fits(self) -> bool:
-        return self.cache_bytes <= self.free_bytes and self.room > 0
+        """Whether a short question can be asked."""
+        return self.needed_bytes <= self.free_bytes and self.room > _SHORT_QUESTION
 
 
 def info(
@@ -84,6 +92,7 @@ def _describe(engine: FocusEngine) -> dict[str, Any]:
         "dynamic_prompt": config.dynamic_prompt,
         "layers": focus.parts.num_layers,
         "kv_heads": focus.parts.kv_heads,
+        "weights_bytes": sum(parameter.nbytes for parameter in focus.model.parameters()),
         "cache_bytes_per_token": focus.cache_bytes_per_token,
     }
 
@@ -94,7 +103,8 @@ def _reading(engine: FocusEngine, lengths: Sequence[int]) -> Reading:
 
     config, focus = engine.config, engine.focus
     # As a question would be planned that takes little room itself.
-    plain = config.reads_plainly(sum(lengths) + _SHORT_QUESTION, min(DEFAULT_NEW_TOKENS, config.window // 4))
+    answer = min(DEFAULT_NEW_TOKENS, config.window // 4)
+    plain = config.reads_plainly(sum(lengths) + _SHORT_QUESTION, answer)
     chunks = 0 if plain else sum(-(-length // config.chunk_size) for length in lengths)
     has_bos = engine.tokenizer.bos_token_id is not None
     starts = 0 if not has_bos or plain else chunks if config.bos_per_chunk else len(lengths)
@@ -103,6 +113,7 @@ def _reading(engine: FocusEngine, lengths: Sequence[int]) -> Reading:
         tokens=sum(lengths),
         chunks=chunks,
         cache_bytes=(sum(lengths) + starts) * focus.cache_bytes_per_token,
+        prompt_bytes=chunks * (config.dynamic_prompt + answer) * focus.cache_bytes_per_token,
         free_bytes=free_memory(focus.device),
         room=config.window - (sum(lengths) if plain else chunks),
     )
@@ -119,12 +130,13 @@ def _explain(reading: Reading) -> str:
     plural = "s" if reading.documents > 1 else ""
     lines = [
         f"{reading.documents} document{plural}, {reading.tokens:,} tokens: {how}.",
-        f"Keys and values take {_gib(reading.cache_bytes)} of {_gib(reading.free_bytes)} free.",
+        f"Keys and values take {_gib(reading.cache_bytes)}, and up to {_gib(reading.prompt_bytes)} for a question and "
+        f"its answer, of {_gib(reading.free_bytes)} free.",
         f"The window leaves {max(reading.room, 0):,} positions for question and answer.",
     ]
     if reading.fits:
         return "\n".join([*lines, "It fits."])
-    short = "memory" if reading.cache_bytes > reading.free_bytes else "window"
+    short = "memory" if reading.needed_bytes > reading.free_bytes else "window"
     way_out = {
         "memory": "Use fewer documents, --dtype bfloat16 or a smaller model.",
         "window": "Use fewer documents or a larger --chunk-size.",

@@ -43,7 +43,8 @@ def load_engine(
         from focus_core.engine import FocusEngine
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
-    return FocusEngine.from_pretrained(model, adapter=adapter, device=device, dtype=dtype, config=config)
+    with sign_of_life("loading the model"):
+        return FocusEngine.from_pretrained(model, adapter=adapter, device=device, dtype=dtype, config=config)
 
 
 @contextmanager

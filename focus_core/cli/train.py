@@ -24,6 +24,8 @@ def train(
         from focus_core.training.trainer import CHECKPOINT
         from focus_core.training.trainer import train as run
     settings = TrainingConfig.from_toml(config)
+    if resume and not (settings.output / CHECKPOINT).exists():
+        raise ConfigError(f"{settings.output} holds no {CHECKPOINT} to go on from. Start the run without --resume.")
     if not resume and (settings.output / CHECKPOINT).exists():
         raise ConfigError(
             f"{settings.output} holds a checkpoint already. Go on from it with --resume, or name another output folder."

@@ -15,7 +15,7 @@ from focus_core.errors import ConfigError
 OBJECTIVES = ("continuation", "reconstruction", "answering")
 _PRECISIONS = ("no", "bf16", "fp16")
 _OPTIMIZERS = ("adamw", "muon")
-# What may differ between a run and its continuation without changing a single weight.
+# What may differ between a run and its continuation; what the model and the data hold is compared by itself.
 _FREE_TO_CHANGE = (
     *("model", "output", "data", "used_with", "recompute", "device"),
     *("save_every", "log_every", "evaluate_every"),
@@ -51,8 +51,8 @@ class TrainingConfig:
     chunk_sizes: tuple[int, ...] = (64, 128, 256, 512, 1024, 2048)  # one is drawn per sample (paper §3)
     max_chunks: int = 16  # at most so many of a text; the number is drawn per sample
     local_lengths: tuple[int, int] = (30, 2048)  # of a continued or repeated span, smallest and largest
-    dynamic_prompts: tuple[int, ...] = (512,)  # one is drawn per sample; never longer than the chunk
-    targets_per_span: int = 16  # of the tokens of a continued or repeated span
+    dynamic_prompts: tuple[int, ...] = (64, 128, 256, 512)  # one is drawn per sample; never longer than the chunk
+    targets_per_span: int = 16  # the last of a continued or repeated span; each takes a row of local context of its own
     bos_per_chunk: bool = True
     used_with: FocusConfig | None = None  # settings saved with the adapter; by default the largest ones trained
 
@@ -65,6 +65,7 @@ class TrainingConfig:
             _require(getattr(self, name) >= 1, f"{name}={getattr(self, name)}: must be at least 1.")
         for name in ("warm_up", "weight_decay", "evaluate_every", "final_share"):
             _require(getattr(self, name) >= 0, f"{name}={getattr(self, name)}: must be 0 or more.")
+        _require(self.rank is None or self.rank >= 1, f"rank={self.rank}: must be at least 1.")
         for name in ("learning_rate", "max_gradient_norm"):
             _require(getattr(self, name) > 0, f"{name}={getattr(self, name)}: must be above 0.")
         for name in ("chunk_sizes", "dynamic_prompts"):
@@ -90,6 +91,7 @@ class TrainingConfig:
     def _check_objectives(self) -> None:
         for name, weight in self.objectives.items():
             _require(name in OBJECTIVES, f"objectives: unknown {name!r}. Known: {', '.join(OBJECTIVES)}.")
+            _require(isinstance(weight, (int, float)), f"objectives: {name}={weight!r}: must be a number.")
             _require(weight >= 0, f"objectives: {name}={weight}: must be 0 (off) or more.")
         if self.objectives and not any(self.objectives.values()):
             raise ConfigError("objectives: all are off, so there is nothing to learn.")
@@ -106,6 +108,8 @@ class TrainingConfig:
             settings = tomllib.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError as error:
             raise ConfigError(f"{path}: there is no such file.") from error
+        except OSError as error:
+            raise ConfigError(f"{path} cannot be read: {error.strerror}.") from error
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise ConfigError(f"{path} is not TOML: {error}.") from error
         try:
@@ -139,7 +143,10 @@ class TrainingConfig:
         if self.used_with is not None:
             return self.used_with
         return FocusConfig(
-            chunk_size=max(self.chunk_sizes), dynamic_prompt=max(self.dynamic_prompts), bos_per_chunk=self.bos_per_chunk
+            chunk_size=max(self.chunk_sizes),
+            local_window=self.local_lengths[1],
+            dynamic_prompt=max(self.dynamic_prompts),
+            bos_per_chunk=self.bos_per_chunk,
         )
 
     def fingerprint(self) -> dict[str, Any]:
@@ -147,7 +154,13 @@ class TrainingConfig:
         return {name: str(value) for name, value in asdict(self).items() if name not in _FREE_TO_CHANGE}
 
 
-_TUPLES = ("data", "betas", "chunk_sizes", "local_lengths", "dynamic_prompts")
+_TUPLES: dict[str, tuple[tuple[type, ...], int | None]] = {  # type of the elements, and how many there are
+    "data": ((str, Path), None),
+    "betas": ((int, float), 2),
+    "chunk_sizes": ((int,), None),
+    "local_lengths": ((int,), 2),
+    "dynamic_prompts": ((int,), None),
+}
 _NUMBERS = ("learning_rate", "final_share", "weight_decay", "max_gradient_norm")
 _PLAIN: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("model", "adapter", "mixed_precision", "optimizer", "device", "dtype"), (str,)),
@@ -163,26 +176,40 @@ _PLAIN: dict[str, tuple[type, ...]] = {
 
 def _typed(name: str, value: Any) -> Any:
     """A value as the dataclass wants it, or an error that names the key."""
-    if name == "used_with" and isinstance(value, dict):
+    if name == "used_with" and not isinstance(value, FocusConfig):
+        if not isinstance(value, dict):
+            raise ConfigError(f"used_with={value!r}: must be a table.")
         try:
             return FocusConfig(**value)
         except TypeError as error:
             known = ", ".join(f.name for f in fields(FocusConfig))
             raise ConfigError(f"used_with={value}: has an unknown key. Known: {known}.") from error
     if name in _TUPLES:
-        if not isinstance(value, (list, tuple)):
-            raise ConfigError(f"{name}={value!r}: must be a list.")
-        return tuple(value)
+        return _typed_list(name, value)
     expected = _PLAIN.get(name)
     if expected is not None and (not isinstance(value, expected) or (isinstance(value, bool) and bool not in expected)):
         raise ConfigError(f"{name}={value!r}: must be of type {' or '.join(kind.__name__ for kind in expected)}.")
     return value
 
 
+def _typed_list(name: str, value: Any) -> tuple[Any, ...]:
+    kinds, count = _TUPLES[name]
+    if not isinstance(value, (list, tuple)):
+        raise ConfigError(f"{name}={value!r}: must be a list.")
+    wrong = [one for one in value if not isinstance(one, kinds) or isinstance(one, bool)]
+    if wrong or (count is not None and len(value) != count):
+        wanted = "" if count is None else f"{count} of "
+        raise ConfigError(
+            f"{name}={value!r}: must be a list of {wanted}{' or '.join(kind.__name__ for kind in kinds)}."
+        )
+    return tuple(value)
+
+
 def _under(folder: Path, value: Any, name: str) -> Any:
     if name == "output":
         return folder / str(value)
-    return [folder / str(path) for path in ([value] if isinstance(value, str) else value)]
+    listed = [value] if isinstance(value, str) else value
+    return [folder / path if isinstance(path, str) else path for path in listed] if isinstance(listed, list) else listed
 
 
 def _require(condition: bool, message: str) -> None:

@@ -15,6 +15,7 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,9 @@ class FileExamples:
     Args:
         config: what is drawn
         limits: the resolved settings of the model, for its window and BOS rule
+
+    Attributes:
+        fingerprint: what tells these records from others
     """
 
     def __init__(
@@ -80,6 +84,7 @@ class FileExamples:
                 needed = "'documents'" if name == "answering" else "'text'"
                 raise ConfigError(f"objectives: {name} is on, but no record of the data has {needed}.")
         self._check_window()
+        self.fingerprint = sha256(repr(records).encode("utf-8", "surrogatepass")).hexdigest()
         self._tokens = lru_cache(maxsize=_TEXTS_REMEMBERED)(self._tokenize)
 
     @classmethod
@@ -209,9 +214,11 @@ def read_records(path: str | Path) -> list[Record]:
     """
     path = Path(path)
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")  # other line ends may stand within a text
     except FileNotFoundError as error:
         raise ConfigError(f"data: there is no file {path}.") from error
+    except OSError as error:
+        raise ConfigError(f"data: {path} cannot be read: {error.strerror}.") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not UTF-8 text: {error}.") from error
     records = [_record(f"{path}, line {number}", line) for number, line in enumerate(lines, 1) if line.strip()]

@@ -33,6 +33,7 @@ class LossLog:
         self._config, self._first, self._accelerator = config, first, accelerator
         self._examples: list[tuple[str, float, int]] = []
         self._steps, self._norms, self._began = 0, 0.0, time.monotonic()
+        self._last = first, 0.0
         self._console = Console(stderr=True)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
         self._progress = Progress(
@@ -65,8 +66,14 @@ class LossLog:
         self._progress.update(self._task, completed=done)
         self._steps += 1
         self._norms += norm
+        self._last = done, rate
         if done % self._config.log_every == 0 or done == self._config.steps:
-            self._write(done, rate)
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what has been noted since the last row: what a checkpoint holds stands in the log."""
+        if self._steps:
+            self._write(*self._last)
 
     def evaluated(self, done: int, results: dict[str, float]) -> None:
         """Write what an evaluation returned."""

@@ -270,5 +270,5 @@ def _store(keys: Tensor, values: Tensor, layer: int, new_keys: Tensor, new_value
 
 def _positions_behind(cache: ChunkCache, start: int, stop: int, offsets: Tensor) -> Tensor:
     """`[chunks, new]`: a chunk stands at positions from 0, what is read behind it follows."""
-    lengths = torch.tensor(cache.lengths[start:stop], device=offsets.device)
+    lengths = cache.lengths[start:stop]
     return lengths[:, None] + offsets

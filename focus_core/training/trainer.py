@@ -27,7 +27,7 @@ from transformers import PreTrainedModel
 
 from focus_core.attention.candidates import CandidateProjections
 from focus_core.attention.modules import decoder_parts
-from focus_core.checkpoint import LoadedModel, load_model, save_adapter
+from focus_core.checkpoint import LoadedModel, fingerprint, load_model, save_adapter
 from focus_core.config import FocusConfig
 from focus_core.device import choose_device
 from focus_core.errors import ConfigError, FocusError
@@ -110,11 +110,14 @@ class _Run:
 
     def __init__(self, config: TrainingConfig, accelerator: Accelerator, focus: FocusModel, base_id: str) -> None:
         self.config, self.accelerator, self.focus, self.base_id = config, accelerator, focus, base_id
+        # What a run of the same settings must find again to go on with the same result.
+        self.identity: dict[str, Any] = {"model": fingerprint(focus.model, focus.parts)}
         loss = FocusLoss(focus, recompute=config.recompute)
         self.loss, *self.optimizers = accelerator.prepare(loss, *_optimizers(config, list(loss.parameters())))
         config.output.mkdir(parents=True, exist_ok=True)
 
     def to_the_end(self, examples: Examples, evaluate: Evaluate | None) -> Path:
+        self.identity["data"] = getattr(examples, "fingerprint", None)
         first = self._resume()
         numbers = self._example_numbers(first)
         log = LossLog(self.config, first, self.accelerator)
@@ -124,6 +127,7 @@ class _Run:
                 done = step + 1
                 stopping = self._any_process(stop.is_set())
                 if done % self.config.save_every == 0 or done == self.config.steps or stopping:
+                    log.flush()
                     self._save(done)
                 if stopping:
                     raise KeyboardInterrupt(f"Stopped and saved after step {done} of {self.config.steps}.")
@@ -173,6 +177,7 @@ class _Run:
         state = {
             "done": done,
             "config": self.config.fingerprint(),
+            "identity": self.identity,
             "projections": self.focus.projections.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "scaler": None if scaler is None else scaler.state_dict(),
@@ -204,6 +209,13 @@ class _Run:
                 f"{path} is of a run with other settings ({changes}). Go on with those, choose another output folder, "
                 "or delete it to start again."
             )
+        for name, ours_now in self.identity.items():
+            if state["identity"][name] != ours_now:
+                other = {"model": "base model", "data": "content of the data files"}[name]
+                raise ConfigError(
+                    f"{path} is of a run with another {other}. Go on with that, choose another output folder, or "
+                    "delete it to start again."
+                )
         self.focus.projections.load_state_dict(state["projections"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file
 
 from focus_core import FocusEngine
 from tests.cli.conftest import Focusllm
@@ -35,6 +36,7 @@ def test_describes_the_model(info: Focusllm, model_folder: Path) -> None:
         "dynamic_prompt": 32,
         "layers": 3,
         "kv_heads": 2,
+        "weights_bytes": sum(tensor.nbytes for tensor in load_file(model_folder / "model.safetensors").values()),
         "cache_bytes_per_token": 2 * (3 - 1) * 2 * 8 * 4,
         "reading": None,
     }
@@ -53,6 +55,20 @@ def test_says_exactly_what_reading_takes(info: Focusllm, model_folder: Path, tmp
     assert reading["tokens"] == 1070
     assert reading["chunks"] == 16 + 2
     assert reading["fits"]
+
+
+@pytest.mark.parametrize("tokens", [100, WINDOW - 40, WINDOW - 20, WINDOW + 1])
+def test_reads_as_a_question_would_be(info: Focusllm, model_folder: Path, tokens: int) -> None:
+    """Where a text leaves the plain model no room for an answer, it is read in chunks."""
+    reading = json.loads(info("--tokens", str(tokens), "--json").stdout)["reading"]
+    engine = FocusEngine.from_pretrained(model_folder, adapter=model_folder / "adapter", progress=False)
+    assert reading["chunks"] == engine.generate("Key?", ["x" * tokens]).usage.chunks
+
+
+def test_no_room_for_a_question_does_not_fit(info: Focusllm) -> None:
+    result = info("--tokens", str(2 * (WINDOW - 10)), "--chunk-size", "2")
+    assert "leaves 10 positions" in result.stdout
+    assert "It does not fit the window" in result.stdout
 
 
 def test_plain_words(info: Focusllm) -> None:

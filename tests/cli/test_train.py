@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from focus_core.training.data import FileExamples
 from focus_core.training.examples import TrainingExample
@@ -49,6 +52,46 @@ def test_a_second_run_needs_resume(focusllm: Focusllm, config: Path) -> None:
     assert again.exit_code == 1
     assert "--resume" in again.stderr
     assert focusllm("train", config, "--resume").exit_code == 0
+
+
+def test_resume_needs_something_to_go_on_from(focusllm: Focusllm, config: Path) -> None:
+    """A wrong output folder would otherwise start a new run of days."""
+    result = focusllm("train", config, "--resume")
+    assert result.exit_code == 1
+    assert "holds no checkpoint.pt" in result.stderr
+
+
+def test_a_run_does_not_go_on_with_other_data_or_another_base(
+    focusllm: Focusllm, config: Path, model_folder: Path, tmp_path: Path
+) -> None:
+    assert focusllm("train", config).exit_code == 0
+    (tmp_path / "data.jsonl").write_text(json.dumps(RECORDS[0]))
+    assert "another content of the data files" in focusllm("train", config, "--resume").stderr
+    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, RECORDS)))
+    assert focusllm("train", config, "--resume").exit_code == 0
+    other = Path(shutil.copytree(model_folder, tmp_path / "other"))
+    weights = load_file(other / "model.safetensors")
+    save_file({name: -tensor for name, tensor in weights.items()}, other / "model.safetensors", {"format": "pt"})
+    config.write_text(config.read_text().replace(str(model_folder), str(other)))
+    assert "another base model" in focusllm("train", config, "--resume").stderr
+
+
+def test_the_log_holds_every_example_that_a_checkpoint_holds(
+    focusllm: Focusllm, config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config.write_text(config.read_text().replace("steps = 2", "steps = 4\nlog_every = 4"))
+    make = FileExamples.__call__
+
+    def interrupting(self: FileExamples, number: int) -> TrainingExample:
+        if number == 3 and not (config.parent / "run" / "checkpoint.pt").exists():
+            os.kill(os.getpid(), signal.SIGINT)
+        return make(self, number)
+
+    monkeypatch.setattr(FileExamples, "__call__", interrupting)
+    assert focusllm("train", config).exit_code != 0
+    assert focusllm("train", config, "--resume").exit_code == 0
+    with (config.parent / "run" / "losses.csv").open(newline="") as file:
+        assert sum(int(row["examples"]) for row in csv.DictReader(file)) == 4
 
 
 def test_ctrl_c_says_what_was_saved(focusllm: Focusllm, config: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -111,6 +111,12 @@ def _edit(**changes: object) -> Callable[[Path], None]:
         (_drop_tensor, "missing"),
         (_reshape_tensor, r"\[3, 5\] instead of"),
         (_edit(format_version=99), "format version 99"),
+        (_edit(format="else"), "format 'else'"),
+        (_edit(fingerprint={}), "damaged: fingerprint="),
+        (_edit(fingerprint={"shape": {}, "weights": {"embedding": [1.0]}}), "damaged: fingerprint="),
+        (_edit(rank="4"), "damaged: rank=4"),
+        (_edit(config=None), "damaged: config=None"),
+        (_edit(projections=["qkv_proj"]), r"projects \['qkv_proj'\]"),
         (_edit(config={"chunk_sise": 3}), "chunk_sise"),
     ],
 )
@@ -132,10 +138,19 @@ def test_adapter_of_another_shape_and_of_other_weights_is_refused(adapter: Path,
         load_adapter(adapter, base)
 
 
-def test_weights_that_differ_in_signs_only_are_other_weights(adapter: Path, base: PreTrainedModel) -> None:
+@pytest.mark.parametrize("name", ["self_attn.q_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.down_proj"])
+def test_one_other_matrix_is_another_base(adapter: Path, base: PreTrainedModel, name: str) -> None:
+    """Of the same size, as those of any model that was trained alike."""
     with torch.no_grad():
-        base.get_decoder().layers[1].self_attn.o_proj.weight.neg_()
+        base.get_decoder().layers[1].get_submodule(name).weight.neg_()
     with pytest.raises(AdapterError, match="weights of layer 1"):
+        load_adapter(adapter, base)
+
+
+def test_another_embedding_is_another_base(adapter: Path, base: PreTrainedModel) -> None:
+    with torch.no_grad():
+        base.get_input_embeddings().weight.mul_(1.1)
+    with pytest.raises(AdapterError, match="weights of embedding"):
         load_adapter(adapter, base)
 
 
@@ -158,6 +173,16 @@ def test_missing_adapter_and_missing_model_are_refused(tmp_path: Path, base: Pre
         FocusModel.from_pretrained(tmp_path / "nowhere")
     with pytest.raises(UnsupportedModelError, match="No causal language model"):
         FocusModel.from_pretrained("nobody/has-this-model")
+
+
+def test_what_transformers_cannot_load_is_named(model_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedModelError, match="FlashAttention2"):
+        FocusModel.from_pretrained(model_folder, device="cpu", attn_implementation="flash_attention_2")
+    folder = Path(shutil.copytree(model_folder, tmp_path / "other"))
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**settings, "hidden_size": settings["hidden_size"] * 2}))
+    with pytest.raises(UnsupportedModelError, match="No causal language model could be loaded"):
+        FocusModel.from_pretrained(folder, device="cpu")
 
 
 @pytest.mark.parametrize("name", ["gqa_partial_chunk", "mha_prompt_truncated_to_512"])

@@ -117,6 +117,12 @@ def test_batch_equals_one_by_one_with_prompts_and_answers_of_any_length(engine: 
     assert len({answer.usage.output_tokens for answer in alone}) > 1, "all answers ended together"
 
 
+def test_a_batch_reads_once_and_says_so(engine: FocusEngine) -> None:
+    answers = engine.generate([QUESTION, "Why?", "Where?"], [A, B], max_new_tokens=2)
+    assert [answer.usage.cache_creation for answer in answers] == [len(A) + len(B), 0, 0]
+    assert {answer.usage.cache_read + answer.usage.cache_creation for answer in answers} == {len(A) + len(B)}
+
+
 def test_batch_of_long_prompts_with_different_chunks(engine: FocusEngine) -> None:
     prompts = [A + B + "and so", C + A + B + "it ends"]
     batch = engine.generate(prompts, max_new_tokens=6, chat_template=False)
@@ -329,6 +335,8 @@ def test_foreign_document_types_and_foreign_handles_are_refused(engine: FocusEng
         engine.generate(QUESTION, ["text", 3])  # type: ignore[list-item]
     with pytest.raises(DocumentError, match="Document 1 of 1 is a PosixPath, not a string"):
         engine.generate(QUESTION, Path("a.txt"))  # type: ignore[arg-type]
+    with pytest.raises(DocumentError, match=r"half of a character at place 5 \('.udce9'\)"):
+        engine.generate(QUESTION, ["caf\u00e9 \udce9"])
     with pytest.raises(DocumentError, match="another"):
         engine.generate(QUESTION, PreparedDocuments(([5, 6],), "another model"))
 
@@ -370,6 +378,8 @@ def test_what_is_kept_for_later_gives_way_to_what_is_needed(
         ({"max_new_tokens": -3}, "max_new_tokens=-3"),
         ({"stop": ["a", ""]}, "empty string"),
         ({"temperature": -1.0}, "temperature=-1.0"),
+        ({"temperature": 1e-45}, "temperature=1e-45"),
+        ({"top_k": 3.5}, "top_k=3.5"),
         ({"top_p": 0.0}, "top_p=0.0"),
         ({"seed": 2**70}, "seed=1180591620717411303424"),
     ],
@@ -403,6 +413,17 @@ def test_an_adapter_that_was_trained_again_is_loaded_again(tiny_folder: Path) ->
     second = FocusEngine.from_pretrained(tiny_folder, adapter=adapter, device="cpu")
     name = next(iter(weights))
     assert torch.equal(second.focus.projections.state_dict()[name], 2 * first.focus.projections.state_dict()[name])
+
+
+def test_the_store_of_a_named_model_can_be_given_a_budget(model_folder: Path) -> None:
+    engine = FocusEngine.from_pretrained(model_folder, device="cpu", dtype="float64", store_bytes=0)
+    engine.prepare([A])
+    assert engine.shared.store.nbytes == 0
+
+
+def test_several_prompts_of_tokens_are_refused_not_joined(engine: FocusEngine) -> None:
+    with pytest.raises(ConfigError, match=r"shape \[2, 3\]"):
+        engine.focus.generate(torch.ones(2, 3, dtype=torch.long), max_new_tokens=1)
 
 
 def test_engines_without_an_adapter_share_their_projections(engine: FocusEngine) -> None:

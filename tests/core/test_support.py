@@ -64,8 +64,10 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str, str]] = {
         "OPTForCausalLM",
         "no rotary position embedding",
     ),
-    "gpt2": ("GPT2Config", {"n_embd": 32, "n_layer": 2, "n_head": 2}, "GPT2LMHeadModel", "decoder layers"),
-    "alibi_bloom": ("BloomConfig", {"n_layer": 2, "n_head": 2}, "BloomForCausalLM", "decoder layers"),
+    "gpt2": ("GPT2Config", {"n_embd": 32, "n_layer": 2, "n_head": 2}, "GPT2LMHeadModel", "no rotary"),
+    "alibi_bloom": ("BloomConfig", {"n_layer": 2, "n_head": 2}, "BloomForCausalLM", "no rotary"),
+    "pythia": ("GPTNeoXConfig", {}, "GPTNeoXForCausalLM", "does not name its parts as Llama does"),
+    "falcon": ("FalconConfig", {}, "FalconForCausalLM", "does not name its parts as Llama does"),
     "encoder_decoder": (
         "T5Config",
         {"d_model": 32, "d_kv": 16, "d_ff": 32, "num_layers": 2, "num_heads": 2},
@@ -79,7 +81,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str, str]] = {
         "attention sinks",
     ),
     "other_projections": ("PhiConfig", {}, "PhiForCausalLM", "q_proj/k_proj/v_proj/o_proj"),
-    "one_layer": ("LlamaConfig", {"num_hidden_layers": 1}, "LlamaForCausalLM", "at least two decoder layers"),
+    "one_layer": ("LlamaConfig", {"num_hidden_layers": 1}, "LlamaForCausalLM", "has one layer"),
 }
 
 
@@ -91,6 +93,7 @@ def test_refused_by_name_with_the_reason(name: str) -> None:
         FocusModel(_model(config, **settings))
     assert model_name in str(raised.value)
     assert reason in str(raised.value)
+    assert "Use a " in str(raised.value)
 
 
 # --- refused or exact: never wrong in silence -------------------------------------------------------------------------
@@ -128,6 +131,7 @@ PECULIAR: dict[str, tuple[str, dict[str, Any]]] = {
             "hidden_size_per_layer_input": 8,
         },
     ),
+    "no_rope_where_attention_is_full_afmoe": ("AfmoeConfig", {**_SLIDING_AND_FULL, "head_dim": 16, "num_experts": 2}),
     "mixture_of_experts_mixtral": ("MixtralConfig", {"num_local_experts": 2, **_SLIDING}),
     "interleaved_rope_helium": ("HeliumConfig", {"head_dim": 16}),
     "partial_rope_nemotron": ("NemotronConfig", {}),

@@ -146,6 +146,26 @@ def test_a_span_longer_than_the_memory_may_be_is_made_shorter(tmp_path: Path, nu
         assert set(span) <= set(memory)
 
 
+def test_line_ends_within_a_text_end_no_record(tmp_path: Path) -> None:
+    record = {"text": "one\u2028two\u0085three four"}
+    path = tmp_path / "data.jsonl"
+    path.write_text(json.dumps(record, ensure_ascii=False) + "\r\n" + json.dumps(record), encoding="utf-8")
+    assert [found.text for found in read_records(path)] == [record["text"]] * 2
+
+
+def test_a_line_that_is_not_json_is_named(tmp_path: Path) -> None:
+    (tmp_path / "data.jsonl").write_text('{"text": "a"}\n{"text": \n')
+    with pytest.raises(ConfigError, match=r"data\.jsonl, line 2: not JSON"):
+        read_records(tmp_path / "data.jsonl")
+
+
+def test_folders_are_no_files(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be read"):
+        read_records(tmp_path)
+    with pytest.raises(ConfigError, match="cannot be read"):
+        TrainingConfig.from_toml(tmp_path)
+
+
 def test_an_objective_without_data_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="answering is on, but no record of the data has 'documents'"):
         examples(tmp_path, {"text": text(9)}, objectives={"answering": 1.0})
@@ -167,6 +187,8 @@ def test_toml_is_read_with_paths_relative_to_it(tmp_path: Path) -> None:
     assert (config.output, config.data) == (tmp_path / "out", (tmp_path / "a.jsonl",))
     assert (config.rank, config.chunk_sizes, config.steps) == (8, (64, 128), 5)
     assert config.for_use() == FocusConfig(chunk_size=128)
+    largest = replace(config, used_with=None, local_lengths=(5, 300), dynamic_prompts=(8, 32)).for_use()
+    assert largest == FocusConfig(chunk_size=128, local_window=300, dynamic_prompt=32)
 
 
 def test_model_and_adapter_beside_the_toml_are_found(tmp_path: Path) -> None:
@@ -183,6 +205,14 @@ def test_model_and_adapter_beside_the_toml_are_found(tmp_path: Path) -> None:
         ("learning_rat = 1", "train.toml: unknown key 'learning_rat'. Did you mean 'learning_rate'"),
         ('steps = "many"', "steps='many': must be of type int"),
         ("steps = 0", "steps=0: must be at least 1"),
+        ("rank = 0", "rank=0: must be at least 1"),
+        ('chunk_sizes = ["a"]', "chunk_sizes=['a']: must be a list of int"),
+        ("dynamic_prompts = [1.5]", "dynamic_prompts=[1.5]: must be a list of int"),
+        ("local_lengths = [1, 2, 3]", "local_lengths=[1, 2, 3]: must be a list of 2 of int"),
+        ("betas = [0.9]", "betas=[0.9]: must be a list of 2 of int or float"),
+        ("data = 3", "data=3: must be a list"),
+        ("used_with = 3", "used_with=3: must be a table"),
+        ('objectives = {answering = "x"}', "answering='x': must be a number"),
         ("chunk_sizes = 64", "chunk_sizes=64: must be a list"),
         ("objectives = {answers = 1}", "unknown 'answers'. Known: continuation, reconstruction, answering"),
         ("used_with = {chunks = 1}", "has an unknown key. Known: chunk_size"),
