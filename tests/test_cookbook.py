@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -47,9 +48,14 @@ def test_pair_is_in_step(path: Path) -> None:
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=names)
 def test_notebook_runs_from_a_clean_kernel(path: Path) -> None:
-    """`execute` raises at the first cell that fails."""
+    """`execute` raises at the first cell that fails; where a fact is printed beside its answer, that is right."""
     notebook = nbformat.read(path, as_version=4)
     NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(COOKBOOK)}}).execute()
+    shown = "".join(output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", []))
+    stated = re.findall(r"^(.*)\(stated: (.*)\)$", shown, flags=re.MULTILINE)
+    assert [value for answer, value in stated if value not in answer] == []
+    assert len(stated) == shown.count("(stated:")
+    assert stated or path.stem != "01_quickstart"
 
 
 # --- the demo ---------------------------------------------------------------------------------------------------------

@@ -34,6 +34,12 @@ def tree() -> list[str]:
     return paths
 
 
+def test_the_two_commands_are_shown_and_exist() -> None:
+    rules = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    shown = set(re.findall(r"^make (\w+)", "\n".join(blocks("")), flags=re.MULTILINE))
+    assert {"demo", "test"} <= shown <= set(rules)
+
+
 @pytest.mark.skipif(not EMBEDDED_IS_HERE, reason="the embedded model is not in focus_core/embedded")
 def test_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """The first thing that a reader copies must work, and find what it asks for."""

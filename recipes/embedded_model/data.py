@@ -24,6 +24,7 @@ SHARP_FROM = 0.5  # weights from here on are of tokens that the document tells
 CONTINUATION_WEIGHT = 2.5
 ANSWER_WEIGHT = 1.0
 PREFIX_WEIGHT = 1.2  # of the words before the value: they stand in the question
+NAMING_WEIGHT = 3.0  # of the attribute's first token: its chunks offer other attributes of the same owner
 DECIDING_WEIGHTS = (6.0, 2.0)  # of the first tokens of a value: they tell which fact was meant, the rest is copying
 PAIR_WEIGHT = 1.5  # of a pair's first value token
 QUESTION_TOKENS = 34  # room that one question with its answer takes, roughly
@@ -46,7 +47,7 @@ STAGES = (
     Stage(0.60, 512, 20, 12),
     Stage(0.82, 1152, 30, 5),
 )
-HARD_FORMS = (3, 7)  # of facts.QUESTIONS: in lower case, and "What is E's A?", where the answer turns the words round
+HARD_FORMS = (3, 7, 7)  # of facts.QUESTIONS: in lower case, and "What is E's A?", where the answer turns words round
 SYSTEM_TEXTS = ("Answer from the text.", "You are a helpful assistant.", "Use the documents. Be brief.")
 
 
@@ -105,7 +106,7 @@ class Sampler:
                 made.append(facts.pass_key(rng, rng.choice((4, 5, 5, 5, 6))))
             else:
                 fact = self.open_fact(rng) if rng.random() < 0.08 else facts.make_fact(rng)
-                made += [fact, *facts.distractors(rng, fact, min(room - 1, rng.choice((0, 1, 3, 6, 12))))]
+                made += [fact, *facts.distractors(rng, fact, min(room - 1, rng.choice((0, 1, 3, 6, 12, 20))))]
         unique = {(f.attribute, f.entity): f for f in made if not facts.held_out(f)}
         return list(unique.values())
 
@@ -210,6 +211,8 @@ class Sampler:
         first = len(row.ids) - len(answer)
         for index in range(at):
             row.weights[first + index] = PREFIX_WEIGHT
+        if at > 1 and fact.kind == "fact":
+            row.weights[first + 1] = NAMING_WEIGHT  # behind " The"
         at += value[0] == self.space
         for weight, index in zip(DECIDING_WEIGHTS, range(first + at, len(row.ids) - 1), strict=False):
             row.weights[index] = weight
@@ -236,7 +239,7 @@ class Sampler:
             return *self.passage(rng, text), CONTINUATION_WEIGHT
         draw = rng.random()
         if draw < 0.65:
-            hard = fact.kind == "fact" and rng.random() < 0.2
+            hard = fact.kind == "fact" and rng.random() < 0.35
             asked = fact.question(rng, rng.choice(HARD_FORMS) if hard else None)
             asked = asked.lower() if rng.random() < 0.04 else asked
             system = f"{rng.choice(SYSTEM_TEXTS)}\n" if rng.random() < 0.08 else ""

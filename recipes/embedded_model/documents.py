@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -14,12 +14,22 @@ import torch
 from torch.utils.data import IterableDataset
 
 from focus_core.evaluation import facts
-from recipes.embedded_model.data import CONTINUATION_WEIGHT, DECIDING_WEIGHTS, PAIR_WEIGHT, Row, Sampler, Stage
+from recipes.embedded_model.data import (
+    CONTINUATION_WEIGHT,
+    DECIDING_WEIGHTS,
+    NAMING_WEIGHT,
+    PAIR_WEIGHT,
+    Row,
+    Sampler,
+    Stage,
+)
 
 TOKENS = 5120  # of a batch's documents with the questions behind every chunk
 LARGE = 400  # tokens: chunks of this size and more are as hard as those that the model is used with
 LARGE_SHARE = 0.5
-STEPS = 72  # rows of local context in a batch
+MANY_SHARE = 0.12  # of the batches: a memory as long as that of a long document, of small chunks
+MANY_TOKENS = 12288  # of such a batch
+STEPS = 84  # rows of local context in a batch
 WINDOW_ROWS = (Stage(0, 256, 8, 6), Stage(0, 512, 20, 3), Stage(0, 1024, 30, 2))
 
 
@@ -32,7 +42,20 @@ class Asked:
     sought_from: int  # first token of the answer that only the document can tell
 
 
-def chunked_pairs(sampler: Sampler, rng: random.Random, tokens: int) -> tuple[list[int], list[Asked]]:
+@dataclass(frozen=True)
+class Asks:
+    """How much is asked about a document: at most so many facts, so many passages, of a crowd of facts or not."""
+
+    facts: int
+    passages: int
+    crowd: float = 0.0  # share of the documents that hold at least eight facts
+
+
+Drawn = tuple[list[int], list[Asked]]  # a document's tokens, and what is asked about it
+SOME, OF_LARGE_CHUNKS, OF_MANY_CHUNKS = Asks(4, 5), Asks(10, 8, crowd=0.5), Asks(2, 1)
+
+
+def chunked_pairs(sampler: Sampler, rng: random.Random, tokens: int) -> Drawn:
     """Random keys with values as a document, and some of the keys as questions."""
     row = sampler.random_pairs(rng, 2 * tokens)
     starts = [i for i, token in enumerate(row.ids) if token == sampler.bos] + [len(row.ids)]
@@ -45,7 +68,7 @@ def chunked_pairs(sampler: Sampler, rng: random.Random, tokens: int) -> tuple[li
     return document, rng.sample(asked, min(len(asked), 8))
 
 
-def chunked_repeats(sampler: Sampler, rng: random.Random, tokens: int) -> tuple[list[int], list[Asked]]:
+def chunked_repeats(sampler: Sampler, rng: random.Random, tokens: int) -> Drawn:
     """Random tokens as a document, some pieces of it as questions."""
     piece = [rng.randrange(3, sampler.vocab_size) for _ in range(tokens)]
     asked = []
@@ -65,12 +88,10 @@ def _find(document: list[int], piece: list[int]) -> int | None:
     return None
 
 
-def text_document(
-    sampler: Sampler, rng: random.Random, tokens: int, *, large: bool = False
-) -> tuple[list[int], list[Asked]]:
-    """A document with facts in it, and questions about it; of ``large`` chunks there are few, so each is asked more."""
+def text_document(sampler: Sampler, rng: random.Random, tokens: int, asks: Asks = SOME) -> Drawn:
+    """A document with facts in it, and questions about it."""
     count = rng.choice((1, 2, rng.randint(2, 6), rng.randint(6, 24)))
-    if large and rng.random() < 0.5:
+    if rng.random() < asks.crowd:
         count = rng.randint(8, 24)
     count = max(1, min(count, tokens // 26))
     chosen = sampler.facts(rng, count)
@@ -87,19 +108,19 @@ def text_document(
         if b <= ends[-1]
     }
     asked = []
-    for fact in rng.sample(list(spans), min(len(spans), 6 if large else 4)):
+    for fact in rng.sample(list(spans), min(len(spans), asks.facts)):
         prompt, answer, weight = sampler.task(rng, fact, "")
         row = Row([sampler.bos, *prompt], [0.0] * (len(prompt) + 1))
         row.add(answer, weight)
         sampler.stress(row, answer, fact)
         first = next(i for i, w in enumerate(row.weights) if w == DECIDING_WEIGHTS[0])
         asked.append(Asked(row, spans[fact], first))
-    for _ in range(12 if large else 5):
+    for _ in range(asks.passages):
         found = _passage(sampler, rng, ids)
         if found:
             asked.append(found)
     if not asked:
-        return text_document(sampler, rng, tokens)
+        return text_document(sampler, rng, tokens, asks)
     return ids, asked
 
 
@@ -143,27 +164,41 @@ def log_uniform(rng: random.Random, low: int, high: int) -> int:
 def draw_batch(sampler: Sampler, rng: random.Random) -> Documents:
     """As many documents of one shape as ``TOKENS`` allow."""
     size = draw_chunk_size(rng, 48, 1000)
-    most = min(64, max(2, TOKENS // (size + 100)))
-    count = log_uniform(rng, 2, most)
+    count = log_uniform(rng, 2, min(64, max(2, TOKENS // (size + 100))))
     make = rng.choices((text_document, chunked_pairs, chunked_repeats), (0.75, 0.15, 0.10))[0]
-    if make is text_document:
-        make = partial(text_document, large=size >= LARGE)
-    else:
+    if make is not text_document:
         size = min(size, 128)
         count = min(count, max(2, 1024 // size))
-    drawn, used = [], 0
+    elif rng.random() < MANY_SHARE:
+        size = log_uniform(rng, 48, 96)
+        count = rng.randint(32, MANY_TOKENS // (size + 100))
+        make = partial(text_document, asks=OF_MANY_CHUNKS)
+    elif size >= LARGE:
+        make = partial(text_document, asks=OF_LARGE_CHUNKS)
+    return _in_chunks(sampler.bos, size, count, _draw_documents(sampler, rng, make, size, count))
+
+
+def _draw_documents(
+    sampler: Sampler, rng: random.Random, make: Callable[..., Drawn], size: int, count: int
+) -> list[Drawn]:
+    drawn: list[Drawn] = []
+    used = 0
     while used < TOKENS and len(drawn) < 12:
         ids, rows = make(sampler, rng, size * count - rng.randrange(size))
         used += count * (size + sum(len(asked.row.ids) for asked in rows))
         if drawn and used > 1.3 * TOKENS:
             break
         drawn.append((ids, rows))
+    return drawn
+
+
+def _in_chunks(bos: int, size: int, count: int, drawn: list[Drawn]) -> Documents:
     chunks = torch.zeros(len(drawn), count, size + 1, dtype=torch.long)
     sizes = torch.ones(len(drawn), count, dtype=torch.long)
     length = max(sum(len(asked.row.ids) for asked in rows) for _, rows in drawn)
     questions = torch.zeros(len(drawn), length, dtype=torch.long)
     weights, segment, place, home = torch.zeros(len(drawn), length), questions - 1, questions.clone(), questions - 1
-    chunks[:, :, 0] = sampler.bos
+    chunks[:, :, 0] = bos
     for d, (ids, rows) in enumerate(drawn):
         for c in range(count):
             part = ids[c * size : (c + 1) * size]
@@ -201,7 +236,7 @@ def draw_steps(docs: Documents, rng: random.Random) -> Steps:
         weights, segment = docs.weights[d].tolist(), docs.segment[d].tolist()
         for number in range(max(segment) + 1):
             targets = [g - 1 for g, w in enumerate(weights) if w and segment[g] == number]
-            deciding = [g for g in targets if weights[g + 1] in DECIDING_WEIGHTS or weights[g + 1] == PAIR_WEIGHT]
+            deciding = [g for g in targets if weights[g + 1] in (*DECIDING_WEIGHTS, NAMING_WEIGHT, PAIR_WEIGHT)]
             others = [g for g in targets if g not in deciding]
             chosen += [(d, g) for g in {*deciding, *rng.sample(others, min(len(others), 4))}]
     chosen = rng.sample(chosen, min(len(chosen), STEPS))

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from transformers import AutoTokenizer, LlamaForCausalLM
 
 from recipes.embedded_model import base
-from recipes.embedded_model.data import CONTINUATION_WEIGHT, DECIDING_WEIGHTS, PAIR_WEIGHT, Sampler
+from recipes.embedded_model.data import CONTINUATION_WEIGHT, DECIDING_WEIGHTS, NAMING_WEIGHT, PAIR_WEIGHT, Sampler
 from recipes.embedded_model.documents import Batches, Documents, Steps
 from recipes.embedded_model.texts import read_texts
 
@@ -148,6 +148,7 @@ def losses(model: LlamaForCausalLM, docs: Documents, steps: Steps) -> tuple[Tens
     right = logits.argmax(-1) == target
     shares |= more | {
         "memory_answers": right[weight == DECIDING_WEIGHTS[0]],
+        "memory_names": right[weight == NAMING_WEIGHT],
         "memory_copies": right[weight == CONTINUATION_WEIGHT],
         "memory_pairs": right[weight == PAIR_WEIGHT],
     }

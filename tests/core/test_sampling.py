@@ -1,11 +1,15 @@
-"""Each option does what its name says; a seed repeats a draw."""
+"""Each option does what its name says, also through the engine; a seed repeats a draw."""
 
 from __future__ import annotations
 
+import pytest
 import torch
 
+from focus_core import FocusEngine
 from focus_core.config import SamplingConfig
 from focus_core.sampling import Sampler
+from tests.core.test_engine import QUESTION, A, make_engine
+from tests.tiny import byte_tokenizer
 
 LOGITS = torch.tensor([2.0, 1.9, 0.0, -1.0, -8.0])
 NOTHING_SEEN = torch.tensor([], dtype=torch.long)
@@ -46,3 +50,45 @@ def test_same_seed_same_draws_and_another_seed_others() -> None:
 
     assert draws(1) == draws(1)
     assert draws(1) != draws(2)
+
+
+# --- through the engine -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def engine() -> FocusEngine:
+    return make_engine()
+
+
+@pytest.mark.parametrize("only_the_likeliest", [{"top_k": 1}, {"top_p": 1e-6}, {"min_p": 1.0}])
+def test_limits_reach_the_sampler(engine: FocusEngine, only_the_likeliest: dict[str, float]) -> None:
+    def answer(**options: float) -> str:
+        return engine.generate(QUESTION, [A], max_new_tokens=12, **options).text
+
+    drawn = {"temperature": 1.5, "seed": 1}
+    assert answer(**drawn) != answer()
+    assert answer(**drawn, **only_the_likeliest) == answer()
+
+
+@pytest.mark.parametrize("drawn", [{}, {"temperature": 1.5, "seed": 1}], ids=["greedy", "drawn"])
+def test_repetition_penalty_reaches_the_sampler(engine: FocusEngine, drawn: dict[str, float]) -> None:
+    def answer(penalty: float) -> str:
+        return engine.generate(QUESTION, [A], max_new_tokens=12, repetition_penalty=penalty, **drawn).text
+
+    assert answer(1.0) == engine.generate(QUESTION, [A], max_new_tokens=12, **drawn).text
+    assert answer(20.0) != answer(1.0)
+
+
+def test_each_of_several_end_of_sequence_ids_ends_an_answer() -> None:
+    """Models with a turn of their own (Llama 3, Gemma) list two; with one of them lost, answers would run on."""
+    made = make_engine(plain_up_to=400)
+    questions = ["Why?", "Where is it?", "And then"]
+    ids = [[1, *made.tokenize(question)] for question in questions]
+    first = [int(made.focus.generate(row, max_new_tokens=1).tokens[0]) for row in ids]
+    assert len(set(first)) == 3
+    assert made.generate(questions[2], max_new_tokens=1, chat_template=False).finish_reason == "length"
+    made.focus.model.generation_config.eos_token_id = first[:2]
+    engine = FocusEngine.from_model(made.focus.model, byte_tokenizer())
+    answers = engine.generate(questions, max_new_tokens=1, chat_template=False)
+    assert [answer.finish_reason for answer in answers] == ["stop", "stop", "length"]
+    assert [answer.text for answer in answers[:2]] == ["", ""]

@@ -8,6 +8,7 @@ import os
 import signal
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,10 +19,11 @@ from focus_core.errors import ConfigError
 from focus_core.model import FocusModel
 from focus_core.training.config import TrainingConfig
 from focus_core.training.examples import TrainingExample
-from focus_core.training.trainer import learning_rate, train
+from focus_core.training.loss import FocusLoss
+from focus_core.training.trainer import CHECKPOINT, learning_rate, train
 from tests.model_zoo import build
 from tests.training.test_data import text, tokenizer
-from tests.training.test_loss import example_for, focus_model
+from tests.training.test_loss import example_for, focus_model, gradients
 
 
 def config_for(folder: Path, **settings: object) -> TrainingConfig:
@@ -72,6 +74,46 @@ def test_only_the_projections_learn(straight: tuple[FocusModel, Path]) -> None:
         assert torch.equal(trained.model.get_parameter(name), parameter), name
     for name, before in weights(fresh).items():
         assert not torch.equal(weights(trained)[name], before), name
+
+
+def optimizer_states(folder: Path) -> list[dict[str, Any]]:
+    """What the optimizers of a finished run hold, by way of its checkpoint."""
+    states: list[dict[str, Any]] = torch.load(folder / CHECKPOINT, weights_only=True)["optimizers"]
+    return states
+
+
+@pytest.mark.parametrize("share", [None, 0.5, 2.0], ids=["unclipped", "clipped", "below_the_bound"])
+def test_a_step_takes_the_mean_weighted_gradient_of_its_examples(tmp_path: Path, share: float | None) -> None:
+    """Against gradients made by hand. Adam divides by their size, so the weights alone would not show a wrong one."""
+    examples = [replace(numbered(0), weight=3.0), numbered(1)]
+    model = focus_model()
+    apart = [gradients(model, FocusLoss(model)(example)) for example in examples]
+    wanted = {name: (3 * first + apart[1][name]) / 2 for name, first in apart[0].items()}
+    norm = float(torch.cat([gradient.flatten() for gradient in wanted.values()]).norm())
+    bound = 1e6 if share is None else share * norm
+    scale = min(1.0, bound / norm)
+    train(config_for(tmp_path, steps=1, max_gradient_norm=bound), model=focus_model(), examples=examples)
+    (state,) = optimizer_states(tmp_path)
+    for number, gradient in enumerate(wanted.values()):
+        of_parameter = state["state"][number]
+        assert of_parameter["step"] == 1
+        taken = of_parameter["exp_avg"] / (1 - state["param_groups"][0]["betas"][0])
+        torch.testing.assert_close(taken, scale * gradient, rtol=1e-3, atol=1e-5 * norm)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_step_is_taken_at_the_learning_rate_of_its_number(tmp_path: Path, optimizer: str) -> None:
+    config = config_for(tmp_path, steps=1, warm_up=4, optimizer=optimizer)
+    model = focus_model("llama with biases")  # Muon leaves biases to a second optimizer
+    before = weights(model)
+    train(config, model=model, examples=numbered)
+    rate = config.learning_rate / 4
+    groups = [group for state in optimizer_states(tmp_path) for group in state["param_groups"]]
+    assert len(groups) == (2 if optimizer == "muon" else 1)
+    assert [group["lr"] for group in groups] == [rate] * len(groups)
+    # The first step of AdamW, which biases get from both, is as long as the rate.
+    changes = [(after - before[name]).abs().max() for name, after in weights(model).items() if "bias" in name]
+    torch.testing.assert_close(torch.stack(changes), torch.full((len(changes),), rate), rtol=1e-2, atol=0.0)
 
 
 def test_the_loss_falls_when_examples_repeat(tmp_path: Path) -> None:
@@ -157,6 +199,14 @@ def test_mixed_precision_keeps_the_projections_in_float32(tmp_path: Path) -> Non
     model = focus_model()
     train(config_for(tmp_path, steps=1, mixed_precision="bf16"), model=model, examples=numbered)
     assert {parameter.dtype for parameter in model.projections.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("no", torch.float32), ("bf16", torch.bfloat16)])
+def test_activations_have_the_precision_asked_for(tmp_path: Path, precision: str, dtype: torch.dtype) -> None:
+    model, seen = focus_model(), set()
+    model.model.lm_head.register_forward_hook(lambda _, __, logits: seen.add(logits.dtype))
+    train(config_for(tmp_path, steps=1, mixed_precision=precision), model=model, examples=numbered)
+    assert seen == {dtype}
 
 
 def test_a_base_in_bfloat16_trains_and_is_evaluated(tmp_path: Path) -> None:

@@ -1,0 +1,151 @@
+"""Bars and spinners: over what takes long, on a terminal, and nowhere else."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from focus_core import FocusConfig, FocusEngine, progress
+from focus_core.cli import loading
+from focus_core.training.trainer import train
+from tests.core.test_engine import A, B, make_engine
+from tests.training.test_loss import focus_model
+from tests.training.test_trainer import config_for, numbered
+
+
+class Screen(io.StringIO):
+    """Standard error, for somebody who watches or for a file."""
+
+    def __init__(self, *, terminal: bool) -> None:
+        super().__init__()
+        self._terminal = terminal
+
+    def isatty(self) -> bool:
+        return self._terminal
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (progress, loading):
+        monkeypatch.setattr(module, "_PATIENCE", 0.0)
+
+
+def watch(monkeypatch: pytest.MonkeyPatch, *, terminal: bool) -> Screen:
+    """Standard error from here to the end of the test. Not a fixture: pytest would put its own back behind it."""
+    for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):  # rich believes them more than the stream
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "120")
+    screen = Screen(terminal=terminal)
+    monkeypatch.setattr(sys, "stderr", screen)
+    return screen
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("impatient")
+def test_reading_shows_a_bar_and_goes_on_reporting(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = watch(monkeypatch, terminal=True)
+    seen: list[tuple[int, int]] = []
+    engine = make_engine(parallel_chunks=1)
+    engine.prepare([A, B], report=lambda done, total: seen.append((done, total)))
+    assert "reading chunks" in terminal.getvalue()
+    assert "6/6" in terminal.getvalue()
+    assert seen == [(done, 6) for done in range(1, 7)]
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_question_shows_the_bar_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = watch(monkeypatch, terminal=True)
+    make_engine(parallel_chunks=1).generate("Which?", [A], max_new_tokens=1)
+    assert "reading chunks" in terminal.getvalue()
+
+
+@pytest.mark.usefixtures("impatient")
+def test_no_bar_in_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    log_file = watch(monkeypatch, terminal=False)
+    make_engine(parallel_chunks=1).prepare(A)
+    assert log_file.getvalue() == ""
+
+
+@pytest.mark.usefixtures("impatient")
+def test_no_bar_where_it_is_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = watch(monkeypatch, terminal=True)
+    config = FocusConfig(chunk_size=64, parallel_chunks=1)
+    FocusEngine(make_engine().shared, config=config, progress=False).prepare(A)
+    assert terminal.getvalue() == ""
+
+
+def test_no_bar_over_what_is_quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = watch(monkeypatch, terminal=True)
+    make_engine(parallel_chunks=1).prepare(A)
+    assert terminal.getvalue() == ""
+
+
+# --- the command line -------------------------------------------------------------------------------------------------
+
+
+def _shows(screen: Screen, text: str, *, within: float = 5.0) -> bool:
+    """Whether a text comes up; another thread draws it."""
+    end = time.monotonic() + within
+    while text not in screen.getvalue() and time.monotonic() < end:
+        time.sleep(0.002)
+    return text in screen.getvalue()
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_spinner_says_what_takes_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = watch(monkeypatch, terminal=True)
+    with loading.sign_of_life("starting"):
+        assert _shows(terminal, "starting")
+    shown = terminal.getvalue()
+    time.sleep(0.2)  # a spinner that goes on would have moved
+    assert terminal.getvalue() == shown
+
+
+@pytest.mark.usefixtures("impatient")
+def test_loading_shows_a_spinner(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large model takes a minute to load, in which nothing would tell that the command works."""
+    terminal = watch(monkeypatch, terminal=True)
+    monkeypatch.setattr(FocusEngine, "from_pretrained", lambda *_, **__: _shows(terminal, "loading the model"))
+    assert loading.load_engine(None, None, "cpu", "auto", chunk_size=None)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_no_spinner_in_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    log_file = watch(monkeypatch, terminal=False)
+    with loading.sign_of_life("starting"):
+        assert not _shows(log_file, "starting", within=0.1)
+    assert log_file.getvalue() == ""
+
+
+def test_no_spinner_over_what_is_quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = watch(monkeypatch, terminal=True)
+    with loading.sign_of_life("starting"):
+        pass
+    assert terminal.getvalue() == ""
+
+
+# --- training ---------------------------------------------------------------------------------------------------------
+
+
+def test_training_shows_a_bar_with_its_losses(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    terminal = watch(monkeypatch, terminal=True)
+    train(config_for(tmp_path, steps=2), model=focus_model(), examples=numbered)
+    assert "training · answering" in terminal.getvalue()
+    assert "2/2" in terminal.getvalue()
+    assert '{"step"' not in terminal.getvalue()
+
+
+def test_training_writes_json_lines_into_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    log_file = watch(monkeypatch, terminal=False)
+    train(config_for(tmp_path, steps=2), model=focus_model(), examples=numbered)
+    lines = [json.loads(line) for line in log_file.getvalue().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2]
+    assert all("loss/answering" in line for line in lines)

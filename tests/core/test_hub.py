@@ -1,0 +1,63 @@
+"""Adapters by hub id: what is asked of the hub, and what becomes of its answer. No network: the hub is a folder."""
+
+from __future__ import annotations
+
+import shutil
+from fnmatch import fnmatch
+from pathlib import Path
+
+import pytest
+import torch
+
+from focus_core import AdapterError, FocusModel, checkpoint
+from focus_core.checkpoint import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+
+
+class Hub:
+    """Takes the place of `snapshot_download`; downloads what the patterns allow of a repository and nothing else."""
+
+    def __init__(self, repository: Path, downloads: Path) -> None:
+        self.repository, self.downloads = repository, downloads
+        self.asked: list[str] = []
+
+    def __call__(self, repo_id: str, *, allow_patterns: list[str]) -> str:
+        self.asked.append(repo_id)
+        self.downloads.mkdir()
+        for path in self.repository.iterdir():
+            if any(fnmatch(path.name, pattern) for pattern in allow_patterns):
+                shutil.copy(path, self.downloads)
+        return str(self.downloads)
+
+
+@pytest.fixture
+def hub(model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
+    """Has the tiny model's adapter, with a large file beside it that nobody needs."""
+    repository = Path(shutil.copytree(model_folder / "adapter", tmp_path / "repository"))
+    (repository / "pytorch_model.bin").write_bytes(b"large")
+    found = Hub(repository, tmp_path / "downloads")
+    monkeypatch.setattr(checkpoint, "snapshot_download", found)
+    return found
+
+
+def test_an_adapter_is_loaded_by_its_hub_id(hub: Hub, model_folder: Path) -> None:
+    """A hub id would be taken for a folder, or only one of the two files be downloaded."""
+    model = FocusModel.from_pretrained(model_folder, adapter="somebody/an-adapter", device="cpu")
+    wanted = FocusModel.from_pretrained(model_folder, adapter=model_folder / "adapter", device="cpu")
+    assert hub.asked == ["somebody/an-adapter"]
+    assert {path.name for path in hub.downloads.iterdir()} == {ADAPTER_CONFIG, ADAPTER_WEIGHTS}
+    assert model.config == wanted.config
+    for name, tensor in wanted.projections.state_dict().items():
+        assert torch.equal(model.projections.state_dict()[name], tensor), name
+
+
+@pytest.mark.parametrize("name", ["./adapter", "adapter", "/somebody/adapter", "some/body/adapter"])
+def test_what_is_no_hub_id_is_not_asked_for(hub: Hub, model_folder: Path, name: str) -> None:
+    """A path with a slip of the pen would be looked for on the hub, and the error would speak of the network."""
+    with pytest.raises(AdapterError, match="there is no such folder"):
+        FocusModel.from_pretrained(model_folder, adapter=name, device="cpu")
+    assert hub.asked == []
+
+
+def test_an_adapter_that_the_hub_does_not_have_is_refused(model_folder: Path) -> None:
+    with pytest.raises(AdapterError, match="'nobody/has-this': there is no such folder, and the hub gave none"):
+        FocusModel.from_pretrained(model_folder, adapter="nobody/has-this", device="cpu")
