@@ -30,6 +30,10 @@ class TextLayout:
             return [self.with_bos(piece) for piece in pieces]
         return [self.with_bos(piece) for piece in pieces[:1]] + pieces[1:]
 
+    def chunks_of(self, documents: Sequence[Sequence[int]]) -> list[TokenIds]:
+        """Chunks of all documents, in order."""
+        return [chunk for document in documents for chunk in self.document_chunks(document)]
+
     def long_prompt(self, tokens: Sequence[int]) -> tuple[list[TokenIds], TokenIds]:
         """One long prompt: chunks of all but its last `local_window` tokens, and those as local context."""
         border = max(len(tokens) - self.config.local_window, 0)

@@ -37,7 +37,7 @@ Question = str | Sequence[Message]
 Documents = str | PreparedDocuments | Sequence[str | PreparedDocuments]
 FinishReason = Literal["stop", "length"]
 
-_REMEMBERED_TEXTS = 256  # texts whose tokens are kept, so that asking again does not tokenize again
+_REMEMBERED_TOKENS = 4_000_000  # of texts whose tokens are kept, so that asking again does not tokenize again
 
 
 @dataclass(frozen=True)
@@ -253,10 +253,11 @@ class FocusEngine:
         if max_new_tokens is not None and max_new_tokens < 1:
             raise ConfigError(f"max_new_tokens={max_new_tokens}: must be at least 1.")
         texts = () if documents is None else self._texts_of(documents)
+        chunks = self._layout.chunks_of(texts) if texts else None  # cut once for all questions
         requests = []
         for question in questions:
             local = self._local_context(question, system, chat_template)
-            plan = make_plan(self._layout, local, texts, max_new_tokens)
+            plan = make_plan(self._layout, local, texts, max_new_tokens, chunks=chunks)
             requests.append(
                 _Request(
                     plan=plan,
@@ -361,13 +362,15 @@ class FocusEngine:
             ) from error
         with self._texts_lock:
             known = self._texts.get(digest)
-        if known is None:
-            known = self.tokenize(text)
-            with self._texts_lock:
-                self._texts[digest] = known
-                while len(self._texts) > _REMEMBERED_TEXTS:
-                    self._texts.popitem(last=False)
-        return known
+            if known is not None:
+                self._texts.move_to_end(digest)
+                return known
+        tokens = self.tokenize(text)
+        with self._texts_lock:
+            self._texts[digest] = tokens
+            while sum(map(len, self._texts.values())) > _REMEMBERED_TOKENS:
+                self._texts.popitem(last=False)
+        return tokens
 
     def _decoding(self, requests: Sequence[_Request], report: Report) -> Decoding:
         """Reads what has to be read, and notes in every request's usage what that was."""

@@ -28,13 +28,19 @@ class Plan:
 
 
 def make_plan(
-    layout: TextLayout, local: TokenIds, documents: Sequence[TokenIds] = (), new_tokens: int | None = None
+    layout: TextLayout,
+    local: TokenIds,
+    documents: Sequence[TokenIds] = (),
+    new_tokens: int | None = None,
+    *,
+    chunks: list[TokenIds] | None = None,
 ) -> Plan:
     """A plan for `documents` with a question, or without documents for one prompt of any length.
 
     Args:
         local: the question with its template, or the whole prompt
         new_tokens: `None` asks for 256, or what the window leaves
+        chunks: those of the documents, where they have been cut already, as for another question
 
     Raises:
         ContextOverflowError: it does not fit, with both numbers and what to change
@@ -42,7 +48,7 @@ def make_plan(
     config = layout.config
     whole = layout.plain(documents, local)
     if documents:
-        chunks = [chunk for document in documents for chunk in layout.document_chunks(document)]
+        chunks = layout.chunks_of(documents) if chunks is None else chunks
     else:
         chunks, local = layout.long_prompt(local)
     # Without a wish of the user's, the plain model is not used where it would leave no room to speak of.

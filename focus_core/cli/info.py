@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from focus_core.cli import options
-from focus_core.cli.loading import load_engine, read_documents
+from focus_core.cli.loading import load_engine, read_documents, sign_of_life
 
 if TYPE_CHECKING:
     from focus_core.engine import FocusEngine
@@ -66,7 +66,8 @@ def info(
         raise typer.BadParameter("give documents or a number of tokens, not both.", param_hint="--tokens")
     texts = read_documents(document or [])
     engine = load_engine(model, adapter, device, dtype, chunk_size=chunk_size)
-    lengths = [tokens] if tokens else [engine.count_tokens(text) for text in texts]
+    with sign_of_life("counting tokens"):
+        lengths = [tokens] if tokens else [engine.count_tokens(text) for text in texts]
     described = _describe(engine)
     reading = _reading(engine, lengths) if lengths else None
     if as_json:

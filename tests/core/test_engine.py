@@ -426,6 +426,16 @@ def test_several_prompts_of_tokens_are_refused_not_joined(engine: FocusEngine) -
         engine.focus.generate(torch.ones(2, 3, dtype=torch.long), max_new_tokens=1)
 
 
+def test_tokens_of_texts_are_remembered_up_to_a_number(engine: FocusEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenized: list[str] = []
+    tokenize = engine.tokenize
+    monkeypatch.setattr(engine_module, "_REMEMBERED_TOKENS", len(A) + len(C))
+    monkeypatch.setattr(engine, "tokenize", lambda text: tokenized.append(text) or tokenize(text))
+    for text in (A, C, A, B, A, C):  # B drives out both: it is the longest
+        engine.prepare([text])
+    assert tokenized == [A, C, B, A, C]
+
+
 def test_engines_without_an_adapter_share_their_projections(engine: FocusEngine) -> None:
     assert FocusEngine(engine.shared).focus.projections is engine.focus.projections
 
