@@ -122,9 +122,9 @@ class SamplingConfig:
     seed: int | None = None
 
     def __post_init__(self) -> None:
+        _require(self.temperature >= 0, f"temperature={self.temperature}: must be 0 (greedy) or more.")
         _require(
-            self.temperature == 0 or self.temperature >= 1e-3,
-            f"temperature={self.temperature}: must be 0 (greedy), or 0.001 or more.",
+            not 0 < self.temperature < 1e-3, f"temperature={self.temperature}: too small to divide by. Use 0 (greedy)."
         )
         _require(0 < self.top_p <= 1, f"top_p={self.top_p}: must be above 0 and at most 1.")
         _require(isinstance(self.top_k, int), f"top_k={self.top_k!r}: must be a whole number.")

@@ -53,6 +53,7 @@ def test_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     shown = capsys.readouterr().out
     assert "71402" in shown
     assert "48213" in shown
+    assert "Lisbon" in shown
 
 
 def test_every_path_of_the_file_tree_exists() -> None:

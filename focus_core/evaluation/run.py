@@ -94,7 +94,8 @@ def wilson(right: int, trials: int) -> tuple[float, float]:
     z, share = 1.96, right / trials
     middle = share + z * z / (2 * trials)
     spread = z * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
-    return (middle - spread) / (1 + z * z / trials), (middle + spread) / (1 + z * z / trials)
+    low, high = ((middle + side) / (1 + z * z / trials) for side in (-spread, spread))
+    return max(low, 0.0), min(high, 1.0)  # rounding may lead beyond
 
 
 def _sheets(engine: FocusEngine, task: str, tokens: int, trials: int, seed: int, haystack: Haystack) -> Iterator[Sheet]:

@@ -75,6 +75,8 @@ def test_right_is_the_answer_at_the_end_of_a_sentence(text: str, right: bool) ->
 
 def test_the_interval_of_a_share() -> None:
     assert wilson(78, 100) == pytest.approx((0.6892, 0.8503), abs=1e-3)
+    assert wilson(0, 20)[0] == 0.0
+    assert wilson(100, 100)[1] <= 1.0
     assert wilson(100, 100)[0] == pytest.approx(0.963, abs=1e-3)
 
 
