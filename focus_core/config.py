@@ -89,6 +89,11 @@ class ResolvedConfig:
         """For messages: "the model's usable window has 1024 positions (its sliding window)"."""
         return f"the model's usable window has {self.window} positions ({self.window_is})"
 
+    @property
+    def expected_answer(self) -> int:
+        """Tokens that an answer is expected to take where nobody says how many."""
+        return min(DEFAULT_NEW_TOKENS, self.window // 4)
+
     def reads_plainly(self, tokens: int, new_tokens: int) -> bool:
         """Whether the plain model reads a text of so many tokens: up to its window, as in the paper (§4.1)."""
         if self.plain_up_to is not None:

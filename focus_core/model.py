@@ -203,8 +203,8 @@ class FocusModel:
         Returns:
             next-token logits `[questions, vocab]`
         """
-        one_pass = 0 < cache.chunks <= self._rows_per_pass(token_ids.numel())
-        if one_pass and local_ids.numel() <= tokens_per_pass(self.model):
+        most = tokens_per_pass(self.model)  # asked once: on a GPU it asks for the free memory
+        if 0 < cache.chunks <= self._rows_per_pass(token_ids.numel(), most) and local_ids.numel() <= most:
             return self._one_pass(cache, token_ids.to(self.device), local_ids.to(self.device), padding)
         memory = self.decode_candidates(cache, token_ids)
         return self.next_token_logits(local_ids, memory, padding=padding)
@@ -396,9 +396,9 @@ class FocusModel:
         shape = (self.parts.num_layers - 1, chunks, self.parts.kv_heads, tokens, self.parts.head_dim)
         return ChunkBlock.empty(shape, dtype=self.dtype, device=self.device)
 
-    def _rows_per_pass(self, tokens: int) -> int:
-        """How many rows of `tokens` new tokens pass the model together."""
-        return self.config.parallel_chunks or max(1, tokens_per_pass(self.model) // tokens)
+    def _rows_per_pass(self, tokens: int, most: int | None = None) -> int:
+        """How many rows of `tokens` new tokens pass the model together, of at most `most` tokens if that is known."""
+        return self.config.parallel_chunks or max(1, (most or tokens_per_pass(self.model)) // tokens)
 
 
 def _visible(prompt: PromptCache, new: int) -> Tensor:

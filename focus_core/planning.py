@@ -52,7 +52,7 @@ def make_plan(
     else:
         chunks, local = layout.long_prompt(local)
     # Without a wish of the user's, the plain model is not used where it would leave no room to speak of.
-    expected = min(DEFAULT_NEW_TOKENS, config.window // 4) if new_tokens is None else new_tokens
+    expected = config.expected_answer if new_tokens is None else new_tokens
     fits = len(whole) + (new_tokens or 1) <= config.window
     if not chunks or (fits and config.reads_plainly(len(whole), expected)):
         new_tokens = _wished_or_room(new_tokens, config.window - len(whole))

@@ -99,13 +99,11 @@ def _describe(engine: FocusEngine) -> dict[str, Any]:
 
 
 def _reading(engine: FocusEngine, lengths: Sequence[int]) -> Reading:
-    from focus_core.config import DEFAULT_NEW_TOKENS
     from focus_core.device import free_memory
 
     config, focus = engine.config, engine.focus
     # As a question would be planned that takes little room itself.
-    answer = min(DEFAULT_NEW_TOKENS, config.window // 4)
-    plain = config.reads_plainly(sum(lengths) + _SHORT_QUESTION, answer)
+    plain = config.reads_plainly(sum(lengths) + _SHORT_QUESTION, config.expected_answer)
     chunks = 0 if plain else sum(-(-length // config.chunk_size) for length in lengths)
     has_bos = engine.tokenizer.bos_token_id is not None
     starts = 0 if not has_bos or plain else chunks if config.bos_per_chunk else len(lengths)
@@ -114,7 +112,7 @@ def _reading(engine: FocusEngine, lengths: Sequence[int]) -> Reading:
         tokens=sum(lengths),
         chunks=chunks,
         cache_bytes=(sum(lengths) + starts) * focus.cache_bytes_per_token,
-        prompt_bytes=chunks * (config.dynamic_prompt + answer) * focus.cache_bytes_per_token,
+        prompt_bytes=chunks * (config.dynamic_prompt + config.expected_answer) * focus.cache_bytes_per_token,
         free_bytes=free_memory(focus.device),
         room=config.window - (sum(lengths) if plain else chunks),
     )

@@ -133,7 +133,7 @@ class FileExamples:
     def _answering(self, draw: random.Random, record: Record) -> TrainingExample:
         documents = [self._tokens(text) for text in record.documents]
         layout = self._layout(draw, self._fitting_size(draw, documents, record))
-        chunks = [chunk for document in documents for chunk in layout.document_chunks(document)]
+        chunks = layout.chunks_of(documents)
         questions = [self._question(layout, asked) for asked in record.questions]
         for question in questions:
             self._check_room(record, chunks, question)
