@@ -48,6 +48,29 @@ STAGES = (
     Stage(0.82, 1152, 30, 5),
 )
 HARD_FORMS = (3, 7, 7)  # of facts.QUESTIONS: in lower case, and "What is E's A?", where the answer turns words round
+OTHER_SHARE = 0.3  # of the questions are asked in these forms, which no evaluation asks in
+OTHER_FORMS = {  # {w}: some words of the texts, so that the model learns to pass over what it does not know
+    "fact": (
+        "Who is the {a} of {e}?",
+        "Who's the {a} of {e}?",
+        "Which is the {a} of {e}?",
+        "How large is the {a} of {e}?",
+        "Where is the {a} of {e}?",
+        "Give me the {a} of {e}.",
+        "Name the {a} of {e}.",
+        "Do you know the {a} of {e}?",
+        "Can you tell me what the {a} of {e} is?",
+        "What {a} does {e} have?",
+        "Which {a} has {e}?",
+        "{e}: what is the {a}?",
+        "{w} the {a} of {e}?",
+        "{w} the {a} of {e} {w}?",
+        "{w} {a} {w} {e}?",
+        "{w} {e}'s {a}?",
+    ),
+    "passkey": ("Give me the pass key.", "What pass key is hidden here?", "{w} pass key?", "{w} the pass key {w}?"),
+    "key": ("What is {e}?", "Give me {e}.", "Find the value of {e}.", "{e}?", "{w} {e}?", "{w} {e} {w}?"),
+}
 SYSTEM_TEXTS = ("Answer from the text.", "You are a helpful assistant.", "Use the documents. Be brief.")
 
 
@@ -127,6 +150,8 @@ class Sampler:
             return self.random_repeats(rng, stage.length)
         if draw < 0.44:
             return self.document_row(rng, stage.length, 0, dense=False)
+        if draw < 0.50:
+            return self.document_row(rng, stage.length, rng.randint(2, stage.length // 20), dense=True, keys=True)
         dense = rng.random() < 0.6
         most = min(stage.max_facts, stage.length // 30) if dense else stage.max_facts
         return self.document_row(rng, stage.length, rng.randint(min(2, most), most), dense)
@@ -179,9 +204,9 @@ class Sampler:
             row.add(piece[start + lead : start + lead + run], CONTINUATION_WEIGHT)
         return row
 
-    def document_row(self, rng: random.Random, length: int, count: int, dense: bool) -> Row:
-        """A piece of a document with ``count`` facts in it, and as many questions as find room."""
-        chosen = self.facts(rng, count) if count else []
+    def document_row(self, rng: random.Random, length: int, count: int, dense: bool, keys: bool = False) -> Row:
+        """A piece of a document with ``count`` facts (or ``keys``) in it, and as many questions as find room."""
+        chosen = facts.key_values(rng, count) if keys else self.facts(rng, count) if count else []
         hidden = sum(55 if f.kind == "fact" else 25 for f in chosen)
         questions = max(1, min(len(chosen) or 3, length // (2 * QUESTION_TOKENS), rng.randint(2, 12)))
         size = length - questions * QUESTION_TOKENS - 2
@@ -216,6 +241,8 @@ class Sampler:
         at += value[0] == self.space
         for weight, index in zip(DECIDING_WEIGHTS, range(first + at, len(row.ids) - 1), strict=False):
             row.weights[index] = weight
+        if fact.kind == "key":  # in a list of numbers every digit is followed by another one somewhere else
+            row.weights[first + at + 1 :] = [DECIDING_WEIGHTS[1]] * (len(row.ids) - first - at - 1)
 
     def places(self, rng: random.Random, count: int) -> list[float] | None:
         """Half of the documents have their facts side by side (a list), the others anywhere."""
@@ -239,13 +266,21 @@ class Sampler:
             return *self.passage(rng, text), CONTINUATION_WEIGHT
         draw = rng.random()
         if draw < 0.65:
-            hard = fact.kind == "fact" and rng.random() < 0.35
-            asked = fact.question(rng, rng.choice(HARD_FORMS) if hard else None)
+            asked = self.question(rng, fact)
             asked = asked.lower() if rng.random() < 0.04 else asked
             system = f"{rng.choice(SYSTEM_TEXTS)}\n" if rng.random() < 0.08 else ""
             return self.encode(f"{system}Question: {asked}\nAnswer:"), self.answer(fact), ANSWER_WEIGHT
         ending = "\n" if fact.kind == "key" else "."
         return self.encode(fact.restatement(rng)), [*self.encode(f" {fact.value}{ending}"), self.eos], ANSWER_WEIGHT
+
+    def question(self, rng: random.Random, fact: Fact) -> str:
+        """A question as the evaluation asks it, most often a hard one, or in other words."""
+        if rng.random() < OTHER_SHARE:
+            asked = rng.choice(OTHER_FORMS[fact.kind])
+            words = " ".join(rng.choices(self.plain_words, k=rng.randint(1, 4)))
+            return asked.format(a=fact.attribute, e=fact.entity, w=words)
+        hard = fact.kind == "fact" and rng.random() < 0.45
+        return fact.question(rng, rng.choice(HARD_FORMS) if hard else None)
 
     def answer(self, fact: Fact) -> list[int]:
         """A whole sentence: its last words before the value are then like those in the document, and easy to find."""

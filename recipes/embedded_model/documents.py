@@ -29,6 +29,9 @@ LARGE = 400  # tokens: chunks of this size and more are as hard as those that th
 LARGE_SHARE = 0.5
 MANY_SHARE = 0.12  # of the batches: a memory as long as that of a long document, of small chunks
 MANY_TOKENS = 12288  # of such a batch
+MANY_SLOTS = 480  # so many hold the candidates of about 400,000 tokens
+SLOTS_SHARE = 0.2  # of the batches: chunks without an answer stand in the memory again and again, up to ``MANY_SLOTS``
+LIST_SHARE = 0.2  # of the documents of facts: nothing but ``key: value`` lines
 STEPS = 84  # rows of local context in a batch
 WINDOW_ROWS = (Stage(0, 256, 8, 6), Stage(0, 512, 20, 3), Stage(0, 1024, 30, 2))
 
@@ -94,11 +97,11 @@ def text_document(sampler: Sampler, rng: random.Random, tokens: int, asks: Asks 
     if rng.random() < asks.crowd:
         count = rng.randint(8, 24)
     count = max(1, min(count, tokens // 26))
-    chosen = sampler.facts(rng, count)
-    hidden = sum(60 if fact.kind == "fact" else 25 for fact in chosen)
+    made = sampler.facts(rng, count)
+    hidden = sum(60 if fact.kind == "fact" else 25 for fact in made)
     chars = max(rng.randint(20, 200), round(tokens * 2.9) - hidden)
-    places = sampler.places(rng, len(chosen)) if rng.random() < 0.2 else None
-    document = facts.hide(chosen, sampler.filler(rng, chars), rng, places)
+    places = sampler.places(rng, len(made)) if rng.random() < 0.2 else None
+    document = facts.hide(made, sampler.filler(rng, chars), rng, places)
     encoding = sampler.encoder.encode(document.text, add_special_tokens=False)
     ids = encoding.ids[:tokens]
     ends = [b for _, b in encoding.offsets[:tokens]]
@@ -107,14 +110,8 @@ def text_document(sampler: Sampler, rng: random.Random, tokens: int, asks: Asks 
         for f, (a, b) in zip(document.facts, document.spans, strict=True)
         if b <= ends[-1]
     }
-    asked = []
-    for fact in rng.sample(list(spans), min(len(spans), asks.facts)):
-        prompt, answer, weight = sampler.task(rng, fact, "")
-        row = Row([sampler.bos, *prompt], [0.0] * (len(prompt) + 1))
-        row.add(answer, weight)
-        sampler.stress(row, answer, fact)
-        first = next(i for i, w in enumerate(row.weights) if w == DECIDING_WEIGHTS[0])
-        asked.append(Asked(row, spans[fact], first))
+    chosen = rng.sample(list(spans), min(len(spans), asks.facts))
+    asked = [_asked(sampler, rng, fact, spans[fact]) for fact in chosen]
     for _ in range(asks.passages):
         found = _passage(sampler, rng, ids)
         if found:
@@ -122,6 +119,30 @@ def text_document(sampler: Sampler, rng: random.Random, tokens: int, asks: Asks 
     if not asked:
         return text_document(sampler, rng, tokens, asks)
     return ids, asked
+
+
+def list_document(sampler: Sampler, rng: random.Random, tokens: int) -> Drawn:
+    """Nothing but ``key: value`` lines, and some of the keys as questions."""
+    lines = facts.key_values(rng, max(4, tokens // 5))
+    text = "".join(f"{fact.entity}: {fact.value}\n" for fact in lines)
+    encoding = sampler.encoder.encode(text, add_special_tokens=False)
+    ends = [b for _, b in encoding.offsets[:tokens]]
+    asked, start = [], 0
+    for fact in lines:
+        end = start + len(f"{fact.entity}: {fact.value}")
+        if end <= ends[-1]:
+            asked.append((fact, (bisect_right(ends, start), bisect_left(ends, end))))
+        start = end + 1
+    chosen = rng.sample(asked, min(len(asked), 10))
+    return encoding.ids[:tokens], [_asked(sampler, rng, fact, source) for fact, source in chosen]
+
+
+def _asked(sampler: Sampler, rng: random.Random, fact: facts.Fact, source: tuple[int, int]) -> Asked:
+    prompt, answer, weight = sampler.task(rng, fact, "")
+    row = Row([sampler.bos, *prompt], [0.0] * (len(prompt) + 1))
+    row.add(answer, weight)
+    sampler.stress(row, answer, fact)
+    return Asked(row, source, next(i for i, w in enumerate(row.weights) if w == DECIDING_WEIGHTS[0]))
 
 
 def _passage(sampler: Sampler, rng: random.Random, ids: list[int]) -> Asked | None:
@@ -148,6 +169,7 @@ class Documents:
     segment: torch.Tensor  # [D, G]: number of the question, -1 behind the last
     place: torch.Tensor  # [D, G]: position within the question
     home: torch.Tensor  # [D, G]: the chunk in which this token is found; -1 where that is unknown
+    slots: torch.Tensor  # [D, M]: which chunk each slot of the memory is of
 
 
 def draw_chunk_size(rng: random.Random, low: int, high: int) -> int:
@@ -173,9 +195,27 @@ def draw_batch(sampler: Sampler, rng: random.Random) -> Documents:
         size = log_uniform(rng, 48, 96)
         count = rng.randint(32, MANY_TOKENS // (size + 100))
         make = partial(text_document, asks=OF_MANY_CHUNKS)
+    elif rng.random() < LIST_SHARE:
+        make = list_document
     elif size >= LARGE:
         make = partial(text_document, asks=OF_LARGE_CHUNKS)
-    return _in_chunks(sampler.bos, size, count, _draw_documents(sampler, rng, make, size, count))
+    docs = _in_chunks(sampler.bos, size, count, _draw_documents(sampler, rng, make, size, count))
+    if rng.random() < SLOTS_SHARE:
+        docs.slots = draw_slots(rng, docs.home, log_uniform(rng, count, MANY_SLOTS), count)
+    return docs
+
+
+def draw_slots(rng: random.Random, home: torch.Tensor, total: int, count: int) -> torch.Tensor:
+    """``total`` slots of ``count`` chunks in any order: what no question asks for is there again and again.
+
+    Makes the memory of a document of some 100,000 tokens from what a few thousand cost to read.
+    """
+    slots = []
+    for homes in home.tolist():
+        others = [c for c in range(count) if c not in homes] or list(range(count))
+        of_document = [*range(count), *rng.choices(others, k=total - count)]
+        slots.append(rng.sample(of_document, total))
+    return torch.tensor(slots)
 
 
 def _draw_documents(
@@ -213,7 +253,8 @@ def _in_chunks(bos: int, size: int, count: int, drawn: list[Drawn]) -> Documents
             questions[d, at:end], weights[d, at:end] = torch.tensor(row.ids), torch.tensor(row.weights)
             segment[d, at:end], place[d, at:end] = number, torch.arange(end - at)
             at = end
-    return Documents(chunks, sizes, questions, weights, segment, place, home)
+    slots = torch.arange(count).expand(len(drawn), -1)
+    return Documents(chunks, sizes, questions, weights, segment, place, home, slots)
 
 
 @dataclass

@@ -41,7 +41,7 @@ class Pass:
     Attributes:
         states: of the newest tokens, ``[R, width]``
         candidates: hidden states of all possible candidates after some layers, ``[D, C, G, width]``
-        looked_at: attention of the reading heads on each candidate, by layer, ``[R, groups, C]``
+        looked_at: attention of the reading heads on each slot, by layer, ``[R, groups, M]``
     """
 
     states: Tensor
@@ -78,16 +78,18 @@ def forward(model: LlamaForCausalLM, docs: Documents, steps: Steps) -> Pass:
     local = embed(steps.ids)
     mask, row_place = _chunk_rows(docs)
     newest = (torch.arange(len(steps.ids)), steps.length - 1)
-    here = (steps.document[:, None], torch.arange(c), slice(None), s + steps.newest[:, None])  # candidates of a step
+    slots = docs.slots[steps.document]  # [R, M]
+    m = slots.shape[1]
+    here = (steps.document[:, None], slots, slice(None), s + steps.newest[:, None])  # candidates of a step
     for index, layer in enumerate(layers):
         normed = layer.input_layernorm(rows)
         keys = positions.heads(layer.self_attn.k_proj(normed))  # [DC, groups, T, size], not turned yet
         values = positions.heads(layer.self_attn.v_proj(normed))
-        memory_keys = positions.turn(keys.unflatten(0, (d, c))[here].transpose(1, 2), torch.arange(c)[None, None])
+        memory_keys = positions.turn(keys.unflatten(0, (d, c))[here].transpose(1, 2), torch.arange(m)[None, None])
         memory_values = values.unflatten(0, (d, c))[here].transpose(1, 2)
         local, share = _read_memory(layer, local, memory_keys, memory_values, positions)
         if index in READING_LAYERS:
-            looked_at[index] = share[newest[0], :, 0, newest[1], :c]
+            looked_at[index] = share[newest[0], :, 0, newest[1], :m]
         if index + 1 < len(layers):  # nothing asks for what chunks become in the last layer
             queries = positions.turn(positions.heads(layer.self_attn.q_proj(normed)), row_place)
             keys = positions.turn(keys, row_place).to(values.dtype)
@@ -184,9 +186,9 @@ def _reading_loss(docs: Documents, steps: Steps, weight: Tensor, looked_at: dict
     known = home >= 0
     share = weight[known] / weight[known].sum().clamp(min=1e-6)
     total, shares = torch.zeros(()), {}
+    right = docs.slots[steps.document[known]] == home[known][:, None]  # [steps, M]
     for layer, looked in looked_at.items():
-        place = home[known][:, None, None].expand(-1, looked.shape[1], 1)
-        at_home = looked[known].gather(2, place)[..., 0]  # [steps, groups]
+        at_home = (looked[known] * right[:, None]).sum(-1)  # [steps, groups]
         total = total - ((at_home + 1e-6).log().mean(-1) * share).sum()
         shares |= {f"read_{layer}": at_home.mean(-1)}
     return total, shares
