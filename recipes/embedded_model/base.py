@@ -1,4 +1,4 @@
-"""Step 2: trains the base of the embedded model on the CPU: ``python -m recipes.embedded_model.base --text FOLDER``.
+"""Step 2: trains the base of the embedded model: ``python -m recipes.embedded_model.base --text FOLDER``.
 
 Stopped at any point, the same command goes on from the last checkpoint with the same data and the same result.
 """
@@ -44,7 +44,7 @@ class Losses:
 
 def losses(model: LlamaForCausalLM, ids: torch.Tensor, weights: torch.Tensor) -> Losses:
     """Weighted loss of the last layer, and of the same head after ``LENS_LAYERS`` on answers and continuations."""
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(ids.device.type, torch.bfloat16):
         states = model.model(ids, use_cache=False, output_hidden_states=True).hidden_states
         target, weight = ids[:, 1:], weights[:, 1:]
         used = weight > 0
@@ -106,7 +106,7 @@ def train(args: argparse.Namespace) -> None:
     torch.set_num_threads(args.threads)
     tokenizer = AutoTokenizer.from_pretrained(args.tokenizer)
     cfg = init.config(len(tokenizer), tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id)
-    model = init.build(cfg, args.seed)
+    model = init.build(cfg, args.seed).to(args.device)
     opts = optimizers(model)
     first = load(args.out / "checkpoint.pt", model, opts)
     sampler = Sampler(tokenizer, read_texts(args.text).train)
@@ -117,7 +117,7 @@ def train(args: argparse.Namespace) -> None:
     bar = tqdm(loader, initial=first, total=args.steps, mininterval=10)
     for step, (ids, weights) in enumerate(bar, first):
         began = time.monotonic()
-        result = losses(model, ids, weights)
+        result = losses(model, ids.to(args.device), weights.to(args.device))
         result.total.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         advance(opts, rate(step, args.steps))
@@ -168,7 +168,7 @@ def save(
     state = {"step": step, "model": model.state_dict(), "optimizers": [o.state_dict() for o in opts]}
     torch.save(state, out / "checkpoint.tmp")
     (out / "checkpoint.tmp").replace(out / "checkpoint.pt")
-    copy.deepcopy(model).half().save_pretrained(out)
+    copy.deepcopy(model).cpu().half().save_pretrained(out)
     tokenizer.save_pretrained(out)
 
 
@@ -176,7 +176,7 @@ def load(path: Path, model: LlamaForCausalLM, opts: list[torch.optim.Optimizer])
     """Restores a checkpoint if there is one; returns the number of the next step."""
     if not path.exists():
         return 0
-    state = torch.load(path, weights_only=True)
+    state = torch.load(path, map_location=model.device, weights_only=True)
     model.load_state_dict(state["model"])
     for optimizer, saved in zip(opts, state["optimizers"], strict=True):
         optimizer.load_state_dict(saved)
@@ -190,7 +190,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/embedded/base"))
     parser.add_argument("--steps", type=int, default=1200)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=2, help="of the CPU")
     parser.add_argument("--save-minutes", type=float, default=4.0)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)

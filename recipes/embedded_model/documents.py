@@ -6,9 +6,10 @@ import math
 import random
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
+from typing import Self
 
 import torch
 from torch.utils.data import IterableDataset
@@ -55,6 +56,7 @@ class Asks:
 
 
 Drawn = tuple[list[int], list[Asked]]  # a document's tokens, and what is asked about it
+Maker = Callable[..., Drawn]
 SOME, OF_LARGE_CHUNKS, OF_MANY_CHUNKS = Asks(4, 5), Asks(10, 8, crowd=0.5), Asks(2, 1)
 
 
@@ -159,7 +161,15 @@ def _passage(sampler: Sampler, rng: random.Random, ids: list[int]) -> Asked | No
 
 
 @dataclass
-class Documents:
+class Tensors:
+    """Tensors that go from device to device together."""
+
+    def to(self, device: str) -> Self:
+        return replace(self, **{name: tensor.to(device) for name, tensor in vars(self).items()})
+
+
+@dataclass
+class Documents(Tensors):
     """``D`` documents of ``C`` chunks of at most ``S`` tokens, and their questions, ``G`` tokens in all."""
 
     chunks: torch.Tensor  # [D, C, S]
@@ -199,7 +209,7 @@ def draw_batch(sampler: Sampler, rng: random.Random) -> Documents:
         make = list_document
     elif size >= LARGE:
         make = partial(text_document, asks=OF_LARGE_CHUNKS)
-    docs = _in_chunks(sampler.bos, size, count, _draw_documents(sampler, rng, make, size, count))
+    docs = in_chunks(sampler.bos, size, count, _draw_documents(sampler, rng, make, size, count))
     if rng.random() < SLOTS_SHARE:
         docs.slots = draw_slots(rng, docs.home, log_uniform(rng, count, MANY_SLOTS), count)
     return docs
@@ -218,9 +228,7 @@ def draw_slots(rng: random.Random, home: torch.Tensor, total: int, count: int) -
     return torch.tensor(slots)
 
 
-def _draw_documents(
-    sampler: Sampler, rng: random.Random, make: Callable[..., Drawn], size: int, count: int
-) -> list[Drawn]:
+def _draw_documents(sampler: Sampler, rng: random.Random, make: Maker, size: int, count: int) -> list[Drawn]:
     drawn: list[Drawn] = []
     used = 0
     while used < TOKENS and len(drawn) < 12:
@@ -232,7 +240,8 @@ def _draw_documents(
     return drawn
 
 
-def _in_chunks(bos: int, size: int, count: int, drawn: list[Drawn]) -> Documents:
+def in_chunks(bos: int, size: int, count: int, drawn: list[Drawn]) -> Documents:
+    """Documents cut into ``count`` chunks of at most ``size`` tokens behind their BOS, as tensors."""
     chunks = torch.zeros(len(drawn), count, size + 1, dtype=torch.long)
     sizes = torch.ones(len(drawn), count, dtype=torch.long)
     length = max(sum(len(asked.row.ids) for asked in rows) for _, rows in drawn)
@@ -258,7 +267,7 @@ def _in_chunks(bos: int, size: int, count: int, drawn: list[Drawn]) -> Documents
 
 
 @dataclass
-class Steps:
+class Steps(Tensors):
     """Some steps of decoding: rows of local context that end with the newest token.
 
     ``R`` rows over all documents, ``L`` tokens, padded at the right.

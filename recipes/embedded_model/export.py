@@ -20,8 +20,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--base", type=Path, default=Path("runs/embedded/memory"))
     parser.add_argument("--adapter", type=Path, default=Path("runs/embedded/adapter/adapter"))
+    parser.add_argument("--out", type=Path, default=EMBEDDED_FOLDER)
     args = parser.parse_args()
-    base, adapter = EMBEDDED_FOLDER / "base", EMBEDDED_FOLDER / "adapter"
+    base, adapter = args.out / "base", args.out / "adapter"
     shutil.rmtree(base, ignore_errors=True)
     shutil.copytree(args.base, base, ignore=shutil.ignore_patterns(*OF_TRAINING))
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
@@ -29,10 +30,10 @@ def main() -> None:
     save_adapter(
         adapter, projections, model, trained_with=trained_with, base_id="focusllm-embedded", dtype=torch.float16
     )
-    for path in EMBEDDED_FOLDER.rglob("*"):
+    for path in args.out.rglob("*"):
         path.chmod(0o755 if path.is_dir() else 0o644)  # safetensors writes files that only their owner can read
-    size = sum(path.stat().st_size for path in EMBEDDED_FOLDER.rglob("*") if path.is_file())
-    print(f"{size:,} bytes in {EMBEDDED_FOLDER}")
+    size = sum(path.stat().st_size for path in args.out.rglob("*") if path.is_file())
+    print(f"{size:,} bytes in {args.out}")
     if size > LIMIT:
         raise SystemExit(f"That is more than the {LIMIT:,} bytes the package may carry.")
 

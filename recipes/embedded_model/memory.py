@@ -140,7 +140,7 @@ def _rest_of_layer(layer: nn.Module, states: Tensor, mixed: Tensor) -> Tensor:
 
 def losses(model: LlamaForCausalLM, docs: Documents, steps: Steps) -> tuple[Tensor, dict[str, float]]:
     """Loss of the answers, and what helps to learn them; with shares of what is right, for the log."""
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(docs.chunks.device.type, torch.bfloat16), docs.chunks.device:
         result = forward(model, docs, steps)
         target, weight = (of[steps.document, steps.newest + 1] for of in (docs.questions, docs.weights))
         logits = model.lm_head(result.states).float()
@@ -198,7 +198,7 @@ def train(args: argparse.Namespace) -> None:
     """Runs from the last checkpoint (or from the base) to ``args.steps``."""
     torch.set_num_threads(args.threads)
     tokenizer = AutoTokenizer.from_pretrained(args.base)
-    model = LlamaForCausalLM.from_pretrained(args.base, dtype=torch.float32).train()
+    model = LlamaForCausalLM.from_pretrained(args.base, dtype=torch.float32).train().to(args.device)
     opts = base.optimizers(model)
     first = base.load(args.out / "checkpoint.pt", model, opts)
     sampler = Sampler(tokenizer, read_texts(args.text).train)
@@ -207,9 +207,9 @@ def train(args: argparse.Namespace) -> None:
     bar = tqdm(DataLoader(batches, None, num_workers=1, prefetch_factor=8), initial=first, total=args.steps)
     for step, (ids, weights, docs, steps) in enumerate(bar, first):
         began = time.monotonic()
-        window = base.losses(model, ids, weights)
+        window = base.losses(model, ids.to(args.device), weights.to(args.device))
         window.total.backward()
-        loss, shares = losses(model, docs, steps)
+        loss, shares = losses(model, docs.to(args.device), steps.to(args.device))
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         base.advance(opts, args.rate * base.rate(step, args.steps))
@@ -232,7 +232,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--rate", type=float, default=0.7, help="learning rates, as a share of those of step 2")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=2, help="of the CPU")
     parser.add_argument("--save-minutes", type=float, default=4.0)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
