@@ -16,12 +16,13 @@ _PATIENCE = 2.0  # seconds without a bar
 
 
 class ReadingProgress:
-    """Shows how many chunks have been read; silent where it is quick, or where nobody watches.
+    """Shows how much has been read; silent where it is quick, or where nobody watches.
 
     Also hands every report on to `report`.
     """
 
-    def __init__(self, *, visible: bool, report: Report | None = None) -> None:
+    def __init__(self, what: str = "reading chunks", *, visible: bool, report: Report | None = None) -> None:
+        self._what = what
         self._visible = visible and sys.stderr.isatty()
         self._report = report
         self._started = time.monotonic()
@@ -44,14 +45,14 @@ class ReadingProgress:
             return
         if self._bar is None and done < total and time.monotonic() - self._started > _PATIENCE:
             self._bar = Progress(
-                TextColumn("reading chunks"),
+                TextColumn("{task.description}"),
                 BarColumn(),
                 MofNCompleteColumn(),
                 TimeRemainingColumn(),
                 console=Console(stderr=True),
                 transient=True,
             )
-            self._bar.add_task("reading", total=total)
+            self._bar.add_task(self._what, total=total)
             self._bar.start()
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=done)

@@ -33,7 +33,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "training.*": {
         *("training.*", "attention.*", "chunk_cache", "chunking", "config", "decoding", "device", "errors", "model"),
-        *("checkpoint", "planning"),
+        *("checkpoint", "planning", "progress"),
     },
     "evaluation.*": {"evaluation.*", "engine", "config", "errors"},
 }

@@ -26,11 +26,13 @@ from focus_core.config import ResolvedConfig
 from focus_core.errors import ConfigError, ContextOverflowError
 from focus_core.model import FocusModel
 from focus_core.planning import check_room
+from focus_core.progress import Report
 from focus_core.training.config import TrainingConfig
 from focus_core.training.examples import Question, TrainingExample
 
 _TEXTS_REMEMBERED = 64  # tokenized texts kept, because one long text gives many samples
 _SMALLEST_TEXT = 4  # tokens; fewer leave nothing to chunk and continue
+_SHORT_TEXT = 256  # characters; below, a text is looked at before the first step
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,29 @@ class FileExamples:
         tokenizer = AutoTokenizer.from_pretrained(tokenizer_id)
         return cls(config, records, tokenizer, focus.config)
 
+    def check(self, report: Report) -> None:
+        """Look at every record before the first step: does it fit, however its sizes are drawn?
+
+        Tokenizes all documents and questions once.
+
+        Raises:
+            ConfigError: names the record and what does not fit
+        """
+        drawn = {name for name in self._by_objective if self._config.objectives.get(name, 1.0) > 0}
+        records = list(dict.fromkeys(record for name in drawn for record in self._by_objective[name]))
+        for done, record in enumerate(records, 1):
+            if record.documents:
+                self._check_answering(record)
+            elif len(record.text) < _SHORT_TEXT:
+                self._span_tokens(record)
+            report(done, len(records))
+
+    def _check_answering(self, record: Record) -> None:
+        documents = [self._tokenize(text) for text in record.documents]
+        sizes = self._fitting_sizes(documents, record)
+        for size in {min(sizes), max(sizes)}:  # the most chunks, and the longest ones
+            self._example(record, documents, self._layout(size, max(self._config.dynamic_prompts)))
+
     def __call__(self, number: int) -> TrainingExample:
         draw = random.Random(f"{self._config.seed}/{number}")
         names = list(self._by_objective)
@@ -113,9 +138,7 @@ class FileExamples:
 
         The span's last tokens are the targets, what comes before them is the local context.
         """
-        tokens = self._tokens(record.text)
-        if len(tokens) < _SMALLEST_TEXT:
-            raise ConfigError(f"{record.where}: field 'text' has {len(tokens)} tokens, too few to learn from.")
+        tokens = self._span_tokens(record)
         size = draw.choice(self._config.chunk_sizes)
         # No longer than the memory may be, so that what is repeated lies in it, whole.
         length = min(draw.randint(*self._config.local_lengths), len(tokens) // 2, size * self._config.max_chunks)
@@ -126,13 +149,22 @@ class FileExamples:
         span_start = border if objective == "continuation" else draw.randint(start, border - length)
         span = tokens[span_start : span_start + length]
         before = max(1, length - self._config.targets_per_span)
-        layout = self._layout(draw, size)
+        layout = self._layout(size, draw.choice(self._config.dynamic_prompts))
         question = Question.of(layout, span[:before], span[before:])
         return TrainingExample(layout.document_chunks(tokens[start:border]), [question], objective)
 
+    def _span_tokens(self, record: Record) -> TokenIds:
+        tokens = self._tokens(record.text)
+        if len(tokens) < _SMALLEST_TEXT:
+            raise ConfigError(f"{record.where}: field 'text' has {len(tokens)} tokens, too few to learn from.")
+        return tokens
+
     def _answering(self, draw: random.Random, record: Record) -> TrainingExample:
         documents = [self._tokens(text) for text in record.documents]
-        layout = self._layout(draw, self._fitting_size(draw, documents, record))
+        size = draw.choice(self._fitting_sizes(documents, record))
+        return self._example(record, documents, self._layout(size, draw.choice(self._config.dynamic_prompts)))
+
+    def _example(self, record: Record, documents: Sequence[TokenIds], layout: TextLayout) -> TrainingExample:
         chunks = layout.chunks_of(documents)
         questions = [self._question(layout, asked) for asked in record.questions]
         for question in questions:
@@ -168,14 +200,13 @@ class FileExamples:
 
     # --- sizes --------------------------------------------------------------------------------------------------------
 
-    def _layout(self, draw: random.Random, size: int) -> TextLayout:
-        prompt = min(draw.choice(self._config.dynamic_prompts), size)
+    def _layout(self, size: int, prompt: int) -> TextLayout:
         bos_rule = self._config.bos_per_chunk
-        limits = replace(self._limits, chunk_size=size, dynamic_prompt=prompt, bos_per_chunk=bos_rule)
+        limits = replace(self._limits, chunk_size=size, dynamic_prompt=min(prompt, size), bos_per_chunk=bos_rule)
         return TextLayout(limits, self._tokenizer.bos_token_id)  # as the engine has it
 
-    def _fitting_size(self, draw: random.Random, documents: Sequence[TokenIds], record: Record) -> int:
-        """A chunk size that cuts the documents into at most `max_chunks`."""
+    def _fitting_sizes(self, documents: Sequence[TokenIds], record: Record) -> list[int]:
+        """Chunk sizes that cut the documents into at most `max_chunks`."""
         counts = {size: sum(-(-len(d) // size) for d in documents) for size in self._config.chunk_sizes}
         fitting = [size for size, count in counts.items() if count <= self._config.max_chunks]
         if not fitting:
@@ -184,7 +215,7 @@ class FileExamples:
                 f"{record.where}: field 'documents' makes {counts[size]} chunks of {size} tokens, but "
                 f"max_chunks={self._config.max_chunks}. Raise max_chunks or chunk_sizes, or shorten the documents."
             )
-        return draw.choice(fitting)
+        return fitting
 
     def _check_window(self) -> None:
         config, window = self._config, self._limits.window

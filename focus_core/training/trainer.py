@@ -32,6 +32,7 @@ from focus_core.config import FocusConfig
 from focus_core.device import choose_device
 from focus_core.errors import ConfigError, FocusError
 from focus_core.model import FocusModel
+from focus_core.progress import ReadingProgress
 from focus_core.training.config import TrainingConfig
 from focus_core.training.examples import TrainingExample
 from focus_core.training.log import LossLog
@@ -77,7 +78,7 @@ def train(
         random.seed(config.seed)
         focus, base_id = _focus_model(config, model, accelerator.device)
         if examples is None:
-            examples = _examples_from_files(config, focus, base_id)
+            examples = _examples_from_files(config, focus, base_id, visible=accelerator.is_main_process)
         return _Run(config, accelerator, focus, base_id).to_the_end(examples, evaluate)
     finally:
         # Otherwise a second run in this process could not choose another precision.
@@ -330,7 +331,10 @@ def _loaded(config: TrainingConfig, device: torch.device) -> LoadedModel:
     return load_model(config.model, adapter=config.adapter, device=str(device), dtype=config.dtype)
 
 
-def _examples_from_files(config: TrainingConfig, focus: FocusModel, base_id: str) -> Examples:
+def _examples_from_files(config: TrainingConfig, focus: FocusModel, base_id: str, *, visible: bool) -> Examples:
     from focus_core.training.data import FileExamples  # needs a tokenizer, which examples made in Python do not
 
-    return FileExamples.open(config, focus, base_id)
+    examples = FileExamples.open(config, focus, base_id)
+    with ReadingProgress("checking the data", visible=visible) as progress:
+        examples.check(progress)
+    return examples

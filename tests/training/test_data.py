@@ -132,6 +132,38 @@ def test_a_question_that_exceeds_the_window_is_refused_not_cut(tmp_path: Path) -
         examples(tmp_path, record)(0)
 
 
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ({"documents": [text(100)], "question": "w1", "answer": "w2"}, "line 2: .* makes 7 chunks of 16 tokens"),
+        ({"documents": [text(20)], "question": text(150), "answer": "w2"}, "line 2: .* a local context of 153 tokens"),
+        ({"text": "w1 w2"}, "line 2: field 'text' has 2 tokens, too few"),
+    ],
+)
+def test_what_will_not_fit_is_found_before_the_first_step(tmp_path: Path, record: dict[str, Any], message: str) -> None:
+    fine = {"documents": [text(20)], "question": "w1", "answer": "w2"}
+    with pytest.raises(ConfigError, match=message):
+        examples(tmp_path, fine, record).check(lambda done, all_: None)
+
+
+def test_a_question_must_fit_behind_the_most_chunks_that_may_be_drawn(tmp_path: Path) -> None:
+    record = {"documents": [text(60)], "question": text(117), "answer": "w2"}
+    for sizes, fits in (((16,), True), ((16, 8), False)):
+        found = examples(tmp_path, record, chunk_sizes=sizes, max_chunks=8)
+        if fits:
+            found.check(lambda done, all_: None)
+        else:
+            with pytest.raises(ConfigError, match="A memory of 8 chunks"):
+                found.check(lambda done, all_: None)
+
+
+def test_the_check_looks_at_every_record_once(tmp_path: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    records = ({"text": text(9)}, {"documents": ["w1"], "question": "w1", "answer": "w2"})
+    examples(tmp_path, *records).check(lambda done, all_: seen.append((done, all_)))
+    assert seen == [(1, 2), (2, 2)]
+
+
 @pytest.mark.parametrize("number", range(40))
 def test_a_span_longer_than_the_memory_may_be_is_made_shorter(tmp_path: Path, number: int) -> None:
     """Cutting the memory instead would leave nothing to repeat, or a gap before what continues it."""
