@@ -26,7 +26,7 @@ from focus_core.documents import PreparedDocuments
 from focus_core.errors import ConfigError, DocumentError
 from focus_core.model import FocusModel
 from focus_core.planning import Plan, check_room, make_plan
-from focus_core.progress import ReadingProgress, Report
+from focus_core.progress import ProgressBar, Report, sign_of_life
 from focus_core.reader import ChunkReader
 from focus_core.registry import SharedModel, shared_model
 from focus_core.sampling import Sampler
@@ -266,10 +266,10 @@ class FocusEngine:
                     usage=Usage(sum(map(len, texts)) + len(local), document_tokens=sum(map(len, texts))),
                 )
             )
-        with ReadingProgress(visible=self._progress, report=report) as progress:
-            for members in _with_same_chunks(requests, tokens_per_pass(self.focus.model)):
+        for members in _with_same_chunks(requests, tokens_per_pass(self.focus.model)):
+            with ProgressBar(visible=self._progress, report=report) as progress:
                 decoding = self._decoding([requests[index] for index in members], progress)
-                yield from self._run(decoding, {index: requests[index] for index in members})
+            yield from self._run(decoding, {index: requests[index] for index in members})
 
     # --- reading ------------------------------------------------------------------------------------------------------
 
@@ -293,7 +293,7 @@ class FocusEngine:
             lengths = [len(chunk) for chunk in chunks_of_text]
             check_room(self.config, chunk_lengths=lengths, prompt=1, local=1, new_tokens=1)
             chunks += chunks_of_text
-        with ReadingProgress(visible=self._progress, report=report) as progress:
+        with ProgressBar(visible=self._progress, report=report) as progress:
             self._reader.read(chunks, progress)
         return prepared
 
@@ -334,14 +334,15 @@ class FocusEngine:
         if not listed:
             raise DocumentError("documents is an empty list. Hand over at least one document, or leave it out.")
         texts: list[TokenIds] = []
-        for number, document in enumerate(listed, 1):
-            if isinstance(document, PreparedDocuments):
-                texts += self._tokens_of(document)
-            elif isinstance(document, str) and document.strip():
-                texts.append(self._remembered(document))
-            else:
-                kind = "empty" if isinstance(document, str) else f"a {type(document).__name__}, not a string"
-                raise DocumentError(f"Document {number} of {len(listed)} is {kind}. Leave it out or give its text.")
+        with sign_of_life("tokenizing", visible=self._progress):
+            for number, document in enumerate(listed, 1):
+                if isinstance(document, PreparedDocuments):
+                    texts += self._tokens_of(document)
+                elif isinstance(document, str) and document.strip():
+                    texts.append(self._remembered(document))
+                else:
+                    kind = "empty" if isinstance(document, str) else f"a {type(document).__name__}, not a string"
+                    raise DocumentError(f"Document {number} of {len(listed)} is {kind}. Leave it out or give its text.")
         return texts
 
     def _tokens_of(self, prepared: PreparedDocuments) -> Sequence[TokenIds]:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from focus_core.cli import options
-from focus_core.cli.loading import load_engine, read_documents, sign_of_life
+from focus_core.cli.loading import load_engine, read_documents
+from focus_core.progress import ProgressBar, sign_of_life
 
 if TYPE_CHECKING:
     from focus_core.evaluation.run import Result
@@ -45,14 +46,16 @@ def evaluate(
     for name in chosen:
         task_named(name)
     texts = read_documents(text or [])
-    engine = load_engine(model, adapter, device, dtype, chunk_size=chunk_size)
+    engine = load_engine(model, adapter, device, dtype, chunk_size=chunk_size, progress=False)
     haystack = Haystack(engine, texts)
     typer.echo(f"{'task':<9}{'reader':<7}{'tokens':>9}{'trials':>8}{'right':>8}   95 % interval   s/document")
     for name in chosen:
         for length in tokens or [1_000, 4_000, 16_000]:
             for cut in (False, True) if control else (False,):
-                with sign_of_life(f"{name}, {length:,} tokens"):
-                    result = run(engine, name, length, trials=trials, seed=seed, haystack=haystack, cut=cut)
+                with ProgressBar(f"{name}, {length:,} tokens", visible=True) as progress:
+                    result = run(
+                        engine, name, length, trials=trials, seed=seed, haystack=haystack, cut=cut, watch=progress
+                    )
                 typer.echo(_line(result))
                 if out is not None:
                     with out.open("a", encoding="utf-8") as file:

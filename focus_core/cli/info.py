@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from focus_core.cli import options
-from focus_core.cli.loading import load_engine, read_documents, sign_of_life
+from focus_core.cli.loading import load_engine, read_documents
+from focus_core.progress import sign_of_life
 
 if TYPE_CHECKING:
     from focus_core.engine import FocusEngine

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import sys
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
 from focus_core.config import FocusConfig
+from focus_core.progress import sign_of_life
 
 if TYPE_CHECKING:
     from focus_core.engine import FocusEngine
     from focus_core.errors import DocumentError
 
-_PATIENCE = 2.0  # seconds without a sign of life
 _NAMED_AT_MOST = 5  # files that could not be read are named up to this number
 
 
@@ -33,9 +31,9 @@ def read_documents(names: Sequence[str]) -> list[str]:
 
 
 def load_engine(
-    model: str | None, adapter: str | None, device: str, dtype: str, *, chunk_size: int | None
+    model: str | None, adapter: str | None, device: str, dtype: str, *, chunk_size: int | None, progress: bool = True
 ) -> FocusEngine:
-    """The engine that the options ask for."""
+    """The engine that the options ask for; `progress` as it has it."""
     config = FocusConfig(chunk_size=chunk_size)
     with sign_of_life("starting"):
         from transformers.utils import logging
@@ -44,26 +42,9 @@ def load_engine(
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
     with sign_of_life("loading the model"):
-        return FocusEngine.from_pretrained(model, adapter=adapter, device=device, dtype=dtype, config=config)
-
-
-@contextmanager
-def sign_of_life(text: str) -> Iterator[None]:
-    """A spinner over what takes longer than two seconds, on a terminal."""
-    if not sys.stderr.isatty():
-        yield
-        return
-    from rich.console import Console
-
-    status = Console(stderr=True).status(text)
-    timer = threading.Timer(_PATIENCE, status.start)
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
-        timer.join()
-        status.stop()
+        return FocusEngine.from_pretrained(
+            model, adapter=adapter, device=device, dtype=dtype, config=config, progress=progress
+        )
 
 
 def _texts(name: str) -> list[str]:

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from focus_core.cli.loading import sign_of_life
 from focus_core.errors import ConfigError
+from focus_core.progress import sign_of_life
 
 
 def train(

@@ -14,7 +14,7 @@ from focus_core.engine import FocusEngine
 from focus_core.errors import ConfigError
 from focus_core.evaluation.tasks import Haystack, Sheet, Trial, task_named
 
-Watch = Callable[[int, int], None]  # trials done, trials right
+Watch = Callable[[int, int], None]  # trials done, and in all
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def evaluate(
         seconds.append(time.perf_counter() - started)
         asked += len(sheet.trials)
         if watch is not None:
-            watch(asked, right)
+            watch(asked, trials)
     low, high = wilson(right, asked)
     reader = "cut" if cut else "focus"
     middle = round(statistics.median(sizes))

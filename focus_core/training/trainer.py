@@ -32,7 +32,7 @@ from focus_core.config import FocusConfig
 from focus_core.device import choose_device
 from focus_core.errors import ConfigError, FocusError
 from focus_core.model import FocusModel
-from focus_core.progress import ReadingProgress
+from focus_core.progress import ProgressBar
 from focus_core.training.config import TrainingConfig
 from focus_core.training.examples import TrainingExample
 from focus_core.training.log import LossLog
@@ -335,6 +335,6 @@ def _examples_from_files(config: TrainingConfig, focus: FocusModel, base_id: str
     from focus_core.training.data import FileExamples  # needs a tokenizer, which examples made in Python do not
 
     examples = FileExamples.open(config, focus, base_id)
-    with ReadingProgress("checking the data", visible=visible) as progress:
+    with ProgressBar("checking the data", visible=visible) as progress:
         examples.check(progress)
     return examples

@@ -31,8 +31,7 @@ class Screen(io.StringIO):
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (progress, loading):
-        monkeypatch.setattr(module, "_PATIENCE", 0.0)
+    monkeypatch.setattr(progress, "_PATIENCE", 0.0)
 
 
 def watch(monkeypatch: pytest.MonkeyPatch, *, terminal: bool) -> Screen:
@@ -46,6 +45,23 @@ def watch(monkeypatch: pytest.MonkeyPatch, *, terminal: bool) -> Screen:
     return screen
 
 
+def _shows(screen: Screen, text: str, *, within: float = 5.0) -> bool:
+    """Whether a text comes up; another thread draws it."""
+    end = time.monotonic() + within
+    while text not in screen.getvalue() and time.monotonic() < end:
+        time.sleep(0.002)
+    return text in screen.getvalue()
+
+
+def _until_shown(screen: Screen, text: str) -> progress.Report:
+    """A report that waits for the bar."""
+
+    def wait(done: int, total: int) -> None:
+        assert _shows(screen, text)
+
+    return wait
+
+
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 
@@ -54,7 +70,13 @@ def test_reading_shows_a_bar_and_goes_on_reporting(monkeypatch: pytest.MonkeyPat
     terminal = watch(monkeypatch, terminal=True)
     seen: list[tuple[int, int]] = []
     engine = make_engine(parallel_chunks=1)
-    engine.prepare([A, B], report=lambda done, total: seen.append((done, total)))
+    slowly = _until_shown(terminal, "reading chunks")
+
+    def report(done: int, total: int) -> None:
+        slowly(done, total)
+        seen.append((done, total))
+
+    engine.prepare([A, B], report=report)
     assert "reading chunks" in terminal.getvalue()
     assert "6/6" in terminal.getvalue()
     assert seen == [(done, 6) for done in range(1, 7)]
@@ -63,8 +85,51 @@ def test_reading_shows_a_bar_and_goes_on_reporting(monkeypatch: pytest.MonkeyPat
 @pytest.mark.usefixtures("impatient")
 def test_a_question_shows_the_bar_too(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = watch(monkeypatch, terminal=True)
-    make_engine(parallel_chunks=1).generate("Which?", [A], max_new_tokens=1)
+    slowly = _until_shown(terminal, "reading chunks")
+    make_engine(parallel_chunks=1).generate("Which?", [A], max_new_tokens=1, report=slowly)
     assert "reading chunks" in terminal.getvalue()
+
+
+@pytest.mark.usefixtures("impatient")
+def test_the_bar_is_gone_before_the_answer_comes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One that stays would be drawn between the pieces of the answer."""
+    terminal = watch(monkeypatch, terminal=True)
+    pieces = make_engine(parallel_chunks=1).stream(
+        "Which?", [A], max_new_tokens=6, report=_until_shown(terminal, "reading chunks")
+    )
+    next(pieces)
+    shown = terminal.getvalue()
+    assert "reading chunks" in shown
+    print("a", end="")
+    assert capsys.readouterr().out == "a"
+    time.sleep(0.2)  # a bar that goes on would have been drawn again
+    assert terminal.getvalue() == shown
+    list(pieces)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_bar_comes_up_before_anything_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first of a few long documents may take minutes."""
+    terminal = watch(monkeypatch, terminal=True)
+    with progress.ProgressBar("trials", visible=True):
+        assert _shows(terminal, "trials")
+
+
+@pytest.mark.usefixtures("impatient")
+def test_tokenizing_shows_a_spinner(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = watch(monkeypatch, terminal=True)
+    engine = make_engine()
+    tokenize = engine.tokenize
+
+    def slowly(text: str) -> list[int]:
+        assert text != A or _shows(terminal, "tokenizing")
+        return tokenize(text)
+
+    monkeypatch.setattr(engine, "tokenize", slowly)
+    engine.generate("Which?", [A], max_new_tokens=1)
+    assert "tokenizing" in terminal.getvalue()
 
 
 @pytest.mark.usefixtures("impatient")
@@ -91,18 +156,10 @@ def test_no_bar_over_what_is_quick(monkeypatch: pytest.MonkeyPatch) -> None:
 # --- the command line -------------------------------------------------------------------------------------------------
 
 
-def _shows(screen: Screen, text: str, *, within: float = 5.0) -> bool:
-    """Whether a text comes up; another thread draws it."""
-    end = time.monotonic() + within
-    while text not in screen.getvalue() and time.monotonic() < end:
-        time.sleep(0.002)
-    return text in screen.getvalue()
-
-
 @pytest.mark.usefixtures("impatient")
 def test_a_spinner_says_what_takes_long(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = watch(monkeypatch, terminal=True)
-    with loading.sign_of_life("starting"):
+    with progress.sign_of_life("starting"):
         assert _shows(terminal, "starting")
     shown = terminal.getvalue()
     time.sleep(0.2)  # a spinner that goes on would have moved
@@ -120,14 +177,14 @@ def test_loading_shows_a_spinner(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("impatient")
 def test_no_spinner_in_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
     log_file = watch(monkeypatch, terminal=False)
-    with loading.sign_of_life("starting"):
+    with progress.sign_of_life("starting"):
         assert not _shows(log_file, "starting", within=0.1)
     assert log_file.getvalue() == ""
 
 
 def test_no_spinner_over_what_is_quick(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = watch(monkeypatch, terminal=True)
-    with loading.sign_of_life("starting"):
+    with progress.sign_of_life("starting"):
         pass
     assert terminal.getvalue() == ""
 
