@@ -36,6 +36,16 @@ QUESTIONS = (
     "Tell me the {a} of {e}.",
     "What is {e}'s {a}?",
 )
+REWORDED_QUESTIONS = (  # for measuring only: no model of ours is trained with them
+    "I would like to know the {a} of {e}.",
+    "Find out the {a} of {e}, please.",
+    "Say what the {a} of {e} is!",
+    "Is the {a} of {e} known?",
+    "How about {e}'s {a}?",
+    "So, the {a} of {e}?",
+    "According to the text, the {a} of {e} is what?",
+    "Have you read anything about the {a} of {e}?",
+)
 RESTATEMENTS = (
     "The {a} of {e} is",
     "The {a} of {e} is",
@@ -97,6 +107,10 @@ class Fact:
         """A question that the fact answers."""
         forms = {"key": KEY_QUESTIONS, "passkey": PASS_KEY_QUESTIONS, "fact": QUESTIONS}
         return self._fill(rng, forms[self.kind], form)
+
+    def reworded_question(self, rng: random.Random) -> str:
+        """A question about a fact (of kind "fact") in words that no training uses."""
+        return self._fill(rng, REWORDED_QUESTIONS, None)
 
     def restatement(self, rng: random.Random, form: int | None = None) -> str:
         """The beginning of a sentence that the value completes, for a model prompted without a question."""

@@ -93,10 +93,19 @@ def facts_sheet(engine: FocusEngine, haystack: Haystack, rng: random.Random, tok
 
     Five of the 21, the first among them, are asked for.
     """
+    return _facts_sheet(haystack, rng, tokens, lambda fact: fact.question(rng))
+
+
+def reworded_sheet(engine: FocusEngine, haystack: Haystack, rng: random.Random, tokens: int) -> Sheet:
+    """The same, asked for in words that the embedded model was not trained with."""
+    return _facts_sheet(haystack, rng, tokens, lambda fact: fact.reworded_question(rng))
+
+
+def _facts_sheet(haystack: Haystack, rng: random.Random, tokens: int, asked: Callable[[Fact], str]) -> Sheet:
     fact = make_fact(rng)
     facts = [fact, *distractors(rng, fact, 20)]
     document = hide(facts, haystack.sentences(rng, tokens - 18 * len(facts)), rng)
-    return Sheet(document.text, [Trial(f.question(rng), f.value) for f in [fact, *rng.sample(facts[1:], 4)]])
+    return Sheet(document.text, [Trial(asked(f), f.value) for f in [fact, *rng.sample(facts[1:], 4)]])
 
 
 def one_fact_sheet(engine: FocusEngine, haystack: Haystack, rng: random.Random, tokens: int) -> Sheet:
@@ -144,6 +153,7 @@ TASKS: dict[str, Task] = {
     "passkey": pass_key_sheet,
     "fact": one_fact_sheet,
     "facts": facts_sheet,
+    "reworded": reworded_sheet,
     "keys": keys_sheet,
     "passage": passage_sheet,
 }

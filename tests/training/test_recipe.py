@@ -13,18 +13,18 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, set_seed
 
 from focus_core.config import FocusConfig
 from focus_core.engine import FocusEngine
-from focus_core.evaluation.facts import filler_sentences
+from focus_core.evaluation import facts
 from focus_core.model import FocusModel
 from focus_core.registry import EMBEDDED_FOLDER
 from recipes.embedded_model import documents, memory
-from recipes.embedded_model.data import Sampler
+from recipes.embedded_model.data import OTHER_FORMS, Sampler
 
 DRAWN = (documents.text_document, documents.list_document, documents.chunked_pairs, documents.chunked_repeats)
 
 
 @pytest.fixture(scope="module")
 def sampler() -> Sampler:
-    text = " ".join(filler_sentences(random.Random(0), 2000))
+    text = " ".join(facts.filler_sentences(random.Random(0), 2000))
     return Sampler(AutoTokenizer.from_pretrained(EMBEDDED_FOLDER / "base"), [text])
 
 
@@ -82,6 +82,10 @@ def test_slots_repeat_only_chunks_that_no_question_asks_for() -> None:
         assert all(of_document.count(chunk) == 1 for chunk in homes)
 
 
+def test_the_evaluation_has_questions_that_no_training_asks() -> None:
+    assert not {*facts.REWORDED_QUESTIONS} & {*facts.QUESTIONS, *OTHER_FORMS["fact"]}
+
+
 def run(command: str, *arguments: str | Path) -> None:
     module = f"recipes.embedded_model.{command}"
     done = subprocess.run([sys.executable, "-m", module, *map(str, arguments)], capture_output=True, text=True)
@@ -93,7 +97,7 @@ def test_the_commands_lead_from_texts_to_a_model_that_loads(tmp_path: Path) -> N
     rng = random.Random(0)
     texts = tmp_path / "texts"
     texts.mkdir()
-    (texts / "speech.txt").write_text("\n".join(filler_sentences(rng, 3000)))
+    (texts / "speech.txt").write_text("\n".join(facts.filler_sentences(rng, 3000)))
     names = ("tokenizer", "base", "memory", "adapter", "model")
     tokenizer, base, read, adapter, model = (tmp_path / name for name in names)
     text = ("--text", texts)
