@@ -26,7 +26,7 @@ from focus_core.documents import PreparedDocuments
 from focus_core.errors import ConfigError, DocumentError
 from focus_core.model import FocusModel
 from focus_core.planning import Plan, check_room, make_plan
-from focus_core.progress import ProgressBar, Report, sign_of_life
+from focus_core.progress import Report, progress_bar, sign_of_life
 from focus_core.reader import ChunkReader
 from focus_core.registry import SharedModel, shared_model
 from focus_core.sampling import Sampler
@@ -117,6 +117,7 @@ class FocusEngine:
         self._eos = _end_tokens(loaded.model, self.tokenizer)
         self._progress = progress
         self._texts: OrderedDict[bytes, TokenIds] = OrderedDict()
+        self._remembered_tokens = 0
         self._texts_lock = Lock()
 
     @classmethod
@@ -267,9 +268,7 @@ class FocusEngine:
                 )
             )
         for members in _with_same_chunks(requests, tokens_per_pass(self.focus.model)):
-            with ProgressBar(visible=self._progress, report=report) as progress:
-                decoding = self._decoding([requests[index] for index in members], progress)
-            yield from self._run(decoding, {index: requests[index] for index in members})
+            yield from self._answers({index: requests[index] for index in members}, report)
 
     # --- reading ------------------------------------------------------------------------------------------------------
 
@@ -293,7 +292,7 @@ class FocusEngine:
             lengths = [len(chunk) for chunk in chunks_of_text]
             check_room(self.config, chunk_lengths=lengths, prompt=1, local=1, new_tokens=1)
             chunks += chunks_of_text
-        with ProgressBar(visible=self._progress, report=report) as progress:
+        with progress_bar("reading chunks", visible=self._progress, report=report) as progress:
             self._reader.read(chunks, progress)
         return prepared
 
@@ -368,10 +367,17 @@ class FocusEngine:
                 return known
         tokens = self.tokenize(text)
         with self._texts_lock:
+            self._remembered_tokens += len(tokens) - len(self._texts.get(digest, ()))
             self._texts[digest] = tokens
-            while sum(map(len, self._texts.values())) > _REMEMBERED_TOKENS:
-                self._texts.popitem(last=False)
+            while self._remembered_tokens > _REMEMBERED_TOKENS:
+                self._remembered_tokens -= len(self._texts.popitem(last=False)[1])
         return tokens
+
+    def _answers(self, requests: dict[int, _Request], report: Report | None) -> Iterator[tuple[int, Piece]]:
+        """Pieces of the answers to questions about the same chunks; nothing of them is held behind the last."""
+        with progress_bar("reading chunks", visible=self._progress, report=report) as progress:
+            decoding = self._decoding([*requests.values()], progress)
+        yield from self._run(decoding, requests)
 
     def _decoding(self, requests: Sequence[_Request], report: Report) -> Decoding:
         """Reads what has to be read, and notes in every request's usage what that was."""

@@ -6,10 +6,18 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
 Report = Callable[[int, int], None]  # done, in all
 
@@ -17,52 +25,61 @@ _PATIENCE = 2.0  # seconds without a sign of life
 
 
 @contextmanager
-def sign_of_life(text: str, *, visible: bool = True) -> Iterator[None]:
-    """A spinner over what takes longer than two seconds, on a terminal."""
-    if not (visible and sys.stderr.isatty()):
+def sign_of_life(what: str, *, visible: bool = True) -> Iterator[None]:
+    """A spinner."""
+    if not (visible and _watched()):
         yield
         return
-    status = Console(stderr=True).status(text)
-    timer = threading.Timer(_PATIENCE, status.start)
+    with _shown_later(_screen(SpinnerColumn()), what):
+        yield
+
+
+@contextmanager
+def progress_bar(what: str, *, visible: bool = True, report: Report | None = None) -> Iterator[Report]:
+    """A bar, gone at the end of the block, so that an answer can follow.
+
+    Yields:
+        what is to be called with what is done and how much there is; hands everything on to `report`
+    """
+    told = report or (lambda done, total: None)
+    if not (visible and _watched()):
+        yield told
+        return
+    screen = _screen(BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with _shown_later(screen, what) as task:
+
+        def tell(done: int, total: int) -> None:
+            told(done, total)
+            screen.update(task, completed=done, total=total)
+
+        yield tell
+
+
+def _watched() -> bool:
+    return sys.stderr is not None and sys.stderr.isatty()  # a program without a console has none
+
+
+def _screen(*columns: ProgressColumn) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        *columns,
+        console=Console(stderr=True),
+        transient=True,
+        # By default rich sends what the whole process writes to standard output here.
+        redirect_stdout=False,
+        redirect_stderr=False,
+    )
+
+
+@contextmanager
+def _shown_later(screen: Progress, what: str) -> Iterator[TaskID]:
+    task = screen.add_task(what, total=None)
+    timer = threading.Timer(_PATIENCE, screen.start)
     timer.start()
     try:
-        yield
+        yield task
     finally:
         timer.cancel()
         timer.join()
-        status.stop()
-
-
-class ProgressBar:
-    """A bar over what takes longer than two seconds, on a terminal; gone at its end, so that an answer can follow.
-
-    Called with what is done and how much there is. Also hands every report on to `report`.
-    """
-
-    def __init__(self, what: str = "reading chunks", *, visible: bool, report: Report | None = None) -> None:
-        self._what, self._report = what, report
-        self._visible = visible and sys.stderr.isatty()
-
-    def __enter__(self) -> ProgressBar:
-        if self._visible:
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-            self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
-            self._task = self._bar.add_task(self._what, total=None)
-            self._timer = threading.Timer(_PATIENCE, self._bar.start)
-            self._timer.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._visible:
-            self._timer.cancel()
-            self._timer.join()
-            self._bar.stop()
-
-    def __call__(self, done: int, total: int) -> None:
-        """Told whenever something has been done."""
-        if self._report is not None:
-            self._report(done, total)
-        if self._visible:
-            self._bar.update(self._task, completed=done, total=total)
+        if screen.live.is_started:  # on a simple terminal stopping writes an empty line
+            screen.stop()

@@ -81,16 +81,12 @@ class ChunkReader:
     def _read_block(
         self, chunks: dict[ChunkKey, TokenIds], report: Report, before: int, total: int
     ) -> dict[ChunkKey, ChunkRow]:
-        turn = self._shared.turn
+        with self._shared.one_pass() as turn:
 
-        def progress(done: int, _: int) -> None:
-            turn.release()  # between two passes; whoever gets the report may take long, or ask something
-            try:
-                report(before + done, total)
-            finally:
-                turn.acquire()
+            def progress(done: int, _: int) -> None:
+                with turn.paused():  # between two passes; whoever gets the report may take long, or ask something
+                    report(before + done, total)
 
-        with self._shared.one_pass():
             cache = self._focus.prefill([torch.tensor(chunk) for chunk in chunks.values()], progress=progress)
         rows = dict(zip(chunks, cache.rows(), strict=True))
         keys_of: dict[ChunkBlock, list[ChunkKey]] = {}

@@ -25,6 +25,35 @@ EMBEDDED_FOLDER = Path(__file__).parent / "embedded"
 _STORE_SHARE = 0.5  # of the memory that is free once the weights are loaded
 
 
+class Turn:
+    """Holds a lock; may let others go first in between."""
+
+    def __init__(self, lock: threading.Lock) -> None:
+        self._lock, self._held = lock, False
+
+    def __enter__(self) -> Turn:
+        self._take()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._held:  # not after a Ctrl-C while waiting in `paused`: it is another thread's turn then
+            self._lock.release()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Others may have their turn within this block."""
+        self._held = False
+        self._lock.release()
+        try:
+            yield
+        finally:
+            self._take()
+
+    def _take(self) -> None:
+        self._lock.acquire()
+        self._held = True
+
+
 @dataclass(eq=False)
 class SharedModel:
     """Weights, tokenizer, and what all who use them share: the chunks already read, and one turn at a time.
@@ -57,14 +86,14 @@ class SharedModel:
         return self.loaded.projections or CandidateProjections(decoder_parts(self.loaded.model))
 
     @contextmanager
-    def one_pass(self) -> Iterator[None]:
+    def one_pass(self) -> Iterator[Turn]:
         """Around a pass of the model.
 
         Raises:
             OutOfMemoryError: the device ran out of memory
         """
-        with self.turn, naming_lack_of_memory():
-            yield
+        with Turn(self.turn) as turn, naming_lack_of_memory():
+            yield turn
 
 
 _shared: WeakValueDictionary[tuple[Any, ...], SharedModel] = WeakValueDictionary()

@@ -10,7 +10,7 @@ import typer
 
 from focus_core.cli import options
 from focus_core.cli.loading import load_engine, read_documents
-from focus_core.progress import ProgressBar, sign_of_life
+from focus_core.progress import progress_bar, sign_of_life
 
 if TYPE_CHECKING:
     from focus_core.evaluation.run import Result
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def evaluate(
     task: Annotated[
-        list[str] | None, typer.Option(help="passkey, fact, facts, keys or passage; several times for several.")
+        list[str] | None, typer.Option(help="passkey, fact, facts, reworded, keys or passage; several times for several.")
     ] = None,
     tokens: Annotated[
         list[int] | None, typer.Option(min=256, help="Length of the documents; several times for several.")
@@ -52,7 +52,7 @@ def evaluate(
     for name in chosen:
         for length in tokens or [1_000, 4_000, 16_000]:
             for cut in (False, True) if control else (False,):
-                with ProgressBar(f"{name}, {length:,} tokens", visible=True) as progress:
+                with progress_bar(f"{name}, {length:,} tokens") as progress:
                     result = run(
                         engine, name, length, trials=trials, seed=seed, haystack=haystack, cut=cut, watch=progress
                     )

@@ -40,11 +40,11 @@ REWORDED_QUESTIONS = (  # for measuring only: no model of ours is trained with t
     "I would like to know the {a} of {e}.",
     "Find out the {a} of {e}, please.",
     "Say what the {a} of {e} is!",
-    "Is the {a} of {e} known?",
-    "How about {e}'s {a}?",
-    "So, the {a} of {e}?",
+    "Let me have {e}'s {a}.",
     "According to the text, the {a} of {e} is what?",
-    "Have you read anything about the {a} of {e}?",
+    "Somebody wants to know {e}'s {a}, and so do I.",
+    "The {a} of {e}: which one is it?",
+    "The text, what does it give as the {a} of {e}?",
 )
 RESTATEMENTS = (
     "The {a} of {e} is",

@@ -32,7 +32,7 @@ from focus_core.training.examples import Question, TrainingExample
 
 _TEXTS_REMEMBERED = 64  # tokenized texts kept, because one long text gives many samples
 _SMALLEST_TEXT = 4  # tokens; fewer leave nothing to chunk and continue
-_SHORT_TEXT = 256  # characters; below, a text is looked at before the first step
+_SHORT_TEXT = 32  # words; a text of fewer is looked at before the first step
 
 
 @dataclass(frozen=True)
@@ -99,19 +99,19 @@ class FileExamples:
         return cls(config, records, tokenizer, focus.config)
 
     def check(self, report: Report) -> None:
-        """Look at every record before the first step: does it fit, however its sizes are drawn?
+        """Look at the records before the first step: do they fit, however their sizes are drawn?
 
-        Tokenizes all documents and questions once.
+        Tokenizes all documents and questions; long texts, which always give a sample, are passed over.
 
         Raises:
             ConfigError: names the record and what does not fit
         """
-        drawn = {name for name in self._by_objective if self._config.objectives.get(name, 1.0) > 0}
+        drawn = [name for name in self._by_objective if self._config.objectives.get(name, 1.0) > 0]
         records = list(dict.fromkeys(record for name in drawn for record in self._by_objective[name]))
         for done, record in enumerate(records, 1):
             if record.documents:
                 self._check_answering(record)
-            elif len(record.text) < _SHORT_TEXT:
+            elif len(record.text.split()) < _SHORT_TEXT:
                 self._span_tokens(record)
             report(done, len(records))
 

@@ -32,7 +32,7 @@ from focus_core.config import FocusConfig
 from focus_core.device import choose_device
 from focus_core.errors import ConfigError, FocusError
 from focus_core.model import FocusModel
-from focus_core.progress import ProgressBar
+from focus_core.progress import progress_bar
 from focus_core.training.config import TrainingConfig
 from focus_core.training.examples import TrainingExample
 from focus_core.training.log import LossLog
@@ -312,6 +312,11 @@ def _focus_model(
 ) -> tuple[FocusModel, str]:
     """The model to train and its name."""
     if isinstance(model, FocusModel):
+        if model.device.type != device.type:
+            raise ConfigError(
+                f"device={config.device!r} is {device}, but the model handed over is on {model.device}. Move the base "
+                f"model before FocusModel is made from it, or set device={model.device.type!r}."
+            )
         return model, config.model or model.model.name_or_path
     loaded = _loaded(config, device) if model is None else LoadedModel(model.to(device), model.name_or_path)
     projections = loaded.projections or CandidateProjections(decoder_parts(loaded.model), rank=config.rank)
@@ -335,6 +340,6 @@ def _examples_from_files(config: TrainingConfig, focus: FocusModel, base_id: str
     from focus_core.training.data import FileExamples  # needs a tokenizer, which examples made in Python do not
 
     examples = FileExamples.open(config, focus, base_id)
-    with ProgressBar("checking the data", visible=visible) as progress:
+    with progress_bar("checking the data", visible=visible) as progress:
         examples.check(progress)
     return examples

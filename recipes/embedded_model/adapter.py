@@ -92,9 +92,10 @@ def main() -> None:
     parser.add_argument("--optimizer", default="muon")
     parser.add_argument("--precision", default="bf16")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
     tokenizer = AutoTokenizer.from_pretrained(args.base)
-    model = AutoModelForCausalLM.from_pretrained(args.base, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(args.base, dtype=torch.float32).to(args.device)
     config = TrainingConfig(
         output=args.out,
         steps=args.steps,
@@ -107,6 +108,7 @@ def main() -> None:
         used_with=USED_WITH,
         save_every=100,
         seed=args.seed,
+        device=args.device,
     )
     examples = Examples(Sampler(tokenizer, read_texts(args.text).train), args.steps * args.accumulation, args.seed)
     train(config, model=FocusModel(model, config=FocusConfig(window=2048)), examples=examples)

@@ -49,7 +49,7 @@ STAGES = (
 )
 HARD_FORMS = (3, 7, 7)  # of facts.QUESTIONS: in lower case, and "What is E's A?", where the answer turns words round
 OTHER_SHARE = 0.3  # of the questions are asked in these forms, which no evaluation asks in
-OTHER_FORMS = {  # {w}: some words of the texts, so that the model learns to pass over what it does not know
+OTHER_FORMS = {  # {w}, {x}: some words of the texts, so that the model learns to pass over what it does not know
     "fact": (
         "Who is the {a} of {e}?",
         "Who's the {a} of {e}?",
@@ -64,12 +64,12 @@ OTHER_FORMS = {  # {w}: some words of the texts, so that the model learns to pas
         "Which {a} has {e}?",
         "{e}: what is the {a}?",
         "{w} the {a} of {e}?",
-        "{w} the {a} of {e} {w}?",
-        "{w} {a} {w} {e}?",
+        "{w} the {a} of {e} {x}?",
+        "{w} {a} {x} {e}?",
         "{w} {e}'s {a}?",
     ),
-    "passkey": ("Give me the pass key.", "What pass key is hidden here?", "{w} pass key?", "{w} the pass key {w}?"),
-    "key": ("What is {e}?", "Give me {e}.", "Find the value of {e}.", "{e}?", "{w} {e}?", "{w} {e} {w}?"),
+    "passkey": ("Give me the pass key.", "What pass key is hidden here?", "{w} pass key?", "{w} the pass key {x}?"),
+    "key": ("What is {e}?", "Give me {e}.", "Find the value of {e}.", "{e}?", "{w} {e}?", "{w} {e} {x}?"),
 }
 SYSTEM_TEXTS = ("Answer from the text.", "You are a helpful assistant.", "Use the documents. Be brief.")
 
@@ -276,9 +276,9 @@ class Sampler:
     def question(self, rng: random.Random, fact: Fact) -> str:
         """A question as the evaluation asks it, most often a hard one, or in other words."""
         if rng.random() < OTHER_SHARE:
-            asked = rng.choice(OTHER_FORMS[fact.kind])
-            words = " ".join(rng.choices(self.plain_words, k=rng.randint(1, 4)))
-            return asked.format(a=fact.attribute, e=fact.entity, w=words)
+            first, second = (" ".join(rng.choices(self.plain_words, k=rng.randint(1, 4))) for _ in range(2))
+            form = rng.choice(OTHER_FORMS[fact.kind])
+            return form.format(a=fact.attribute, e=fact.entity, w=first, x=second)
         hard = fact.kind == "fact" and rng.random() < 0.45
         return fact.question(rng, rng.choice(HARD_FORMS) if hard else None)
 

@@ -218,7 +218,7 @@ def draw_batch(sampler: Sampler, rng: random.Random) -> Documents:
 def draw_slots(rng: random.Random, home: torch.Tensor, total: int, count: int) -> torch.Tensor:
     """``total`` slots of ``count`` chunks in any order: what no question asks for is there again and again.
 
-    Makes the memory of a document of some 100,000 tokens from what a few thousand cost to read.
+    Makes the memory of a document of 400,000 tokens from what a few thousand cost to read.
     """
     slots = []
     for homes in home.tolist():

@@ -23,6 +23,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=EMBEDDED_FOLDER)
     args = parser.parse_args()
     base, adapter = args.out / "base", args.out / "adapter"
+    for folder in (base, adapter):
+        if any(folder.glob("checkpoint.*")):
+            raise SystemExit(f"{folder} holds a training run, which would be lost. Choose another --out.")
+    if base.resolve() == args.base.resolve():
+        raise SystemExit(f"{base} is where the base comes from. Choose another --out.")
     shutil.rmtree(base, ignore_errors=True)
     shutil.copytree(args.base, base, ignore=shutil.ignore_patterns(*OF_TRAINING))
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
@@ -30,9 +35,10 @@ def main() -> None:
     save_adapter(
         adapter, projections, model, trained_with=trained_with, base_id="focusllm-embedded", dtype=torch.float16
     )
-    for path in args.out.rglob("*"):
-        path.chmod(0o755 if path.is_dir() else 0o644)  # safetensors writes files that only their owner can read
-    size = sum(path.stat().st_size for path in args.out.rglob("*") if path.is_file())
+    exported = [path for folder in (base, adapter) for path in folder.rglob("*") if path.is_file()]
+    for path in exported:
+        path.chmod(0o644)  # safetensors writes files that only their owner can read
+    size = sum(path.stat().st_size for path in exported)
     print(f"{size:,} bytes in {args.out}")
     if size > LIMIT:
         raise SystemExit(f"That is more than the {LIMIT:,} bytes the package may carry.")

@@ -118,7 +118,7 @@ def _chunk_rows(docs: Documents) -> tuple[Tensor, Tensor]:
 def _read_memory(
     layer: nn.Module, local: Tensor, memory_keys: Tensor, memory_values: Tensor, positions: Positions
 ) -> tuple[Tensor, Tensor]:
-    """One layer for the local contexts, and the attention in it, ``[R, groups, heads per group, L, C + L]``."""
+    """One layer for the local contexts, and the attention in it, ``[R, groups, heads per group, L, M + L]``."""
     attention, normed = layer.self_attn, layer.input_layernorm(local)
     groups, slots = memory_keys.shape[1:3]
     length = local.shape[1]

@@ -113,8 +113,34 @@ def test_the_bar_is_gone_before_the_answer_comes(
 def test_a_bar_comes_up_before_anything_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
     """The first of a few long documents may take minutes."""
     terminal = watch(monkeypatch, terminal=True)
-    with progress.ProgressBar("trials", visible=True):
+    with progress.progress_bar("trials"):
         assert _shows(terminal, "trials")
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_bar_leaves_standard_output_alone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    terminal = watch(monkeypatch, terminal=True)
+    for shown in (progress.progress_bar("reading"), progress.sign_of_life("reading")):
+        with shown:
+            assert _shows(terminal, "reading")
+            print("an answer in another thread")
+        assert capsys.readouterr().out == "an answer in another thread\n"
+
+
+def test_what_is_quick_leaves_nothing_on_a_simple_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = watch(monkeypatch, terminal=True)
+    monkeypatch.setenv("TERM", "dumb")
+    with progress.progress_bar("reading"), progress.sign_of_life("starting"):
+        pass
+    assert terminal.getvalue() == ""
+
+
+def test_a_program_without_a_console_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", None)
+    with progress.progress_bar("reading") as report, progress.sign_of_life("starting"):
+        report(1, 2)
 
 
 @pytest.mark.usefixtures("impatient")

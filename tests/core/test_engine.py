@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import shutil
 import threading
+import weakref
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -447,3 +449,58 @@ def test_weights_are_shared_by_engines_of_one_name(model_folder: Path) -> None:
     assert second.config.chunk_size != first.config.chunk_size
     first.prepare([A])
     assert second.generate(QUESTION, [A], max_new_tokens=2).text is not None
+
+
+def test_ctrl_c_while_waiting_for_a_turn_takes_it_from_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = make_engine()
+    lock = engine.shared.turn
+
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    def read() -> None:
+        with engine.shared.one_pass() as turn, turn.paused():
+            lock.acquire()  # another thread's turn
+            monkeypatch.setattr(turn, "_take", interrupted)
+
+    with pytest.raises(KeyboardInterrupt):
+        read()
+    assert lock.locked()
+    lock.release()
+
+
+def test_a_turn_is_given_back_behind_a_pause() -> None:
+    engine = make_engine()
+    with engine.shared.one_pass() as turn:
+        with turn.paused():
+            assert not engine.shared.turn.locked()
+        assert engine.shared.turn.locked()
+    assert not engine.shared.turn.locked()
+
+
+def test_texts_are_remembered_up_to_a_number_of_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_module, "_REMEMBERED_TOKENS", 2 * len(A))
+    engine = make_engine()
+    counted: list[str] = []
+    tokenize = engine.tokenize
+    monkeypatch.setattr(engine, "tokenize", lambda text: counted.append(text) or tokenize(text))
+    texts = [f"{number}{A[1:]}" for number in range(3)]
+    for text in (*texts, texts[2], texts[1], texts[0], texts[2]):  # of tokens that are letters, two fit
+        engine.prepare(text)
+    assert counted == [*texts, texts[0], texts[2]]
+
+
+def test_questions_that_need_passes_of_their_own_hold_nothing_for_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_module, "tokens_per_pass", lambda model: 1)
+    engine = make_engine()
+    make, made = engine._decoding, list[weakref.ref[Any]]()
+
+    def watching(*arguments: Any) -> Any:
+        assert not [decoding for decoding in made if decoding() is not None]
+        decoding = make(*arguments)
+        made.append(weakref.ref(decoding))
+        return decoding
+
+    monkeypatch.setattr(engine, "_decoding", watching)
+    engine.generate([QUESTION, "What else?", "Why?"], [A], max_new_tokens=3)
+    assert len(made) == 3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -83,7 +84,10 @@ def test_slots_repeat_only_chunks_that_no_question_asks_for() -> None:
 
 
 def test_the_evaluation_has_questions_that_no_training_asks() -> None:
-    assert not {*facts.REWORDED_QUESTIONS} & {*facts.QUESTIONS, *OTHER_FORMS["fact"]}
+    words = "[A-Za-z]+( [A-Za-z]+){0,3}"
+    for trained in (*facts.QUESTIONS, *OTHER_FORMS["fact"]):
+        form = re.escape(trained).replace(r"\{w\}", words).replace(r"\{x\}", words)
+        assert not [asked for asked in facts.REWORDED_QUESTIONS if re.fullmatch(form, asked, re.IGNORECASE)]
 
 
 def run(command: str, *arguments: str | Path) -> None:

@@ -241,3 +241,10 @@ def test_from_toml_and_jsonl_to_an_adapter(tmp_path: Path) -> None:
     assert model.projections.rank == 2
     assert (model.config.chunk_size, model.config.dynamic_prompt) == (16, 8)
     assert {row["objective"] for row in losses(tmp_path / "out")} >= {"answering"}
+
+
+def test_a_model_on_another_device_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Only what learns would be moved, and the first example would mix devices."""
+    monkeypatch.setattr(FocusModel, "device", property(lambda self: torch.device("meta")))
+    with pytest.raises(ConfigError, match="the model handed over is on meta"):
+        train(config_for(tmp_path, steps=1), model=focus_model(), examples=numbered)
