@@ -49,6 +49,9 @@ class ChunkBlock:
         return 2 * self.keys.numel() * self.keys.element_size()
 
 
+ChunkRow = tuple[ChunkBlock, int]  # where one chunk lies
+
+
 @dataclass(frozen=True)
 class ChunkRun:
     """Consecutive chunks of one block: rows `first` to `last - 1`."""
@@ -86,21 +89,31 @@ class PromptCache:
         length: columns in use. The last of them is the candidate's, which the next step overwrites, because it
             reads that token again as an ordinary one
         padding: `[questions]`, unused columns at the left of each question
+        tokens_per_pass: how many tokens pass the model together, settled once: another division rounds otherwise,
+            and on a GPU it is a question to the driver
     """
 
     keys: list[Tensor]
     values: list[Tensor]
     padding: Tensor
+    tokens_per_pass: int
     length: int = 0
 
     @classmethod
     def empty(
-        cls, layers: int, shape: tuple[int, int, int], *, dtype: torch.dtype, device: torch.device, padding: Tensor
+        cls,
+        layers: int,
+        shape: tuple[int, int, int],
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        padding: Tensor,
+        tokens_per_pass: int,
     ) -> PromptCache:
         """Without room yet; `shape` is rows, kv_heads, head_dim."""
         rows, kv_heads, dim = shape
         keys, values = ([torch.empty(rows, kv_heads, 0, dim, dtype=dtype, device=device)] * layers for _ in range(2))
-        return cls(keys, values, padding.to(device))
+        return cls(keys, values, padding.to(device), tokens_per_pass)
 
     @property
     def nbytes(self) -> int:
@@ -134,7 +147,7 @@ class PromptCache:
     def rows(self, rows: slice) -> PromptCache:
         """A view of some of the rows."""
         keys, values = ([layer[rows] for layer in states] for states in (self.keys, self.values))
-        return PromptCache(keys, values, self.padding, self.length)
+        return PromptCache(keys, values, self.padding, self.tokens_per_pass, self.length)
 
     def select_questions(self, keep: Tensor) -> None:
         """Forget the questions whose indices are not in `keep`, layer by layer as in `reserve`."""
@@ -145,23 +158,37 @@ class PromptCache:
         self.padding = self.padding[keep]
 
 
+def runs_of(rows: Sequence[ChunkRow]) -> list[ChunkRun]:
+    """Chunks in the given order; neighbours that lie side by side in one block become one run."""
+    runs: list[ChunkRun] = []
+    for block, row in rows:
+        if runs and runs[-1].block is block and runs[-1].last == row:
+            runs[-1] = ChunkRun(block, runs[-1].first, row + 1)
+        else:
+            runs.append(ChunkRun(block, row, row + 1))
+    return runs
+
+
 @dataclass
 class ChunkCache:
-    """All chunks that a question is asked of, in order, and what the question has appended to them so far."""
+    """All chunks that a question is asked of, and what the question has appended to them so far.
+
+    Attributes:
+        runs: the chunks as they lie in their blocks, so that a step has few runs to go through, whatever the order
+            of the documents and the lengths of their last chunks
+        order: which chunk of the documents each one is, counted from 0: the slot of its candidate
+    """
 
     runs: Sequence[ChunkRun]
+    order: Sequence[int]
     prompt: PromptCache | None = field(default=None)
 
     @classmethod
-    def from_rows(cls, rows: Sequence[tuple[ChunkBlock, int]]) -> ChunkCache:
-        """Chunks in the given order; neighbours that lie side by side in one block become one run."""
-        runs: list[ChunkRun] = []
-        for block, row in rows:
-            if runs and runs[-1].block is block and runs[-1].last == row:
-                runs[-1] = ChunkRun(block, runs[-1].first, row + 1)
-            else:
-                runs.append(ChunkRun(block, row, row + 1))
-        return cls(runs)
+    def from_rows(cls, rows: Sequence[ChunkRow]) -> ChunkCache:
+        """Chunks in the order of the documents."""
+        blocks = {id(block): number for number, (block, _) in reversed([*enumerate(rows)])}
+        order = sorted(range(len(rows)), key=lambda chunk: (blocks[id(rows[chunk][0])], rows[chunk][1]))
+        return cls(runs_of([rows[chunk] for chunk in order]), order)
 
     @property
     def chunks(self) -> int:
@@ -170,12 +197,21 @@ class ChunkCache:
     @cached_property
     def lengths(self) -> Tensor:
         """`[chunks]`, tokens of each chunk, on the device of the blocks."""
-        tokens = [run.block.tokens for run in self.runs for _ in range(run.chunks)]
-        return torch.tensor(tokens, device=self.runs[0].block.keys.device if self.runs else None)
+        return self._on_device([run.block.tokens for run in self.runs for _ in range(run.chunks)])
 
-    def rows(self) -> list[tuple[ChunkBlock, int]]:
+    @cached_property
+    def slots(self) -> Tensor:
+        """`[chunks]`, `order` on the device of the blocks."""
+        return self._on_device(self.order)
+
+    def rows(self) -> list[ChunkRow]:
         """Block and row of each chunk, as `from_rows` takes them."""
-        return [(run.block, row) for run in self.runs for row in range(run.first, run.last)]
+        stored = ((run.block, row) for run in self.runs for row in range(run.first, run.last))
+        by_chunk = dict(zip(self.order, stored, strict=True))
+        return [by_chunk[chunk] for chunk in range(self.chunks)]
+
+    def _on_device(self, numbers: Sequence[int]) -> Tensor:
+        return torch.tensor(numbers, dtype=torch.long, device=self.runs[0].block.keys.device if self.runs else None)
 
     @property
     def nbytes(self) -> int:
@@ -183,7 +219,7 @@ class ChunkCache:
         return sum(run.block.nbytes // run.block.chunks * run.chunks for run in self.runs)
 
     def between(self, start: int, stop: int) -> list[ChunkRun]:
-        """The runs that hold the chunks `start` to `stop - 1`."""
+        """The runs that hold the chunks `start` to `stop - 1`, as they lie in their blocks."""
         found, offset = [], 0
         for run in self.runs:
             low, high = max(start - offset, 0), min(stop - offset, run.chunks)

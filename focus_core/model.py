@@ -25,7 +25,7 @@ from focus_core.attention.passes import PassCache, until_done
 from focus_core.attention.reading import ReaderPass, reading
 from focus_core.attention.rope import RotaryPositions
 from focus_core.attention.step import StepPass
-from focus_core.chunk_cache import ChunkBlock, ChunkCache, PromptCache
+from focus_core.chunk_cache import ChunkBlock, ChunkCache, ChunkRow, PromptCache, runs_of
 from focus_core.chunking import TextLayout
 from focus_core.config import FocusConfig, ResolvedConfig
 from focus_core.decoding import Decoding, FocusDecoding, PlainDecoding
@@ -124,13 +124,13 @@ class FocusModel:
         self.require_memory_for(lengths)
         blocks = {length: self._empty_block(lengths.count(length), length) for length in set(lengths)}
         order = sorted(range(len(chunks)), key=lambda index: -lengths[index])  # a pass holds chunks of like length
-        row_of: dict[int, tuple[ChunkBlock, int]] = {}
+        row_of: dict[int, ChunkRow] = {}
         for length, block in blocks.items():
             equal = (index for index in range(len(chunks)) if lengths[index] == length)
             row_of |= {index: (block, row) for row, index in enumerate(equal)}
         done = 0
         while done < len(order):
-            size = self._rows_per_pass(lengths[order[done]])
+            size = self._rows_per_pass(lengths[order[done]], tokens_per_pass(self.model))
             group = order[done : done + size]
             self._prefill_rows([chunks[index] for index in group], [row_of[index] for index in group])
             done += len(group)
@@ -162,14 +162,14 @@ class FocusModel:
         positions = self._candidate_positions(cache, prompt)
         shape = (self.parts.num_layers, cache.chunks * questions, self.parts.kv_heads, self.parts.head_dim)
         keys, values = (torch.empty(shape, dtype=self.dtype, device=self.device) for _ in range(2))
-        size = self._rows_per_pass(questions * new)
+        size = self._rows_per_pass(questions * new, prompt.tokens_per_pass)
         for start in range(0, cache.chunks, size):
             stop = min(start + size, cache.chunks)
             rows = slice(start * questions, stop * questions)
             group = ReaderPass(cache.between(start, stop), questions, 1, visible)
             candidates = keys[:, rows], values[:, rows]
             self._read_rows(group, token_ids, positions[start:stop], prompt.rows(rows), candidates)
-        return self._place_in_memory(keys, values, positions)
+        return self._place_in_memory(keys, values, positions, cache.slots)
 
     @torch.no_grad()
     def next_token_logits(self, local_ids: Tensor, memory: Memory, *, padding: Tensor | None = None) -> Tensor:
@@ -203,7 +203,8 @@ class FocusModel:
         Returns:
             next-token logits `[questions, vocab]`
         """
-        most = tokens_per_pass(self.model)  # asked once: on a GPU it asks for the free memory
+        assert cache.prompt is not None, "decode_candidates comes first"
+        most = cache.prompt.tokens_per_pass
         if 0 < cache.chunks <= self._rows_per_pass(token_ids.numel(), most) and local_ids.numel() <= most:
             return self._one_pass(cache, token_ids.to(self.device), local_ids.to(self.device), padding)
         memory = self.decode_candidates(cache, token_ids)
@@ -276,10 +277,10 @@ class FocusModel:
         """Bytes of keys and values that one token of a chunk costs."""
         return 2 * (self.parts.num_layers - 1) * self.parts.kv_heads * self.parts.head_dim * self.dtype.itemsize
 
-    def _prefill_rows(self, chunks: Sequence[Tensor], rows: Sequence[tuple[ChunkBlock, int]]) -> None:
+    def _prefill_rows(self, chunks: Sequence[Tensor], rows: Sequence[ChunkRow]) -> None:
         """One pass; shorter chunks are padded at the right, which no earlier token can see."""
         token_ids = nn.utils.rnn.pad_sequence(list(chunks), batch_first=True).to(self.device)
-        runs = ChunkCache.from_rows(rows).runs
+        runs = runs_of(rows)
 
         def store(layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
             row = 0
@@ -328,14 +329,14 @@ class FocusModel:
 
     def _one_pass(self, cache: ChunkCache, token_ids: Tensor, local_ids: Tensor, padding: Tensor | None) -> Tensor:
         prompt, (questions, local), slots = cache.prompt, local_ids.shape, cache.chunks
-        assert prompt is not None, "decode_candidates comes first"
+        assert prompt is not None
         prompt.reserve(prompt.length + 1)  # the previous candidate's column is written again
         positions = self._candidate_positions(cache, prompt)
         columns = torch.arange(local, device=self.device)
         unused = torch.zeros(1, 1, dtype=torch.long) if padding is None else padding[:, None]
         unused = unused.to(self.device)
         seen = (columns <= columns[:, None]) & (columns >= unused[:, :, None])  # [questions, local, local]
-        angles = self._positions.angles(torch.arange(slots, device=self.device) - positions.T)
+        angles = self._positions.angles(cache.slots - positions.T)
         step = StepPass(
             ReaderPass(cache.runs, questions, 1, _visible(prompt, 2)),
             slots,
@@ -360,11 +361,12 @@ class FocusModel:
         """`[chunks, questions]`: where each candidate stands in its row, padding not counted."""
         return cache.lengths[:, None] + (prompt.length - 1 - prompt.padding)
 
-    def _place_in_memory(self, keys: Tensor, values: Tensor, positions: Tensor) -> Memory:
-        """`[layers, chunks * questions, kv_heads, head_dim]` to a memory, candidate i moved to position i."""
-        chunks, questions = positions.shape
-        keys, values = (s.unflatten(1, (chunks, questions)).permute(0, 2, 3, 1, 4) for s in (keys, values))
-        distance = torch.arange(chunks, device=self.device) - positions.T
+    def _place_in_memory(self, keys: Tensor, values: Tensor, positions: Tensor, slots: Tensor) -> Memory:
+        """`[layers, chunks * questions, kv_heads, head_dim]` to a memory, candidates moved to their slots."""
+        chunk_of = slots.argsort()  # by slot
+        shape = positions.shape
+        keys, values = (s.unflatten(1, shape)[:, chunk_of].permute(0, 2, 3, 1, 4) for s in (keys, values))
+        distance = torch.arange(len(slots), device=self.device) - positions[chunk_of].T
         return Memory(self._positions.move(keys, distance), values)
 
     def _prompt_of(self, cache: ChunkCache, token_ids: Tensor, padding: Tensor | None) -> PromptCache:
@@ -376,6 +378,7 @@ class FocusModel:
                 dtype=self.dtype,
                 device=self.device,
                 padding=torch.zeros(questions, dtype=torch.long) if padding is None else padding,
+                tokens_per_pass=tokens_per_pass(self.model),
             )
         return cache.prompt
 
@@ -396,9 +399,9 @@ class FocusModel:
         shape = (self.parts.num_layers - 1, chunks, self.parts.kv_heads, tokens, self.parts.head_dim)
         return ChunkBlock.empty(shape, dtype=self.dtype, device=self.device)
 
-    def _rows_per_pass(self, tokens: int, most: int | None = None) -> int:
-        """How many rows of `tokens` new tokens pass the model together, of at most `most` tokens if that is known."""
-        return self.config.parallel_chunks or max(1, (most or tokens_per_pass(self.model)) // tokens)
+    def _rows_per_pass(self, tokens: int, most: int) -> int:
+        """How many rows of `tokens` new tokens pass the model together: `most` tokens, or as the user says."""
+        return self.config.parallel_chunks or max(1, most // tokens)
 
 
 def _visible(prompt: PromptCache, new: int) -> Tensor:

@@ -11,10 +11,9 @@ from array import array
 from collections import OrderedDict
 from collections.abc import Collection, Sequence
 
-from focus_core.chunk_cache import ChunkBlock
+from focus_core.chunk_cache import ChunkBlock, ChunkRow
 
 ChunkKey = bytes
-ChunkRow = tuple[ChunkBlock, int]
 
 
 def chunk_key(identity: str, tokens: Sequence[int]) -> ChunkKey:

@@ -7,7 +7,7 @@ both can go through the decoder together, and its weights are read once per toke
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
@@ -36,6 +36,7 @@ class StepPass:
     local_visible: Tensor
     store: Callable[[int, Tensor, Tensor], KeysAndValues]
     place: Callable[[int, Tensor], Tensor]
+    _masks: dict[tuple[int, torch.dtype], Tensor] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def questions(self) -> int:
@@ -68,14 +69,18 @@ class StepPass:
         appended_value, local_value = self._apart(value)
         memory = self.place(layer, self._slots(appended_key)), self._slots(appended_value)
         keys, values = (torch.cat(pair, dim=2) for pair in zip(memory, (local_key, local_value), strict=True))
-        local = _attend(local_query, keys, values, self._local_bias, softcap)
+        mask = self._local_mask(query.shape[1] // keys.shape[1], torch.float32 if softcap else query.dtype)
+        local = _attend(local_query, keys, values, mask, softcap)
         prompt = self.store(layer, appended_key, appended_value)
         appended = self.reader.attend(layer, appended_query, *prompt, softcap)
         return self._together(appended, local)
 
-    @cached_property
-    def _local_bias(self) -> Tensor:
-        return as_bias(self.local_visible)[:, None]
+    def _local_mask(self, group: int, dtype: torch.dtype) -> Tensor:
+        """`local_visible` for scores, `[questions, 1, group * local, slots + local]`; made once for all layers."""
+        if (group, dtype) not in self._masks:
+            # Heads of a group share their keys, and stand behind each other.
+            self._masks[group, dtype] = as_bias(self.local_visible).to(dtype).repeat(1, group, 1)[:, None]
+        return self._masks[group, dtype]
 
     def _apart(self, states: Tensor) -> tuple[Tensor, Tensor]:
         """`[1, heads, tokens, dim]` to `[chunks * questions, heads, 2, dim]` and `[questions, heads, local, dim]`."""
@@ -93,15 +98,16 @@ class StepPass:
         return appended[:, :, -1].unflatten(0, (self.chunks, self.questions)).permute(1, 2, 0, 3)
 
 
-def _attend(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor, softcap: float | None) -> Tensor:
-    """`query [batch, heads, new, dim]` over `keys [batch, kv_heads, tokens, dim]`, `bias [batch, 1, new, tokens]`."""
+def _attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor, softcap: float | None) -> Tensor:
+    """`query [batch, heads, new, dim]` over `keys [batch, kv_heads, tokens, dim]`; heads of a group share their keys.
+
+    `mask [batch, 1, group * new, tokens]` is added to the scores.
+    """
     batch, kv_heads = keys.shape[:2]
-    grouped = query.reshape(batch, kv_heads, -1, query.shape[-1])  # heads of a group share their keys
-    bias = bias.repeat(1, 1, query.shape[1] // kv_heads, 1)
+    grouped = query.reshape(batch, kv_heads, -1, query.shape[-1])
     if softcap is None:
-        mask = bias.to(query.dtype)
         attended = nn.functional.scaled_dot_product_attention(grouped, keys, values, attn_mask=mask, scale=1.0)
     else:
-        scores = torch.tanh((grouped @ keys.transpose(-1, -2)).float() / softcap) * softcap + bias
+        scores = torch.tanh((grouped @ keys.transpose(-1, -2)).float() / softcap) * softcap + mask
         attended = torch.softmax(scores, dim=-1).to(query.dtype) @ values
     return attended.reshape(query.shape)

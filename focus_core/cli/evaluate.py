@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 def evaluate(
     task: Annotated[
-        list[str] | None, typer.Option(help="passkey, fact, facts, reworded, keys or passage; several times for several.")
+        list[str] | None,
+        typer.Option(help="passkey, fact, facts, reworded, keys or passage; several times for several."),
     ] = None,
     tokens: Annotated[
         list[int] | None, typer.Option(min=256, help="Length of the documents; several times for several.")

@@ -192,13 +192,34 @@ def test_order_and_origin_of_chunks(focus: FocusModel, reference: Reference) -> 
     assert_equal_logits(logits, torch.stack(wanted))
 
 
+def test_documents_that_end_in_shorter_chunks_make_few_runs(focus: FocusModel) -> None:
+    """With a run for every change of length, a step over many documents would go through them one by one."""
+    case = random_case([24, 24, 10, 24, 24, 11, 24, 10])
+    cache = prefilled(focus, case)
+    assert [run.chunks for run in cache.runs] == [5, 2, 1]
+    assert [block.tokens for block, _ in cache.rows()] == [len(chunk) for chunk in case.chunks]
+
+
+@pytest.mark.parametrize("parallel_chunks", [None, 2])
+def test_slots_are_in_the_order_of_the_chunks(
+    llama: PreTrainedModel, projections: CandidateProjections, parallel_chunks: int | None
+) -> None:
+    focus = focus_model(llama, projections, parallel_chunks=parallel_chunks)
+    case = random_case([24, 10, 24, 11, 10])
+    prompt = torch.tensor([case.prompt])
+    memory = focus.decode_candidates(prefilled(focus, case), prompt)
+    for slot, chunk in enumerate(case.chunks):
+        alone = focus.decode_candidates(focus.prefill([torch.tensor(chunk)]), prompt)
+        torch.testing.assert_close(memory.values[:, :, :, slot], alone.values[:, :, :, 0], atol=2e-5, rtol=0)
+
+
 def test_questions_leave_stored_chunks_as_they_are(focus: FocusModel) -> None:
     """A question would write into chunks that the next question reads."""
     stored = prefilled(focus, CASE)
     before = [(run.block.keys.clone(), run.block.values.clone()) for run in stored.runs]
     answers = []
     for _ in range(2):
-        decoding = FocusDecoding(focus, ChunkCache(stored.runs), [CASE.local], [CASE.prompt])
+        decoding = FocusDecoding(focus, ChunkCache.from_rows(stored.rows()), [CASE.local], [CASE.prompt])
         answers.append(forced(decoding, [[token] for token in CASE.generated]))
     for run, (keys, values) in zip(stored.runs, before, strict=True):
         assert torch.equal(run.block.keys, keys)
