@@ -74,6 +74,25 @@ def test_an_answer_stands_where_the_document_is_said_to_have_it(sampler: Sampler
             assert one.row.weights[one.sought_from] > 0
 
 
+@pytest.mark.parametrize("make", [documents.chunked_pairs, documents.chunked_repeats])
+def test_what_is_copied_stands_where_it_is_said_to(sampler: Sampler, make: documents.Maker) -> None:
+    ids, asked = make(sampler, random.Random(3), 300)
+    for one in asked:
+        first, last = one.source
+        assert ids[first : last + 1] == one.row.ids[1:]
+
+
+def test_a_line_stands_where_it_is_said_to(sampler: Sampler) -> None:
+    ids, asked = documents.list_document(sampler, random.Random(3), 300)
+    for one in asked:
+        first, last = one.source
+        key, value = sampler.encoder.decode(ids[first : last + 1]).split(": ")
+        assert "\n" not in key + value
+        assert first == 0 or sampler.encoder.decode(ids[first - 1 : first]).endswith("\n")
+        assert key in (told := sampler.encoder.decode(one.row.ids))
+        assert told.rstrip().endswith(f" {value}")
+
+
 def test_slots_repeat_only_chunks_that_no_question_asks_for() -> None:
     home = torch.tensor([[-1, 2, 2, 0], [1, 1, -1, -1]])
     slots = documents.draw_slots(random.Random(0), home, 50, 4)
