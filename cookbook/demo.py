@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from focus_core import Answer, FocusEngine, PreparedDocuments
@@ -76,7 +77,7 @@ def table_of(asked: list[Asked]) -> Table:
     table = Table("depth", "question", "answer", "expected", "", box=box.SIMPLE_HEAD)
     table.add_column("seconds", justify="right")
     for (_, depth, _), one in zip(HIDDEN, asked, strict=True):
-        row = (f"{depth:.0%}", one.question, one.answer.text, one.expected, verdict(one), f"{one.seconds:.2f}")
+        row = (f"{depth:.0%}", one.question, escape(one.answer.text), one.expected, verdict(one), f"{one.seconds:.2f}")
         table.add_row(*row)
     return table
 
@@ -108,7 +109,7 @@ def main() -> int:
     plain = ask(engine, end_of(engine, text), asked[0].question, asked[0].expected)
     console.print(
         f"For comparison, the same model on the end of the text, as much as it sees at a time:\n"
-        f"“{plain.question}” — “{plain.answer.text}” ({verdict(plain)})."
+        f"“{plain.question}” — “{escape(plain.answer.text)}” ({verdict(plain)})."
     )
     return 0 if all(one.right for one in asked) else 1
 

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import shutil
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -404,7 +405,8 @@ def _read_tensor(path: Path, name: str) -> Tensor:
 
 
 def _load_bin(path: Path) -> dict[str, Tensor]:
-    return cast(dict[str, Tensor], torch.load(path, map_location="cpu", weights_only=True, mmap=True))
+    mapped = zipfile.is_zipfile(path)  # torch wrote another format before 1.6
+    return cast(dict[str, Tensor], torch.load(path, map_location="cpu", weights_only=True, mmap=mapped))
 
 
 @contextmanager

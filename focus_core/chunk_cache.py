@@ -196,7 +196,7 @@ class ChunkCache:
 
     @cached_property
     def lengths(self) -> Tensor:
-        """`[chunks]`, tokens of each chunk, on the device of the blocks."""
+        """`[chunks]`, tokens of each chunk as they lie in their blocks, on the device of those."""
         return self._on_device([run.block.tokens for run in self.runs for _ in range(run.chunks)])
 
     @cached_property

@@ -28,8 +28,11 @@ class FocusConfig:
     def __post_init__(self) -> None:
         for name in ("chunk_size", "local_window", "dynamic_prompt", "parallel_chunks", "window"):
             _require_positive(name, getattr(self, name))
+        _require_whole("plain_up_to", self.plain_up_to)
         if self.plain_up_to is not None and self.plain_up_to < 0:
             raise ConfigError(f"plain_up_to={self.plain_up_to}: must be 0 (always read in chunks) or more.")
+        if not isinstance(self.bos_per_chunk, bool):
+            raise ConfigError(f"bos_per_chunk={self.bos_per_chunk!r}: must be True or False.")
 
     def resolve(
         self, window: int, trained_with: FocusConfig | None = None, *, window_is: str = "max_position_embeddings"
@@ -84,6 +87,10 @@ class ResolvedConfig:
     window: int
     window_is: str
 
+    def as_settings(self) -> FocusConfig:
+        """What is saved with an adapter."""
+        return FocusConfig(self.chunk_size, self.local_window, self.dynamic_prompt, bos_per_chunk=self.bos_per_chunk)
+
     @property
     def usable_window(self) -> str:
         """For messages: "the model's usable window has 1024 positions (its sliding window)"."""
@@ -127,6 +134,9 @@ class SamplingConfig:
     seed: int | None = None
 
     def __post_init__(self) -> None:
+        for name in ("temperature", "top_p", "min_p", "repetition_penalty"):
+            _require_number(name, getattr(self, name))
+        _require_whole("seed", self.seed)
         _require(self.temperature >= 0, f"temperature={self.temperature}: must be 0 (greedy) or more.")
         _require(
             not 0 < self.temperature < 1e-3, f"temperature={self.temperature}: too small to divide by. Use 0 (greedy)."
@@ -142,9 +152,18 @@ class SamplingConfig:
 _MARKERS_PER_ROW = 2  # a BOS before the chunk and one before the dynamic prompt
 
 
-def _require_positive(name: str, value: int | None) -> None:
+def _require_number(name: str, value: Any) -> None:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise ConfigError(f"{name}={value!r}: must be a number.")
+
+
+def _require_whole(name: str, value: Any) -> None:
     if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
         raise ConfigError(f"{name}={value!r}: must be a whole number.")
+
+
+def _require_positive(name: str, value: int | None) -> None:
+    _require_whole(name, value)
     if value is not None and value < 1:
         raise ConfigError(f"{name}={value}: must be at least 1.")
 

@@ -23,19 +23,25 @@ def choose_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise ConfigError(f"device={name!r} is not a device that torch knows: use 'auto', 'cpu' or 'cuda'.") from error
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"device={name!r}: FocusLLM runs on 'cpu' and 'cuda'.")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"device={name!r}: this machine has no GPU that torch can use. Use device='cpu' or 'auto'.")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"device={name!r}: this machine has {torch.cuda.device_count()} GPUs, counted from 0.")
     return device
+
+
+_DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     """`"auto"` is bfloat16 on a GPU and float32 on a CPU, where half precision is slow."""
     if name == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
-    dtype = getattr(torch, name, None)
-    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise ConfigError(f"dtype={name!r}: use 'auto', 'float32', 'bfloat16' or 'float16'.")
-    return dtype
+    if name not in _DTYPES:
+        raise ConfigError(f"dtype={name!r}: use 'auto', 'float32', 'bfloat16' or 'float16', as text.")
+    return _DTYPES[name]
 
 
 def free_memory(device: torch.device) -> int:

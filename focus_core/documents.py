@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from codecs import BOM_UTF8
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from io import BytesIO
+from io import BytesIO, IOBase
 from pathlib import Path
+from typing import Any
 
 from charset_normalizer import from_bytes
 
 from focus_core.errors import DocumentError
 
 _BINARY_SUFFIXES = frozenset(
-    ".bin .bz2 .class .dll .doc .docx .exe .gif .gz .ico .jar .jpeg .jpg .mp3 .mp4 .npy .npz .odt .png .pptx .pt .pyc "
-    ".safetensors .so .sqlite .tar .tgz .wav .webp .whl .xls .xlsx .xz .zip".split()
+    ".bin .bz2 .class .dll .exe .gif .gz .ico .jar .jpeg .jpg .mp3 .mp4 .npy .npz .png .pt .pyc "
+    ".safetensors .so .sqlite .tar .tgz .wav .webp .whl .xz .zip".split()
 )
+_OFFICE = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0", b"{\\rtf")  # how files of office programs and e-books begin
 # Their texts look alike in many encodings; Windows-1252, which contains Latin-1, is the one they are found in.
 _WESTERN = frozenset("Danish Dutch English Finnish French German Italian Norwegian Portuguese Spanish Swedish".split())
 _STRAY = re.compile("[\udc80-\udcff]")  # how `surrogateescape` shows a byte that is not UTF-8
@@ -46,6 +49,24 @@ class PreparedDocuments:
         return sum(map(len, self.texts))
 
 
+def require_sequence(documents: Any) -> None:
+    """Refuse what would be taken to pieces where whole documents are meant.
+
+    Raises:
+        DocumentError: what it is, and what to hand over
+    """
+    way_out = {
+        Mapping: "Hand over its texts: list(documents.values()).",
+        bytes: "Decode it, or read the file with read_file.",
+        bytearray: "Decode it, or read the file with read_file.",
+        IOBase: "Read it with read_file, or hand over what its read() returns.",
+        Path: "Read it with read_file.",
+    }
+    for kind, hint in way_out.items():
+        if isinstance(documents, kind):
+            raise DocumentError(f"documents is a {type(documents).__name__}, not a text or a list of texts. {hint}")
+
+
 def read_file(path: str | Path) -> str:
     """The text of a file in whatever encoding it has; PDF with the extra `pdf`.
 
@@ -68,6 +89,8 @@ def document_text(raw: bytes, *, name: str) -> str:
     Raises:
         DocumentError: binary, or without text
     """
+    if raw.startswith(_OFFICE):
+        raise DocumentError(f"{name}: office documents, e-books and archives are not read. Save it as PDF or as text.")
     is_pdf = raw.startswith(b"%PDF-")
     text = _pdf_text(raw, name) if is_pdf else decode_text(raw, name=name)
     if not text.strip():
@@ -82,7 +105,7 @@ def read_folder(
     """Every readable text file below a folder, in the order of their paths; hidden and binary files are passed over.
 
     Args:
-        passed_over: told about a file that could have been text and could not be read
+        passed_over: told about a file that could have been text and could not be read, and about links to folders
 
     Raises:
         DocumentError: there is nothing to read below the folder
@@ -90,6 +113,8 @@ def read_folder(
     found = False
     for path in sorted(Path(folder).rglob("*")):
         hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+        if not hidden and path.is_dir() and path.is_symlink() and passed_over is not None:
+            passed_over(DocumentError(f"{path}: a link to another folder is not followed. Name that folder."))
         if hidden or not path.is_file() or path.suffix.lower() in _BINARY_SUFFIXES:
             continue
         try:
@@ -113,10 +138,10 @@ def decode_text(raw: bytes, *, name: str) -> str:
     try:
         return _refuse_binary(raw.decode("utf-8-sig"), name)
     except UnicodeDecodeError:
-        text = None if _looks_binary(raw) else _mostly_utf8(raw) or _most_likely_text(raw)
+        text = None if _looks_binary(raw) else _mostly_utf8(raw.removeprefix(BOM_UTF8)) or _most_likely_text(raw)
         if text is None:
             raise DocumentError(f"{name}: a binary file, not text in an encoding that could be recognised.") from None
-        return text
+        return _refuse_binary(text, name)
 
 
 def _mostly_utf8(raw: bytes) -> str | None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from hashlib import sha256
 from pathlib import Path
 from threading import Lock
@@ -22,7 +22,7 @@ from focus_core.chunking import TextLayout, TokenIds
 from focus_core.config import FocusConfig, ResolvedConfig, SamplingConfig
 from focus_core.decoding import Decoding, FocusDecoding, PlainDecoding
 from focus_core.device import tokens_per_pass
-from focus_core.documents import PreparedDocuments
+from focus_core.documents import PreparedDocuments, require_sequence
 from focus_core.errors import ConfigError, DocumentError
 from focus_core.model import FocusModel
 from focus_core.planning import Plan, check_room, make_plan
@@ -133,7 +133,7 @@ class FocusEngine:
         store_bytes: int | None = None,
         **model_arguments: Any,
     ) -> FocusEngine:
-        """A model folder or hub id; without one, the embedded model. Weights are loaded once per process.
+        """A model folder or hub id; without one, the embedded model. Weights are loaded once per adapter.
 
         Args:
             adapter: folder or hub id of candidate projections. Without them a model other than the embedded one
@@ -150,6 +150,9 @@ class FocusEngine:
             AdapterError: the adapter is missing, damaged, or belongs to another model
             ConfigError: an unknown device or dtype, or sizes that cannot work
         """
+        for name in model_arguments:
+            if name in {field.name for field in fields(FocusConfig)}:
+                raise ConfigError(f"{name} is a setting of the method: give config=FocusConfig({name}=…).")
         shared = shared_model(model, adapter=adapter, device=device, dtype=dtype, **model_arguments)
         if store_bytes is not None:
             shared.store.budget = store_bytes
@@ -171,7 +174,7 @@ class FocusEngine:
             store_bytes: how much the store of read chunks may hold; by default half of the free memory
         """
         loaded = LoadedModel(model, model.config.name_or_path or type(model).__name__)
-        return cls(SharedModel.of(loaded, tokenizer, store_bytes), config=config, progress=progress)
+        return cls(SharedModel.of(loaded, tokenizer, store_bytes, of_its_own=True), config=config, progress=progress)
 
     @property
     def config(self) -> ResolvedConfig:
@@ -220,7 +223,7 @@ class FocusEngine:
         system: str | None = None,
         chat_template: bool = True,
         max_new_tokens: int | None = None,
-        stop: Sequence[str] | str = (),
+        stop: Sequence[str] | str | None = (),
         temperature: float = 0.0,
         top_p: float = 1.0,
         top_k: int = 0,
@@ -251,8 +254,8 @@ class FocusEngine:
         """
         sampling = SamplingConfig(temperature, top_p, top_k, min_p, repetition_penalty, seed)
         stops = _checked_stop(stop)
-        if max_new_tokens is not None and max_new_tokens < 1:
-            raise ConfigError(f"max_new_tokens={max_new_tokens}: must be at least 1.")
+        if max_new_tokens is not None and (type(max_new_tokens) is not int or max_new_tokens < 1):
+            raise ConfigError(f"max_new_tokens={max_new_tokens!r}: must be a whole number, and at least 1.")
         texts = () if documents is None else self._texts_of(documents)
         chunks = self._layout.chunks_of(texts) if texts else None  # cut once for all questions
         requests = []
@@ -302,6 +305,7 @@ class FocusEngine:
 
     def tokenize(self, text: str) -> list[int]:
         """The model's tokens of `text`, without special tokens."""
+        _as_bytes(text)
         tokens: list[int] = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         return tokens
 
@@ -328,6 +332,7 @@ class FocusEngine:
         return self._layout.with_bos(self.tokenize(rendered))
 
     def _texts_of(self, documents: Documents) -> list[TokenIds]:
+        require_sequence(documents)
         alone = isinstance(documents, str | PreparedDocuments) or not isinstance(documents, Iterable)
         listed: list[Any] = [documents] if alone else [*cast(Iterable[Any], documents)]
         if not listed:
@@ -353,13 +358,7 @@ class FocusEngine:
         return prepared.texts
 
     def _remembered(self, text: str) -> TokenIds:
-        try:
-            digest = sha256(text.encode()).digest()
-        except UnicodeEncodeError as error:
-            raise DocumentError(
-                f"A document holds half of a character at place {error.start} ({text[error.start]!r}): it was decoded "
-                "wrongly. Read it again with the right encoding."
-            ) from error
+        digest = sha256(_as_bytes(text)).digest()
         with self._texts_lock:
             known = self._texts.get(digest)
             if known is not None:
@@ -464,9 +463,14 @@ def _end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> f
 
 def _messages(question: Question) -> list[Message]:
     """A question as messages, with text in each of them that asks something."""
+    if not isinstance(question, str | Sequence):
+        raise ConfigError(f"The question is a {type(question).__name__}: give a text or a list of messages.")
     messages: list[Message] = [{"role": "user", "content": question}] if isinstance(question, str) else list(question)
     for number, message in enumerate(messages, 1):
-        if not isinstance(message.get("content"), str) or "role" not in message:
+        if isinstance(message, str):
+            raise ConfigError("A list of questions where one is asked: give it to `generate` or `stream_batch`.")
+        known = isinstance(message, Mapping) and "role" in message
+        if not known or not isinstance(message.get("content"), str):
             raise ConfigError(
                 f"Message {number} of {len(messages)} needs 'role' and 'content', both text: {message!r}."
             )
@@ -477,11 +481,28 @@ def _messages(question: Question) -> list[Message]:
 
 def _is_batch(question: Question | Sequence[Question]) -> bool:
     """A list of questions, and not one list of messages."""
-    return not isinstance(question, str) and not (question and isinstance(question[0], Mapping))
+    return isinstance(question, Sequence) and not isinstance(question, str) and not _is_chat(question)
 
 
-def _checked_stop(stop: Sequence[str] | str) -> tuple[str, ...]:
-    stops = (stop,) if isinstance(stop, str) else tuple(stop)
+def _is_chat(question: Sequence[Any]) -> bool:
+    return bool(question) and isinstance(question[0], Mapping)
+
+
+def _as_bytes(text: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise DocumentError(
+            f"A text holds half of a character at place {error.start} ({text[error.start]!r}): it was decoded wrongly. "
+            "Read it again with the right encoding."
+        ) from error
+
+
+def _checked_stop(stop: Sequence[str] | str | None) -> tuple[str, ...]:
+    stops = (stop,) if isinstance(stop, str) else tuple(stop or ())
+    for text in stops:
+        if not isinstance(text, str):
+            raise ConfigError(f"stop holds {text!r}: every one must be a text.")
     if "" in stops:
         raise ConfigError("stop holds an empty string, which would end every answer at once.")
     return stops

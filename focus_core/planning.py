@@ -95,6 +95,11 @@ def check_room(
     behind = chunks + local + new_tokens
     if behind > window:
         fits = max(window - local - new_tokens, 0)
+        if fits == 0:
+            raise ContextOverflowError(
+                f"A local context of {local} tokens (question, system prompt and chat) and max_new_tokens={new_tokens} "
+                f"leave no room for a memory: {config.usable_window}. Shorten the question, or lower max_new_tokens."
+            )
         raise ContextOverflowError(
             f"A memory of {chunks} chunks, a local context of {local} tokens and max_new_tokens={new_tokens} need "
             f"{behind} positions, but {config.usable_window}: {fits} chunks fit "

@@ -1,7 +1,8 @@
-"""Weights that are loaded live here once per process; engines and wrappers that name the same model share them."""
+"""Weights that are loaded live here, once per adapter; engines and wrappers that name the same model share them."""
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +24,9 @@ from focus_core.store import ChunkStore
 EMBEDDED = "embedded"
 EMBEDDED_FOLDER = Path(__file__).parent / "embedded"
 _STORE_SHARE = 0.5  # of the memory that is free once the weights are loaded
+
+
+_of_their_own = itertools.count(1)
 
 
 class Turn:
@@ -73,11 +77,24 @@ class SharedModel:
     reading: threading.RLock = field(default_factory=threading.RLock)
 
     @classmethod
-    def of(cls, loaded: LoadedModel, tokenizer: PreTrainedTokenizerBase, store_bytes: int | None = None) -> SharedModel:
-        """Around a model that is already loaded."""
+    def of(
+        cls,
+        loaded: LoadedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        store_bytes: int | None = None,
+        *,
+        of_its_own: bool = False,
+    ) -> SharedModel:
+        """Around a model that is already loaded.
+
+        Args:
+            of_its_own: no other model is taken for the same, whatever its name
+        """
         budget = int(free_memory(loaded.model.device) * _STORE_SHARE) if store_bytes is None else store_bytes
         config = loaded.model.config.get_text_config()
         identity = f"{loaded.model_id}|{getattr(config, '_commit_hash', None)}|{loaded.model.dtype}"
+        if of_its_own:
+            identity += f"|{next(_of_their_own)}"
         return cls(loaded, tokenizer, ChunkStore(budget), identity)
 
     @cached_property

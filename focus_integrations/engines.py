@@ -21,6 +21,7 @@ from focus_core.errors import ConfigError
 
 EMBEDDED = "embedded"
 MODEL_VARIABLE = "FOCUSLLM_MODEL"
+_GIVEN = "engine://"  # begins the name of an engine that the user made, and no path or hub id
 _KEPT = 2  # engines that stay in memory although no wrapper holds them
 
 
@@ -67,7 +68,7 @@ def shared_engine(settings: EngineSettings) -> FocusEngine:
 
 def name_engine(engine: FocusEngine) -> str:
     """A model name under which `shared_engine` finds an engine that the user made, for as long as it lives."""
-    name = f"{engine.shared.identity}#{id(engine):x}"
+    name = f"{_GIVEN}{engine.shared.identity}#{id(engine):x}"
     with _lock:
         _given[name] = engine
     return name
@@ -80,7 +81,7 @@ def release_engines() -> None:
 
 
 def _load(settings: EngineSettings) -> FocusEngine:
-    if "#" in settings.model:
+    if settings.model.startswith(_GIVEN):
         raise ConfigError(f"The engine {settings.model!r} is gone. Keep it, or the wrapper made from it, alive.")
     revision: dict[str, Any] = {"revision": settings.revision} if settings.revision else {}
     return FocusEngine.from_pretrained(

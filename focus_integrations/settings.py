@@ -12,6 +12,7 @@ from pydantic import AliasChoices, BaseModel, Field, PrivateAttr
 
 from focus_core import FocusConfig, FocusEngine, PreparedDocuments
 from focus_core.config import DEFAULT_NEW_TOKENS
+from focus_core.documents import require_sequence
 from focus_core.errors import ConfigError, DocumentError
 from focus_integrations.engines import EngineSettings, default_model, longest_input, name_engine, shared_engine
 
@@ -165,6 +166,9 @@ def read_each(documents: Any, kind: type, read: Callable[[Any], str], *, called:
     """
     if isinstance(documents, Iterator):
         raise DocumentError("documents can be read only once, and would be gone at the second look. Give a list.")
+    if documents is None:
+        raise DocumentError("documents is None. Give a list of documents, or leave it out.")
+    require_sequence(documents)
     listed = [documents] if isinstance(documents, kind | str | PreparedDocuments) else list(documents)
     texts: list[Text] = []
     for number, document in enumerate(listed, 1):

@@ -10,6 +10,7 @@ import typer
 
 from focus_core.cli import options
 from focus_core.cli.loading import load_engine, read_documents
+from focus_core.errors import ConfigError
 from focus_core.progress import progress_bar, sign_of_life
 
 if TYPE_CHECKING:
@@ -47,6 +48,8 @@ def evaluate(
     for name in chosen:
         task_named(name)
     texts = read_documents(text or [])
+    if out is not None:
+        _require_writable(out)  # before hours of work
     engine = load_engine(model, adapter, device, dtype, chunk_size=chunk_size, progress=False)
     haystack = Haystack(engine, texts)
     typer.echo(f"{'task':<9}{'reader':<7}{'tokens':>9}{'trials':>8}{'right':>8}   95 % interval   s/document")
@@ -61,6 +64,13 @@ def evaluate(
                 if out is not None:
                     with out.open("a", encoding="utf-8") as file:
                         file.write(json.dumps(result.as_dict()) + "\n")
+
+
+def _require_writable(out: Path) -> None:
+    try:
+        out.open("a", encoding="utf-8").close()
+    except OSError as error:
+        raise ConfigError(f"--out {out} cannot be written: {error.strerror}.") from error
 
 
 def _line(result: Result) -> str:

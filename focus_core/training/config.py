@@ -68,6 +68,7 @@ class TrainingConfig:
         _require(self.rank is None or self.rank >= 1, f"rank={self.rank}: must be at least 1.")
         for name in ("learning_rate", "max_gradient_norm"):
             _require(getattr(self, name) > 0, f"{name}={getattr(self, name)}: must be above 0.")
+        _require(all(0 <= beta < 1 for beta in self.betas), f"betas={list(self.betas)}: each must be 0 to below 1.")
         for name in ("chunk_sizes", "dynamic_prompts"):
             sizes = getattr(self, name)
             _require(bool(sizes) and min(sizes) >= 1, f"{name}={list(sizes)}: needs at least one size above 0.")

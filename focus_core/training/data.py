@@ -265,6 +265,7 @@ def _record(where: str, line: str) -> Record:
         raise ConfigError(f"{where}: not JSON: {error}.") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{where}: must be a JSON object, not {type(values).__name__}.")
+    _refuse_others(where, values)
     if "text" in values:
         return Record(where, text=_text(where, values, "text"))
     if "documents" not in values:
@@ -279,6 +280,19 @@ def _record(where: str, line: str) -> Record:
     return Record(where, documents=tuple(texts), questions=tuple(_asked(where, one) for one in asked))
 
 
+def _refuse_others(where: str, values: Mapping[str, Any]) -> None:
+    """One of our fields that would be passed over in silence; others (a source, a number) mean nothing here."""
+    others = {"documents", "questions", "question", "prompt", "answer"} if "text" in values else set()
+    if "questions" in values:
+        others |= {"question", "prompt", "answer"}
+    if "prompt" in values:
+        others |= {"question"}
+    found = sorted(values.keys() & others)
+    if found:
+        beside = next(name for name in ("text", "questions", "prompt") if name in values)
+        raise ConfigError(f"{where}: has the field {beside!r} and {found[0]!r} beside it. Make two records of it.")
+
+
 def _asked(where: str, values: Any) -> Asked:
     if not isinstance(values, dict) or ("question" in values) == ("prompt" in values):
         raise ConfigError(f"{where}: a question needs either the field 'question' or the field 'prompt', and 'answer'.")
@@ -291,4 +305,6 @@ def _text(where: str, values: Mapping[str, Any], name: str) -> str:
     if not isinstance(value, str) or not value.strip():
         found = "is missing" if value is None else "is empty" if isinstance(value, str) else f"is {value!r}"
         raise ConfigError(f"{where}: field {name!r} must be a text that is not empty; it {found}.")
+    if any("\ud800" <= letter <= "\udfff" for letter in value):
+        raise ConfigError(f"{where}: field {name!r} holds half of a character: it was decoded wrongly.")
     return value

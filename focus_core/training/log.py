@@ -41,6 +41,8 @@ class LossLog:
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             console=self._console,
+            redirect_stdout=False,  # what an evaluation prints stays where it belongs
+            redirect_stderr=False,
             disable=not (accelerator.is_main_process and self._console.is_terminal),
         )
 
@@ -74,6 +76,11 @@ class LossLog:
         """Write what has been noted since the last row: what a checkpoint holds stands in the log."""
         if self._steps:
             self._write(*self._last)
+
+    def has_evaluation(self, done: int) -> bool:
+        """Whether an evaluation after step `done` has been written."""
+        with (self._config.output / EVALUATION).open(newline="", encoding="utf-8") as file:
+            return any(int(row["step"]) == done for row in csv.DictReader(file))
 
     def evaluated(self, done: int, results: dict[str, float]) -> None:
         """Write what an evaluation returned."""

@@ -205,7 +205,7 @@ class _Method:
         # [layers, chunks, kv_heads, targets, head_dim] to [layers, targets, kv_heads, chunks, head_dim]
         keys, values = (torch.cat(states, dim=1).transpose(1, 3) for states in zip(*groups, strict=True))
         positions = _positions_behind(cache, 0, cache.chunks, targets.candidate_offsets)
-        distance = torch.arange(cache.chunks, device=self.model.device) - positions.T
+        distance = cache.slots - positions.T
         return Memory(self._positions.move(keys, distance), values)
 
     def local_losses(self, memory: Memory, targets: Targets) -> Tensor:

@@ -16,8 +16,10 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -43,6 +45,7 @@ Evaluate = Callable[[FocusModel], dict[str, float]]
 
 CHECKPOINT = "checkpoint.pt"
 ADAPTER = "adapter"
+_STATE = ("done", "config", "identity", "projections", "optimizers", "scaler", "random")  # in a checkpoint
 _EXAMPLES_AHEAD = 4
 
 
@@ -74,15 +77,32 @@ def train(
         cpu=choose_device(config.device).type == "cpu",
     )
     try:
+        _make_folder(config.output)
         torch.manual_seed(config.seed)
         random.seed(config.seed)
         focus, base_id = _focus_model(config, model, accelerator.device)
         if examples is None:
+            config = _usable(config, config.for_use(), focus)
             examples = _examples_from_files(config, focus, base_id, visible=accelerator.is_main_process)
+        else:
+            config = _usable(config, config.used_with or focus.config.as_settings(), focus)
         return _Run(config, accelerator, focus, base_id).to_the_end(examples, evaluate)
     finally:
         # Otherwise a second run in this process could not choose another precision.
         AcceleratorState._reset_state()
+
+
+def _make_folder(output: Path) -> None:
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"output={str(output)!r} cannot be a folder to write to: {error.strerror}.") from error
+
+
+def _usable(config: TrainingConfig, used_with: FocusConfig, focus: FocusModel) -> TrainingConfig:
+    """The config with the settings that are saved with the adapter; whoever loads it must be able to use them."""
+    used_with.resolve(focus.config.window, window_is=focus.config.window_is)
+    return replace(config, used_with=used_with)
 
 
 def learning_rate(config: TrainingConfig, step: int) -> float:
@@ -115,7 +135,6 @@ class _Run:
         self.identity: dict[str, Any] = {"model": fingerprint(focus.model, focus.parts)}
         loss = FocusLoss(focus, recompute=config.recompute)
         self.loss, *self.optimizers = accelerator.prepare(loss, *_optimizers(config, list(loss.parameters())))
-        config.output.mkdir(parents=True, exist_ok=True)
 
     def to_the_end(self, examples: Examples, evaluate: Evaluate | None) -> Path:
         self.identity["data"] = getattr(examples, "fingerprint", None)
@@ -123,6 +142,8 @@ class _Run:
         numbers = self._example_numbers(first)
         log = LossLog(self.config, first, self.accelerator)
         with log, _asked_to_stop() as stop, _prefetched(examples, numbers) as ready:
+            if evaluate is not None and first and self._evaluates_after(first) and not log.has_evaluation(first):
+                log.evaluated(first, self._evaluate(evaluate))  # the run stopped before it
             for step in range(first, self.config.steps):
                 self._step(step, ready, log)
                 done = step + 1
@@ -201,7 +222,13 @@ class _Run:
         path = self.config.output / CHECKPOINT
         if not path.exists():
             return 0
-        state: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
+        try:
+            state: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
+            state = {name: state[name] for name in _STATE}
+        except (OSError, RuntimeError, UnpicklingError, EOFError, KeyError, TypeError) as error:
+            raise ConfigError(
+                f"{path} is damaged, or no checkpoint of this program ({error}). Delete it to start again."
+            ) from error
         ours = self.config.fingerprint()
         differing = [name for name, value in ours.items() if state["config"].get(name) != value]
         if differing:

@@ -137,6 +137,8 @@ class FocusLLM(FocusSettings, CustomLLM):
     def _prompt_request(self, prompt: str, formatted: bool, given: dict[str, Any]) -> _Request:
         call = self._call_with(dict(given))
         if formatted:  # by LlamaIndex: system prompt and templates are in it
+            if "system_prompt" in given:
+                raise ConfigError("system_prompt with formatted=True: such a prompt holds it already. Leave one out.")
             return _as_it_stands(prompt, call)
         if self.completion_to_prompt in (None, default_completion_to_prompt):
             return _Request(merged([("user", prompt)], call.system_prompt), call)

@@ -221,14 +221,16 @@ def test_a_model_over_several_devices_is_refused_by_name(model_folder: Path) -> 
         FocusModel.from_pretrained(model_folder, device_map="auto")
 
 
-def test_authors_checkpoint_in_bin_shards(tmp_path: Path) -> None:
+@pytest.mark.parametrize("as_zip", [True, False])  # torch wrote no zip files before 1.6
+def test_authors_checkpoint_in_bin_shards(tmp_path: Path, as_zip: bool) -> None:
     """As the authors' trainer may have written it; the file names are those of transformers."""
     source = GOLDEN / "gqa_partial_chunk"
     tensors = load_file(source / "model.safetensors")
     names = sorted(tensors)
     halves = {"pytorch_model-00001-of-00002.bin": names[::2], "pytorch_model-00002-of-00002.bin": names[1::2]}
     for file, part in halves.items():
-        torch.save({key: tensors[key] for key in part}, tmp_path / file)
+        part_of_model = {key: tensors[key] for key in part}
+        torch.save(part_of_model, tmp_path / file, _use_new_zipfile_serialization=as_zip)
     index = {"metadata": {}, "weight_map": {key: file for file, part in halves.items() for key in part}}
     (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps(index))
     shutil.copy(source / "config.json", tmp_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from codecs import BOM_UTF8
 from io import BytesIO
 from pathlib import Path
 
@@ -215,3 +216,30 @@ def test_folder_without_text(tmp_path: Path, name: str) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(DocumentError, match="no text files below this folder"):
         list(read_folder(tmp_path / name))
+
+
+def test_office_documents_and_linked_folders_are_told_of(tmp_path: Path) -> None:
+    folder, elsewhere = tmp_path / "texts", tmp_path / "elsewhere"
+    for made in (folder, elsewhere):
+        made.mkdir()
+        (made / "a.txt").write_text("text")
+    (folder / "contract.docx").write_bytes(b"PK\x03\x04 and so on")
+    (folder / "old.doc").write_bytes(b"\xd0\xcf\x11\xe0 and so on")
+    (folder / "plain.doc").write_text("a text, whatever its name")
+    (folder / "link").symlink_to(elsewhere)
+    told: list[str] = []
+    found = [path.name for path, _ in read_folder(folder, passed_over=lambda error: told.append(str(error)))]
+    assert found == ["a.txt", "plain.doc"]
+    assert [Path(message.split(":")[0]).name for message in told] == ["contract.docx", "link", "old.doc"]
+    with pytest.raises(DocumentError, match=r"contract\.docx: office documents, .* Save it as PDF"):
+        read_file(folder / "contract.docx")
+
+
+def test_a_mark_of_utf8_is_no_text_among_stray_bytes() -> None:
+    raw = BOM_UTF8 + "äöü äöü ".encode() + b"\xe4"
+    assert decode_text(raw, name="file") == "äöü äöü ä"
+
+
+def test_zero_bytes_anywhere_are_binary() -> None:
+    with pytest.raises(DocumentError, match="zero bytes"):
+        decode_text("äöü".encode() * 20000 + b"\xe4\0", name="file")

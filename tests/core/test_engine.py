@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 import threading
 import weakref
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from focus_core import (
     ConfigError,
@@ -335,7 +337,7 @@ def test_empty_documents_are_refused(engine: FocusEngine, documents: list[str]) 
 def test_foreign_document_types_and_foreign_handles_are_refused(engine: FocusEngine) -> None:
     with pytest.raises(DocumentError, match="Document 2 of 2 is a int"):
         engine.generate(QUESTION, ["text", 3])  # type: ignore[list-item]
-    with pytest.raises(DocumentError, match="Document 1 of 1 is a PosixPath, not a string"):
+    with pytest.raises(DocumentError, match="documents is a PosixPath, not a text or a list of texts"):
         engine.generate(QUESTION, Path("a.txt"))  # type: ignore[arg-type]
     with pytest.raises(DocumentError, match=r"half of a character at place 5 \('.udce9'\)"):
         engine.generate(QUESTION, ["caf\u00e9 \udce9"])
@@ -504,3 +506,74 @@ def test_questions_that_need_passes_of_their_own_hold_nothing_for_each_other(mon
     monkeypatch.setattr(engine, "_decoding", watching)
     engine.generate([QUESTION, "What else?", "Why?"], [A], max_new_tokens=3)
     assert len(made) == 3
+
+
+@pytest.mark.parametrize(
+    ("documents", "message"),
+    [
+        ({"book.txt": "text"}, r"documents is a dict.*list\(documents.values\(\)\)"),
+        (b"text", "documents is a bytes.*Decode it"),
+        (io.StringIO("a\nb"), "documents is a StringIO.*read_file"),
+    ],
+)
+def test_what_would_be_taken_to_pieces_is_refused(engine: FocusEngine, documents: Any, message: str) -> None:
+    with pytest.raises(DocumentError, match=message):
+        engine.generate(QUESTION, documents)
+    with pytest.raises(DocumentError, match=message):
+        engine.prepare(documents)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"stop": [1]}, "stop holds 1"),
+        ({"temperature": None}, "temperature=None: must be a number"),
+        ({"temperature": "hot"}, "temperature='hot': must be a number"),
+        ({"seed": 1.5}, "seed=1.5: must be a whole number"),
+        ({"max_new_tokens": 2.5}, "max_new_tokens=2.5: must be a whole number"),
+        ({"max_new_tokens": "3"}, "max_new_tokens='3': must be a whole number"),
+    ],
+)
+def test_options_of_another_type_are_named(engine: FocusEngine, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        engine.generate(QUESTION, [A], **options)
+
+
+def test_no_stop_strings_may_be_none(engine: FocusEngine) -> None:
+    assert engine.generate(QUESTION, [A], max_new_tokens=8, stop=None).text == cold(QUESTION, [A])
+
+
+def test_questions_of_another_type_are_named(engine: FocusEngine) -> None:
+    with pytest.raises(ConfigError, match="The question is a NoneType"):
+        engine.generate(None)  # type: ignore[call-overload]
+    with pytest.raises(ConfigError, match="A list of questions where one is asked"):
+        next(engine.stream(["a", "b"]))  # type: ignore[list-item]
+    with pytest.raises(DocumentError, match="half of a character at place"):
+        engine.generate("What \udcff?")
+
+
+def test_settings_of_the_method_go_into_the_config(model_folder: Path) -> None:
+    with pytest.raises(ConfigError, match=r"give config=FocusConfig\(chunk_size=…\)"):
+        FocusEngine.from_pretrained(model_folder, chunk_size=512)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"device": "mps"}, "device='mps': FocusLLM runs on 'cpu' and 'cuda'"),
+        ({"device": "meta"}, "device='meta': FocusLLM runs on 'cpu' and 'cuda'"),
+        ({"dtype": "float8_e4m3fn"}, "dtype='float8_e4m3fn': use 'auto', 'float32'"),
+        ({"dtype": torch.float32}, "dtype=torch.float32: use .* as text"),
+    ],
+)
+def test_unknown_devices_and_dtypes_are_named(model_folder: Path, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        FocusEngine.from_pretrained(model_folder, **arguments)
+
+
+def test_what_one_model_prepared_is_not_read_by_another_made_in_python(model_folder: Path) -> None:
+    first, second = (
+        FocusEngine.from_model(AutoModelForCausalLM.from_pretrained(model_folder), byte_tokenizer()) for _ in range(2)
+    )
+    with pytest.raises(DocumentError, match="Prepare them again"):
+        second.generate(QUESTION, first.prepare(A))

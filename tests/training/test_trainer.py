@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from focus_core.checkpoint import load_adapter
+from focus_core.config import FocusConfig
 from focus_core.errors import ConfigError
 from focus_core.model import FocusModel
 from focus_core.training.config import TrainingConfig
@@ -127,7 +128,7 @@ def test_the_adapter_folder_holds_what_was_trained(straight: tuple[FocusModel, P
     loaded, used_with = load_adapter(folder / "adapter", focus_model().model)
     for name, tensor in weights(trained).items():
         assert torch.equal(loaded.state_dict()[name], tensor), name
-    assert used_with.chunk_size == 2048
+    assert used_with == focus_model().config.as_settings()
 
 
 def test_stopped_and_resumed_is_bitwise_the_run_without_a_stop(
@@ -248,3 +249,37 @@ def test_a_model_on_another_device_is_refused(monkeypatch: pytest.MonkeyPatch, t
     monkeypatch.setattr(FocusModel, "device", property(lambda self: torch.device("meta")))
     with pytest.raises(ConfigError, match="the model handed over is on meta"):
         train(config_for(tmp_path, steps=1), model=focus_model(), examples=numbered)
+
+
+def test_settings_that_no_engine_could_use_are_refused_before_the_first_step(tmp_path: Path) -> None:
+    config = config_for(tmp_path, steps=1, used_with=FocusConfig(chunk_size=5000))
+    with pytest.raises(ConfigError, match=r"chunk_size=5000 .* need"):
+        train(config, model=focus_model(), examples=numbered)
+
+
+def test_an_output_that_is_a_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"output='.*file' cannot be a folder"):
+        train(config_for(tmp_path / "file", steps=1), model=focus_model(), examples=numbered)
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
+    for damaged in (b"", b"no checkpoint"):
+        (tmp_path / "checkpoint.pt").write_bytes(damaged)
+        with pytest.raises(ConfigError, match=r"checkpoint\.pt is damaged, or no checkpoint"):
+            train(config_for(tmp_path, steps=1), model=focus_model(), examples=numbered)
+    torch.save({"done": 1}, tmp_path / "checkpoint.pt")
+    with pytest.raises(ConfigError, match=r"checkpoint\.pt is damaged, or no checkpoint"):
+        train(config_for(tmp_path, steps=1), model=focus_model(), examples=numbered)
+
+
+def test_an_evaluation_that_failed_is_made_up_for(tmp_path: Path) -> None:
+    def failing(focus: FocusModel) -> dict[str, float]:
+        raise RuntimeError("no disk")
+
+    config = config_for(tmp_path, steps=2, evaluate_every=2)
+    with pytest.raises(RuntimeError, match="no disk"):
+        train(config, model=focus_model(), examples=numbered, evaluate=failing)
+    for _ in range(2):  # and not a second time
+        train(config, model=focus_model(), examples=numbered, evaluate=lambda focus: {"right": 0.5})
+    assert (tmp_path / "evaluation.csv").read_text().split() == ["step,name,value", "2,right,0.5"]

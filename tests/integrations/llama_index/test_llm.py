@@ -9,6 +9,7 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import llama_index.core
@@ -27,6 +28,7 @@ from focus_integrations import engines
 from focus_integrations.llama_index import FocusLLM
 from tests.integrations.conformance import DOCUMENTS, QUESTION, TOKENS
 from tests.integrations.llama_index.drivers import counting, listening
+from tests.tiny import save_tiny_model
 
 ENDPOINTS = [
     f"{asynchronous}{stream}{kind}"
@@ -408,3 +410,21 @@ def test_tokens_are_the_models_own(llm: FocusLLM, engine: FocusEngine, monkeypat
     assert len(llm.tokenize("äx")) == engine.count_tokens("äx") == 3
     llm.predict(PromptTemplate("{who}?"), who="Ada")
     assert llama_index.core.global_tokenizer is None
+
+
+def test_a_system_prompt_beside_a_formatted_prompt_is_refused(llm: FocusLLM) -> None:
+    with pytest.raises(ConfigError, match="system_prompt with formatted=True"):
+        llm.complete("Once upon", formatted=True, system_prompt="Be brief.")
+
+
+@pytest.mark.parametrize(
+    ("documents", "message"), [({"a.txt": "text"}, "documents is a dict"), (b"text", "is a bytes")]
+)
+def test_documents_that_would_be_taken_to_pieces_are_refused(llm: FocusLLM, documents: Any, message: str) -> None:
+    with pytest.raises(DocumentError, match=message):
+        llm.complete("Who?", documents=documents)
+
+
+def test_a_model_folder_may_have_any_name(tmp_path: Path) -> None:
+    folder = save_tiny_model(tmp_path / "c#1")
+    assert FocusLLM(model=str(folder), device="cpu", max_new_tokens=2).complete("Who?").raw is not None
