@@ -30,7 +30,7 @@ HIDDEN = [
     (Fact("access code", "the amber falcon", "48213"), 0.27, "What is the access code of the amber falcon?"),
     (Fact("access code", "the silver falcon", "90576"), 0.41, "What is the access code of the silver falcon?"),
     (Fact("home city", "Clara Fenwick", "Lisbon"), 0.55, "What is the home city of Clara Fenwick?"),
-    (Fact("colour", "the northern lighthouse", "crimson"), 0.73, "What is the northern lighthouse's colour?"),
+    (Fact("captain", "the northern lighthouse", "Silas Marsh"), 0.73, "Who is the captain of the northern lighthouse?"),
     (Fact("value", "k7f3", "512", "key"), 0.94, "What is the value of k7f3?"),
 ]
 

@@ -265,7 +265,7 @@ class FocusEngine:
             requests.append(
                 _Request(
                     plan=plan,
-                    sampler=Sampler(sampling, torch.tensor(local)),
+                    sampler=Sampler(sampling, torch.tensor(plan.local if plan.chunks else local)),
                     text=TextStream(self.tokenizer, stops, strip_start=chat_template),
                     usage=Usage(sum(map(len, texts)) + len(local), document_tokens=sum(map(len, texts))),
                 )

@@ -577,3 +577,18 @@ def test_what_one_model_prepared_is_not_read_by_another_made_in_python(model_fol
     )
     with pytest.raises(DocumentError, match="Prepare them again"):
         second.generate(QUESTION, first.prepare(A))
+
+
+def test_the_repetition_penalty_counts_the_local_context(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of one long prompt, what is read in chunks does not count, as documents do not."""
+    engine, seen = make_engine(), list[int]()
+    make = engine_module.Sampler
+
+    def noting(config: Any, tokens: torch.Tensor) -> Any:
+        seen.append(len(tokens))
+        return make(config, tokens)
+
+    monkeypatch.setattr(engine_module, "Sampler", noting)
+    engine.generate(A, chat_template=False, max_new_tokens=1)
+    engine.generate("Why?", [A], chat_template=False, max_new_tokens=1)
+    assert seen == [engine.config.local_window + 1, len("Why?") + 1]  # and a BOS
