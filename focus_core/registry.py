@@ -64,7 +64,8 @@ class SharedModel:
 
     Attributes:
         identity: what a chunk's keys and values depend on besides its tokens
-        turn: held for one pass of the model, never while somebody waits for a user
+        turn: held for one pass of the model (the first step of an answer takes several), never while somebody waits for
+            a user
         reading: held by whoever reads chunks, so that nobody reads the same ones or counts on the same free memory;
             its holder may ask again, from a progress report
     """
