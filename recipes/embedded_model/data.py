@@ -230,7 +230,7 @@ class Sampler:
         return row
 
     def stress(self, row: Row, answer: list[int], fact: Fact) -> None:
-        """Gives the first tokens of the value their greater weight; the space before a number is none of them."""
+        """Gives the first tokens of the value their greater weight, and the space before a number some."""
         value = self.encode(f" {fact.value}")
         at = next(i for i in range(len(answer) - len(value), -1, -1) if answer[i : i + len(value)] == value)
         first = len(row.ids) - len(answer)
@@ -238,7 +238,9 @@ class Sampler:
             row.weights[first + index] = PREFIX_WEIGHT
         if at > 1 and fact.kind == "fact":
             row.weights[first + 1] = NAMING_WEIGHT  # behind " The"
-        at += value[0] == self.space
+        if value[0] == self.space:  # that a number follows is the document's to tell, too
+            row.weights[first + at] = DECIDING_WEIGHTS[1]
+            at += 1
         for weight, index in zip(DECIDING_WEIGHTS, range(first + at, len(row.ids) - 1), strict=False):
             row.weights[index] = weight
         if fact.kind == "key":  # in a list of numbers every digit is followed by another one somewhere else

@@ -144,7 +144,8 @@ def _asked(sampler: Sampler, rng: random.Random, fact: facts.Fact, source: tuple
     row = Row([sampler.bos, *prompt], [0.0] * (len(prompt) + 1))
     row.add(answer, weight)
     sampler.stress(row, answer, fact)
-    return Asked(row, source, next(i for i, w in enumerate(row.weights) if w == DECIDING_WEIGHTS[0]))
+    deciding = next(i for i, w in enumerate(row.weights) if w == DECIDING_WEIGHTS[0])
+    return Asked(row, source, deciding - (row.ids[deciding - 1] == sampler.space))
 
 
 def _passage(sampler: Sampler, rng: random.Random, ids: list[int]) -> Asked | None:
