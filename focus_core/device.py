@@ -13,6 +13,7 @@ from focus_core.errors import ConfigError, OutOfMemoryError
 
 _CPU_TOKENS_PER_PASS = 4096  # beyond that a CPU pass gets no faster, it only leaves the caches
 _GPU_SHARE_FOR_ACTIVATIONS = 0.25
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
 
 def choose_device(name: str) -> torch.device:
@@ -32,15 +33,12 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-_DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     """`"auto"` is bfloat16 on a GPU and float32 on a CPU, where half precision is slow."""
     if name == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     if name not in _DTYPES:
-        raise ConfigError(f"dtype={name!r}: use 'auto', 'float32', 'bfloat16' or 'float16', as text.")
+        raise ConfigError(f"dtype={name!r}: use {', '.join(map(repr, ('auto', *_DTYPES)))}, as text.")
     return _DTYPES[name]
 
 

@@ -150,9 +150,9 @@ class FocusEngine:
             AdapterError: the adapter is missing, damaged, or belongs to another model
             ConfigError: an unknown device or dtype, or sizes that cannot work
         """
-        for name in model_arguments:
-            if name in {field.name for field in fields(FocusConfig)}:
-                raise ConfigError(f"{name} is a setting of the method: give config=FocusConfig({name}=…).")
+        misplaced = next((field.name for field in fields(FocusConfig) if field.name in model_arguments), None)
+        if misplaced is not None:
+            raise ConfigError(f"{misplaced} is a setting of the method: give config=FocusConfig({misplaced}=…).")
         shared = shared_model(model, adapter=adapter, device=device, dtype=dtype, **model_arguments)
         if store_bytes is not None:
             shared.store.budget = store_bytes
@@ -305,7 +305,7 @@ class FocusEngine:
 
     def tokenize(self, text: str) -> list[int]:
         """The model's tokens of `text`, without special tokens."""
-        _as_bytes(text)
+        _as_bytes(text)  # refuses what a tokenizer would stumble over without saying where
         tokens: list[int] = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         return tokens
 
@@ -481,11 +481,9 @@ def _messages(question: Question) -> list[Message]:
 
 def _is_batch(question: Question | Sequence[Question]) -> bool:
     """A list of questions, and not one list of messages."""
-    return isinstance(question, Sequence) and not isinstance(question, str) and not _is_chat(question)
-
-
-def _is_chat(question: Sequence[Any]) -> bool:
-    return bool(question) and isinstance(question[0], Mapping)
+    if isinstance(question, str) or not isinstance(question, Sequence):
+        return False
+    return not (question and isinstance(question[0], Mapping))
 
 
 def _as_bytes(text: str) -> bytes:

@@ -24,8 +24,6 @@ from focus_core.store import ChunkStore
 EMBEDDED = "embedded"
 EMBEDDED_FOLDER = Path(__file__).parent / "embedded"
 _STORE_SHARE = 0.5  # of the memory that is free once the weights are loaded
-
-
 _of_their_own = itertools.count(1)
 
 

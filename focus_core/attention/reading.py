@@ -186,8 +186,7 @@ def _attend_in_place(
     prompt_keys, prompt_values = (s.unflatten(0, (chunks, questions)) for s in (prompt_keys, prompt_values))
     folded = fold(grouped)
     scores = query.new_empty(*folded.shape[:3], tokens + prompt_tokens, dtype=torch.float32)
-    # Keys times queries: a matrix library makes more of many rows and few columns than of the reverse.
-    scores[..., :tokens] = (chunk_keys @ folded.transpose(-1, -2)).transpose(-1, -2)
+    scores[..., :tokens] = folded @ chunk_keys.transpose(-1, -2)
     scores[..., tokens:] = fold(grouped @ prompt_keys.transpose(-1, -2))
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
