@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -31,8 +32,11 @@ LARGE_SHARE = 0.5
 MANY_SHARE = 0.12  # of the batches: a memory as long as that of a long document, of small chunks
 MANY_TOKENS = 12288  # of such a batch
 MANY_SLOTS = 480  # so many hold the candidates of about 400,000 tokens
-SLOTS_SHARE = 0.2  # of the batches: chunks without an answer stand in the memory again and again, up to ``MANY_SLOTS``
+SLOTS_SHARE = 0.3  # of the batches: chunks without an answer stand in the memory again and again, up to ``MANY_SLOTS``
+NEAR_MISS_SHARE = 0.5  # of the documents of facts: with sentences that share a word with one of them
+NEAR_MISSES = 6  # of them in a document, at most
 LIST_SHARE = 0.2  # of the documents of facts: nothing but ``key: value`` lines
+_DRAWS = 50  # of sentences, until one has a verb
 STEPS = 84  # rows of local context in a batch
 WINDOW_ROWS = (Stage(0, 256, 8, 6), Stage(0, 512, 20, 3), Stage(0, 1024, 30, 2))
 
@@ -103,7 +107,11 @@ def text_document(sampler: Sampler, rng: random.Random, tokens: int, asks: Asks 
     hidden = sum(60 if fact.kind == "fact" else 25 for fact in made)
     chars = max(rng.randint(20, 200), round(tokens * 2.9) - hidden)
     places = sampler.places(rng, len(made)) if rng.random() < 0.2 else None
-    document = facts.hide(made, sampler.filler(rng, chars), rng, places)
+    filler = sampler.filler(rng, chars)
+    if rng.random() < NEAR_MISS_SHARE:
+        for _ in range(rng.randint(1, NEAR_MISSES)):
+            filler.insert(rng.randint(0, len(filler)), near_miss(sampler, rng, rng.choice(made)))
+    document = facts.hide(made, filler, rng, places)
     encoding = sampler.encoder.encode(document.text, add_special_tokens=False)
     ids = encoding.ids[:tokens]
     ends = [b for _, b in encoding.offsets[:tokens]]
@@ -121,6 +129,17 @@ def text_document(sampler: Sampler, rng: random.Random, tokens: int, asks: Asks 
     if not asked:
         return text_document(sampler, rng, tokens, asks)
     return ids, asked
+
+
+def near_miss(sampler: Sampler, rng: random.Random, fact: facts.Fact) -> str:
+    """A sentence that says something else of a word of the fact, as "the key was too small" of a pass key."""
+    word = rng.choice([word for word in f"{fact.attribute} {fact.entity}".split() if word != "the"])
+    sentences = rng.choices(sampler.texts, sampler.sizes)[0]
+    for sentence in rng.choices(sentences, k=_DRAWS):
+        said = re.search(r" (is|was|had been|would be) .*", sentence)
+        if said:
+            return f"{rng.choice(sampler.plain_words).capitalize()} the {word}{said[0]}"
+    return f"{rng.choice(sampler.plain_words).capitalize()} the {word} was {rng.choice(sampler.plain_words)}."
 
 
 def list_document(sampler: Sampler, rng: random.Random, tokens: int) -> Drawn:

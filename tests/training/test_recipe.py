@@ -93,6 +93,16 @@ def test_a_line_stands_where_it_is_said_to(sampler: Sampler) -> None:
         assert told.rstrip().endswith(f" {value}")
 
 
+def test_a_near_miss_shares_a_word_and_tells_nothing(sampler: Sampler) -> None:
+    rng = random.Random(5)
+    for number in range(50):
+        fact = facts.make_fact(rng) if number % 2 else facts.pass_key(rng)
+        said = documents.near_miss(sampler, rng, fact)
+        shared = {*re.findall(r"\w+", f"{fact.attribute} {fact.entity}")} - {"the"}
+        assert shared & {*re.findall(r"\w+", said)}, (fact, said)
+        assert fact.value not in said, (fact, said)
+
+
 def test_slots_repeat_only_chunks_that_no_question_asks_for() -> None:
     home = torch.tensor([[-1, 2, 2, 0], [1, 1, -1, -1]])
     slots = documents.draw_slots(random.Random(0), home, 50, 4)
