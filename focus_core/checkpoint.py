@@ -42,6 +42,8 @@ _AUTHORS_DYNAMIC_PROMPT = 512
 _BEACON = "self_attn.beacon_"
 _AUTHORS_SETTINGS = ("local_window", "memory_stride", "retrieval_method", "retrieval_topk", "query_related_condensing")
 
+_AUTHORS_FILES = ["config.json", "*.safetensors", "pytorch_model*.bin"]
+
 _TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json"),
     *("vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json"),
@@ -90,26 +92,43 @@ def load_model(
     if adapter is not None:
         projections, trained_with = load_adapter(adapter, base)
         return LoadedModel(base, str(model), projections, trained_with, str(adapter))
-    if is_authors_checkpoint(model):
-        projections, trained_with = _authors_projections(Path(model), base)
+    authors = _authors_folder(str(model), base, arguments.get("revision"))
+    if authors is not None:
+        projections, trained_with = _authors_projections(authors, base)
         return LoadedModel(base, str(model), projections, trained_with, str(model))
     return loaded
 
 
 def _load_base(name: str, dtype: torch.dtype, arguments: dict[str, Any]) -> PreTrainedModel:
-    if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
+    if is_folder(name) and not (Path(name) / "config.json").is_file():
         raise UnsupportedModelError(f"{name} is a folder without a config.json: not a model saved by transformers.")
-    if Path(name).is_absolute() and not Path(name).exists():  # a hub id it cannot be either
+    if Path(name).is_absolute() and not is_folder(name):  # a hub id it cannot be either
         raise UnsupportedModelError(f"There is no folder {name}. Give a model's folder, or a hub id.")
     try:
-        with _quiet(Path(name)):
-            return cast(PreTrainedModel, AutoModelForCausalLM.from_pretrained(name, dtype=dtype, **arguments).eval())
+        with _quiet(name):
+            model, report = AutoModelForCausalLM.from_pretrained(
+                name, dtype=dtype, output_loading_info=True, **arguments
+            )
     except (OSError, ValueError, ImportError, RuntimeError, HfHubHTTPError, SafetensorError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UnsupportedModelError(
             f"No causal language model could be loaded from {name!r}: {reason} "
             "Give a folder that `save_pretrained` wrote, or a hub id where there is a network."
         ) from error
+    missing = sorted(report["missing_keys"])
+    if missing:  # transformers would fill them with random numbers
+        raise UnsupportedModelError(
+            f"{name} lacks {len(missing)} of the model's tensors ({', '.join(missing[:3])}). Save or download it again."
+        )
+    return cast(PreTrainedModel, model.eval())
+
+
+def is_folder(name: str | Path) -> bool:
+    """Whether there is such a folder; what cannot even be a path is none."""
+    try:
+        return Path(name).is_dir()
+    except (OSError, ValueError):
+        return False
 
 
 # --- adapters ---------------------------------------------------------------------------------------------------------
@@ -200,7 +219,10 @@ def _sample(matrices: Sequence[Tensor]) -> str:
 
 def _alike(there: str, here: str) -> bool:
     """Whether two samples are of the same weights, but for rounding to another dtype."""
-    theirs, ours = ([float(value) for value in sample.split()] for sample in (there, here))
+    try:
+        theirs, ours = ([float(value) for value in sample.split()] for sample in (there, here))
+    except ValueError:
+        return False
     if len(theirs) != len(ours):
         return False
     per_matrix = range(0, len(theirs), _SAMPLED_WEIGHTS)
@@ -229,7 +251,7 @@ def _check_base(description: Mapping[str, Any], ours: Mapping[str, Any], folder:
 
 
 def _adapter_folder(name: str) -> Path:
-    if Path(name).is_dir():
+    if is_folder(name):
         return Path(name)
     if Path(name).is_absolute() or name.startswith(".") or name.count("/") != 1:
         raise AdapterError(f"No adapter at {name!r}: there is no such folder.")
@@ -309,6 +331,11 @@ def _fill(projections: CandidateProjections, tensors: Mapping[str, Tensor], fold
             f"The adapter in {folder} does not fit: missing {missing[:3]}, unknown {foreign[:3]}, "
             f"wrong shape {wrong[:3]} (of {len(missing)}, {len(foreign)}, {len(wrong)})."
         )
+    spoiled = next((n for n, t in tensors.items() if not (t.is_floating_point() and t.isfinite().all())), None)
+    if spoiled is not None:
+        raise AdapterError(
+            f"The adapter in {folder}: {spoiled} holds something else than finite floating point numbers."
+        )
     projections.load_state_dict(dict(tensors))
 
 
@@ -327,8 +354,12 @@ def _replace(path: Path, write: Any) -> None:
 
 
 def is_authors_checkpoint(folder: str | Path) -> bool:
-    """Whether a folder holds tensors named as in the authors' implementation."""
-    return Path(folder).is_dir() and any(_BEACON in name for name in _tensor_files(Path(folder)))
+    """Whether a folder holds tensors named as in the authors' implementation.
+
+    Raises:
+        AdapterError: a file of weights that cannot be read
+    """
+    return is_folder(folder) and any(_BEACON in name for name in _tensor_files(Path(folder)))
 
 
 def split_authors_checkpoint(folder: str | Path, *, base: str | Path, adapter: str | Path) -> None:
@@ -346,12 +377,21 @@ def split_authors_checkpoint(folder: str | Path, *, base: str | Path, adapter: s
     assert loaded.trained_with is not None
     for name in [n for n in vars(loaded.model.config) if n.startswith("beacon_") or n in _AUTHORS_SETTINGS]:
         delattr(loaded.model.config, name)
-    with _quiet(Path(folder)):
+    with _quiet(folder):
         loaded.model.save_pretrained(base)
     for path in Path(folder).iterdir():
         if path.name in _TOKENIZER_FILES:
             shutil.copy(path, Path(base) / path.name)
     save_adapter(adapter, loaded.projections, loaded.model, trained_with=loaded.trained_with, base_id=Path(base).name)
+
+
+def _authors_folder(name: str, base: PreTrainedModel, revision: str | None) -> Path | None:
+    """Where the files of an authors' checkpoint lie; on the hub, its config tells."""
+    if is_folder(name):
+        return Path(name) if is_authors_checkpoint(name) else None
+    if not hasattr(base.config, "beacon_param"):
+        return None
+    return Path(snapshot_download(name, revision=revision, allow_patterns=_AUTHORS_FILES))
 
 
 def _authors_projections(folder: Path, model: PreTrainedModel) -> tuple[CandidateProjections, FocusConfig]:
@@ -360,13 +400,17 @@ def _authors_projections(folder: Path, model: PreTrainedModel) -> tuple[Candidat
         raise UnsupportedModelError(f"{folder}: beacon_param has 'mlp'; only q, k, v and o are candidate projections.")
     parts = decoder_parts(model)
     projections = CandidateProjections(parts)
+    trained = {f"{letter}_proj" for letter in settings.get("beacon_param", [])}
     files = _tensor_files(folder)
     for index, names in enumerate(names_per_layer(parts)):
         for name in names:
-            for kind in ("weight", "bias"):
-                key = f"model.layers.{index}.{_BEACON}{name}.{kind}"
-                if key in files:  # what is not there keeps the copy of the base map, as in the authors' code
-                    _assign(projections.layer(index)[name], kind, _read_tensor(files[key], key))
+            prefix = f"model.layers.{index}.{_BEACON}{name}"
+            own = dict(projections.layer(index)[name].named_parameters())
+            there = {kind for kind in ("weight", "bias") if f"{prefix}.{kind}" in files}
+            if (name in trained and there != set(own)) or there - set(own):
+                raise AdapterError(f"{folder}: of {prefix} there is {sorted(there)}, and the model has {sorted(own)}.")
+            for kind in there:  # what was not trained keeps the copy of the base map, as in the authors' code
+                _assign(own[kind], _read_tensor(files[f"{prefix}.{kind}"], f"{prefix}.{kind}"), prefix)
     strides = settings.get("memory_stride", [1024])
     return projections, FocusConfig(
         chunk_size=strides[0] if isinstance(strides, list) else strides,
@@ -378,9 +422,11 @@ def _authors_projections(folder: Path, model: PreTrainedModel) -> tuple[Candidat
     )
 
 
-def _assign(linear: nn.Module, kind: str, tensor: Tensor) -> None:
+def _assign(own: nn.Parameter, tensor: Tensor, name: str) -> None:
+    if own.shape != tensor.shape:
+        raise AdapterError(f"{name} has the shape {list(tensor.shape)}, and the model needs {list(own.shape)}.")
     with torch.no_grad():
-        cast(Tensor, getattr(linear, kind)).copy_(tensor)
+        own.copy_(tensor)
 
 
 def _tensor_files(folder: Path) -> dict[str, Path]:
@@ -389,8 +435,11 @@ def _tensor_files(folder: Path) -> dict[str, Path]:
     for path in sorted(folder.glob("*.safetensors")):
         if path.name == ADAPTER_WEIGHTS:
             continue
-        with safe_open(path, framework="pt") as tensors:
-            found |= dict.fromkeys(tensors.keys(), path)
+        try:
+            with safe_open(path, framework="pt") as tensors:
+                found |= dict.fromkeys(tensors.keys(), path)
+        except (SafetensorError, OSError) as error:
+            raise AdapterError(f"{path} is damaged or cut short: {error}. Save or download it again.") from error
     if not found:
         for path in sorted(folder.glob("pytorch_model*.bin")):
             found |= dict.fromkeys(_load_bin(path), path)
@@ -410,10 +459,10 @@ def _load_bin(path: Path) -> dict[str, Tensor]:
 
 
 @contextmanager
-def _quiet(folder: Path) -> Iterator[None]:
+def _quiet(name: str | Path) -> Iterator[None]:
     """No report on tensors that we read ourselves, and no progress bar over what loads in a blink."""
     verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    weights = [path.stat().st_size for path in folder.glob("*.safetensors")] if folder.is_dir() else []
+    weights = [path.stat().st_size for path in Path(name).glob("*.safetensors")] if is_folder(name) else []
     logging.set_verbosity_error()
     if weights and sum(weights) < _LOADS_IN_A_BLINK:
         logging.disable_progress_bar()

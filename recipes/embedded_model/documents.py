@@ -108,7 +108,7 @@ def text_document(sampler: Sampler, rng: random.Random, tokens: int, asks: Asks 
     chars = max(rng.randint(20, 200), round(tokens * 2.9) - hidden)
     places = sampler.places(rng, len(made)) if rng.random() < 0.2 else None
     filler = sampler.filler(rng, chars)
-    if rng.random() < NEAR_MISS_SHARE:
+    if made and rng.random() < NEAR_MISS_SHARE:
         for _ in range(rng.randint(1, NEAR_MISSES)):
             filler.insert(rng.randint(0, len(filler)), near_miss(sampler, rng, rng.choice(made)))
     document = facts.hide(made, filler, rng, places)

@@ -92,6 +92,19 @@ def _reshape_tensor(folder: Path) -> None:
     save_file({**tensors, name: torch.zeros(3, 5)}, folder / ADAPTER_WEIGHTS)
 
 
+def _spoil_tensor(folder: Path) -> None:
+    tensors = load_file(folder / ADAPTER_WEIGHTS)
+    tensors[sorted(tensors)[0]].view(-1)[3] = float("nan")
+    save_file(tensors, folder / ADAPTER_WEIGHTS)
+
+
+def _spoil_fingerprint(folder: Path) -> None:
+    path = folder / ADAPTER_CONFIG
+    description = json.loads(path.read_text())
+    description["fingerprint"]["weights"]["embedding"] = "a b c d"
+    path.write_text(json.dumps(description))
+
+
 def _edit(**changes: object) -> Callable[[Path], None]:
     def edit(folder: Path) -> None:
         path = folder / ADAPTER_CONFIG
@@ -110,6 +123,8 @@ def _edit(**changes: object) -> Callable[[Path], None]:
         (lambda folder: (folder / ADAPTER_CONFIG).write_text("{}"), "lacks"),
         (_drop_tensor, "missing"),
         (_reshape_tensor, r"\[3, 5\] instead of"),
+        (_spoil_tensor, "something else than finite"),
+        (_spoil_fingerprint, "weights of embedding: adapter a b c d…"),
         (_edit(format_version=99), "format version 99"),
         (_edit(format="else"), "format 'else'"),
         (_edit(fingerprint={}), "damaged: fingerprint="),
@@ -241,6 +256,54 @@ def test_authors_checkpoint_in_bin_shards(tmp_path: Path, as_zip: bool) -> None:
         .logits
     )
     torch.testing.assert_close(logits, golden["logits"][:2], atol=2e-5, rtol=0)
+
+
+_BEACON_Q = "model.layers.0.self_attn.beacon_q_proj"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({f"{_BEACON_Q}.weight": None}, rf"of {_BEACON_Q} there is \[\], and the model has \['weight'\]"),
+        ({f"{_BEACON_Q}.bias": torch.zeros(64)}, r"there is \['bias', 'weight'\], and the model has \['weight'\]"),
+        ({f"{_BEACON_Q}.weight": torch.zeros(1, 64)}, rf"{_BEACON_Q} has the shape \[1, 64\], and the model needs"),
+    ],
+)
+def test_authors_checkpoints_that_do_not_fit_are_refused(
+    tmp_path: Path, changes: dict[str, torch.Tensor | None], message: str
+) -> None:
+    """A tensor that is not there would be the base model's, and one row would stand for all."""
+    folder = Path(shutil.copytree(GOLDEN / "gqa_partial_chunk", tmp_path / "source"))
+    tensors = load_file(folder / "model.safetensors") | changes
+    save_file({name: tensor for name, tensor in tensors.items() if tensor is not None}, folder / "model.safetensors")
+    with pytest.raises(AdapterError, match=message):
+        FocusModel.from_pretrained(folder, device="cpu")
+
+
+def test_a_truncated_checkpoint_of_the_authors_is_named(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(GOLDEN / "gqa_partial_chunk", tmp_path / "source"))
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(AdapterError, match=r"model\.safetensors is damaged or cut short"):
+        split_authors_checkpoint(folder, base=tmp_path / "b", adapter=tmp_path / "a")
+
+
+def test_a_model_without_all_of_its_tensors_is_refused(model_folder: Path, tmp_path: Path) -> None:
+    """transformers would make random numbers of them, with a warning."""
+    folder = Path(shutil.copytree(model_folder, tmp_path / "model"))
+    tensors = load_file(folder / "model.safetensors")
+    tensors.pop("model.layers.1.self_attn.q_proj.weight")
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UnsupportedModelError, match=r"lacks 1 of .* \(model.layers.1.self_attn.q_proj.weight\)"):
+        FocusModel.from_pretrained(folder, device="cpu")
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "no\0path"])
+def test_what_is_no_path_is_no_model_and_no_adapter(name: str, model_folder: Path) -> None:
+    with pytest.raises(UnsupportedModelError, match="No causal language model"):
+        FocusModel.from_pretrained(name, device="cpu")
+    with pytest.raises(AdapterError, match="there is no such folder"):
+        FocusModel.from_pretrained(model_folder, adapter=name, device="cpu")
 
 
 def test_folder_without_beacon_tensors_cannot_be_split(model_folder: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Adapters by hub id: what is asked of the hub, and what becomes of its answer. No network: the hub is a folder."""
+"""What is asked of the hub (adapters, checkpoints of the authors), and what becomes of its answer. The hub is a folder."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ import torch
 from focus_core import AdapterError, FocusModel, checkpoint
 from focus_core.checkpoint import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
+GOLDEN = Path(__file__).parents[1] / "data" / "golden"
+
 
 class Hub:
     """Takes the place of `snapshot_download`; downloads what the patterns allow of a repository and nothing else."""
@@ -20,7 +22,7 @@ class Hub:
         self.repository, self.downloads = repository, downloads
         self.asked: list[str] = []
 
-    def __call__(self, repo_id: str, *, allow_patterns: list[str]) -> str:
+    def __call__(self, repo_id: str, *, allow_patterns: list[str], revision: str | None = None) -> str:
         self.asked.append(repo_id)
         self.downloads.mkdir()
         for path in self.repository.iterdir():
@@ -45,6 +47,21 @@ def test_an_adapter_is_loaded_by_its_hub_id(hub: Hub, model_folder: Path) -> Non
     wanted = FocusModel.from_pretrained(model_folder, adapter=model_folder / "adapter", device="cpu")
     assert hub.asked == ["somebody/an-adapter"]
     assert {path.name for path in hub.downloads.iterdir()} == {ADAPTER_CONFIG, ADAPTER_WEIGHTS}
+    assert model.config == wanted.config
+    for name, tensor in wanted.projections.state_dict().items():
+        assert torch.equal(model.projections.state_dict()[name], tensor), name
+
+
+def test_a_checkpoint_of_the_authors_is_known_by_its_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its candidate projections would be left unread, and the answers be those of an untrained model."""
+    source = GOLDEN / "gqa_partial_chunk"
+    hub = Hub(source, tmp_path / "downloads")
+    monkeypatch.setattr(checkpoint, "snapshot_download", hub)
+    load_base = checkpoint._load_base
+    monkeypatch.setattr(checkpoint, "_load_base", lambda name, *rest: load_base(str(source), *rest))
+    model = FocusModel.from_pretrained("authors/checkpoint", device="cpu")
+    wanted = FocusModel.from_pretrained(source, device="cpu")
+    assert hub.asked == ["authors/checkpoint"]
     assert model.config == wanted.config
     for name, tensor in wanted.projections.state_dict().items():
         assert torch.equal(model.projections.state_dict()[name], tensor), name

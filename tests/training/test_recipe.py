@@ -103,6 +103,14 @@ def test_a_near_miss_shares_a_word_and_tells_nothing(sampler: Sampler) -> None:
         assert fact.value not in said, (fact, said)
 
 
+def test_a_document_of_which_all_facts_are_held_out_is_text(sampler: Sampler, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sampler, "facts", lambda rng, count: [])
+    for seed in range(20):
+        tokens, asked = documents.text_document(sampler, random.Random(seed), 200)
+        assert tokens
+        assert asked
+
+
 def test_slots_repeat_only_chunks_that_no_question_asks_for() -> None:
     home = torch.tensor([[-1, 2, 2, 0], [1, 1, -1, -1]])
     slots = documents.draw_slots(random.Random(0), home, 50, 4)
