@@ -18,7 +18,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from focus_core.checkpoint import LoadedModel
-from focus_core.chunking import TextLayout, TokenIds
+from focus_core.chunking import TextLayout, TokenIds, bos_of
 from focus_core.config import FocusConfig, ResolvedConfig, SamplingConfig
 from focus_core.decoding import Decoding, FocusDecoding, PlainDecoding
 from focus_core.device import tokens_per_pass
@@ -111,7 +111,7 @@ class FocusEngine:
         self.focus = FocusModel(loaded.model, shared.projections, config=config, trained_with=loaded.trained_with)
         self.tokenizer = shared.tokenizer
         self.shared = shared
-        bos = self.tokenizer.bos_token_id  # a model's config may name one that its tokenizer never writes (Qwen2)
+        bos = bos_of(self.tokenizer)  # a model's config may name one that its tokenizer does not know (Qwen2)
         self._layout = TextLayout(self.focus.config, bos, separator=tuple(self.tokenize("\n\n")))
         self._reader = ChunkReader(self.focus, shared, bos)
         self._eos = _end_tokens(loaded.model, self.tokenizer)

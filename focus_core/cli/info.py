@@ -100,13 +100,14 @@ def _describe(engine: FocusEngine) -> dict[str, Any]:
 
 
 def _reading(engine: FocusEngine, lengths: Sequence[int]) -> Reading:
+    from focus_core.chunking import bos_of
     from focus_core.device import free_memory
 
     config, focus = engine.config, engine.focus
     # As a question would be planned that takes little room itself.
     plain = config.reads_plainly(sum(lengths) + _SHORT_QUESTION, config.expected_answer)
     chunks = 0 if plain else sum(-(-length // config.chunk_size) for length in lengths)
-    has_bos = engine.tokenizer.bos_token_id is not None
+    has_bos = bos_of(engine.tokenizer) is not None
     starts = 0 if not has_bos or plain else chunks if config.bos_per_chunk else len(lengths)
     return Reading(
         documents=len(lengths),

@@ -21,7 +21,7 @@ from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from focus_core.chunking import TextLayout, TokenIds
+from focus_core.chunking import TextLayout, TokenIds, bos_of
 from focus_core.config import ResolvedConfig
 from focus_core.errors import ConfigError, ContextOverflowError
 from focus_core.model import FocusModel
@@ -77,6 +77,7 @@ class FileExamples:
         limits: ResolvedConfig,
     ) -> None:
         self._config, self._tokenizer, self._limits = config, tokenizer, limits
+        self._bos = bos_of(tokenizer)  # as the engine has it
         self._by_objective = {
             name: [record for record in records if name in record.objectives]
             for name in config.objectives or sorted({name for record in records for name in record.objectives})
@@ -203,7 +204,7 @@ class FileExamples:
     def _layout(self, size: int, prompt: int) -> TextLayout:
         bos_rule = self._config.bos_per_chunk
         limits = replace(self._limits, chunk_size=size, dynamic_prompt=min(prompt, size), bos_per_chunk=bos_rule)
-        return TextLayout(limits, self._tokenizer.bos_token_id)  # as the engine has it
+        return TextLayout(limits, self._bos)
 
     def _fitting_sizes(self, documents: Sequence[TokenIds], record: Record) -> list[int]:
         """Chunk sizes that cut the documents into at most `max_chunks`."""

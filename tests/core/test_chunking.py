@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from tokenizers import processors
 
-from focus_core.chunking import TextLayout
+from focus_core.chunking import TextLayout, bos_of
 from focus_core.config import FocusConfig
+from tests.tiny import byte_tokenizer
 
 BOS = 1
 
@@ -98,3 +100,29 @@ def test_plain_text_is_one_large_chunk_with_its_question() -> None:
     assert apart.plain([[10, 11], [12], []], [1, 20]) == [1, 10, 11, 9, 9, 12, 1, 20]
     assert replace(apart, bos=None).plain([[10], [12]], [20]) == [10, 9, 9, 12, 9, 9, 20]
     assert layout.plain([[]], [20, 21]) == [20, 21]
+
+
+_SAYS_BOS = "{{ bos_token }}{% for m in messages %}{{ m.content }}{% endfor %}"
+_SAYS_NONE = "{% for m in messages %}{{ m.content }}{% endfor %}"
+_REFUSES = "{{ raise_exception('no') }}"
+
+
+@pytest.mark.parametrize(
+    ("writes", "template", "bos"),
+    [
+        (True, None, 1),
+        (True, _SAYS_NONE, 1),
+        (False, _SAYS_BOS, 1),
+        (False, _SAYS_NONE, None),
+        (False, None, None),
+        (False, _REFUSES, None),
+    ],
+)
+def test_a_bos_that_nothing_writes_is_none(writes: bool, template: str | None, bos: int | None) -> None:
+    """Chunks would start with a token that stands in no text the model was trained on (Granite, StableLM)."""
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = template
+    if not writes:
+        tokenizer.backend_tokenizer.post_processor = processors.Sequence([])
+    assert tokenizer.bos_token_id == 1
+    assert bos_of(tokenizer) == bos

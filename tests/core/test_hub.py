@@ -1,4 +1,4 @@
-"""What is asked of the hub (adapters, checkpoints of the authors), and what becomes of its answer. The hub is a folder."""
+"""Adapters and authors' checkpoints by hub id: what is asked of the hub (here a folder), what becomes of its answer."""
 
 from __future__ import annotations
 

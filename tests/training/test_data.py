@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from focus_core.config import FocusConfig
@@ -27,6 +27,7 @@ def tokenizer(template: str | None = TEMPLATE) -> PreTrainedTokenizerFast:
     vocabulary = {token: number for number, token in enumerate(["<pad>", "<bos>", "<eos>", "user", "bot", *WORDS])}
     words = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    words.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 1)])
     made = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>")
     made.chat_template = template
     return made
