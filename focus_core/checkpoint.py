@@ -42,7 +42,8 @@ _AUTHORS_DYNAMIC_PROMPT = 512
 _BEACON = "self_attn.beacon_"
 _AUTHORS_SETTINGS = ("local_window", "memory_stride", "retrieval_method", "retrieval_topk", "query_related_condensing")
 
-_AUTHORS_FILES = ["config.json", "*.safetensors", "pytorch_model*.bin"]
+_AUTHORS_FILES = ["config.json", "model*.safetensors", "pytorch_model*.bin"]
+_HUB_ARGUMENTS = ("revision", "cache_dir", "token", "local_files_only")
 
 _TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json"),
@@ -92,7 +93,7 @@ def load_model(
     if adapter is not None:
         projections, trained_with = load_adapter(adapter, base)
         return LoadedModel(base, str(model), projections, trained_with, str(adapter))
-    authors = _authors_folder(str(model), base, arguments.get("revision"))
+    authors = _authors_folder(str(model), base, {key: arguments[key] for key in _HUB_ARGUMENTS if key in arguments})
     if authors is not None:
         projections, trained_with = _authors_projections(authors, base)
         return LoadedModel(base, str(model), projections, trained_with, str(model))
@@ -100,7 +101,7 @@ def load_model(
 
 
 def _load_base(name: str, dtype: torch.dtype, arguments: dict[str, Any]) -> PreTrainedModel:
-    if is_folder(name) and not (Path(name) / "config.json").is_file():
+    if is_folder(name) and not (Path(name) / arguments.get("subfolder", "") / "config.json").is_file():
         raise UnsupportedModelError(f"{name} is a folder without a config.json: not a model saved by transformers.")
     if Path(name).is_absolute() and not is_folder(name):  # a hub id it cannot be either
         raise UnsupportedModelError(f"There is no folder {name}. Give a model's folder, or a hub id.")
@@ -385,13 +386,13 @@ def split_authors_checkpoint(folder: str | Path, *, base: str | Path, adapter: s
     save_adapter(adapter, loaded.projections, loaded.model, trained_with=loaded.trained_with, base_id=Path(base).name)
 
 
-def _authors_folder(name: str, base: PreTrainedModel, revision: str | None) -> Path | None:
+def _authors_folder(name: str, base: PreTrainedModel, hub_arguments: dict[str, Any]) -> Path | None:
     """Where the files of an authors' checkpoint lie; on the hub, its config tells."""
     if is_folder(name):
         return Path(name) if is_authors_checkpoint(name) else None
     if not hasattr(base.config, "beacon_param"):
         return None
-    return Path(snapshot_download(name, revision=revision, allow_patterns=_AUTHORS_FILES))
+    return Path(snapshot_download(name, allow_patterns=_AUTHORS_FILES, **hub_arguments))
 
 
 def _authors_projections(folder: Path, model: PreTrainedModel) -> tuple[CandidateProjections, FocusConfig]:
@@ -432,9 +433,7 @@ def _assign(own: nn.Parameter, tensor: Tensor, name: str) -> None:
 def _tensor_files(folder: Path) -> dict[str, Path]:
     """Which file holds which tensor, for safetensors and `.bin` shards."""
     found: dict[str, Path] = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        if path.name == ADAPTER_WEIGHTS:
-            continue
+    for path in sorted(folder.glob("model*.safetensors")):
         try:
             with safe_open(path, framework="pt") as tensors:
                 found |= dict.fromkeys(tensors.keys(), path)

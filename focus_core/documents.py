@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from codecs import BOM_UTF8
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from io import BytesIO, IOBase
 from pathlib import Path
@@ -18,9 +19,11 @@ _BINARY_SUFFIXES = frozenset(
     ".bin .bz2 .class .dll .exe .gif .gz .ico .jar .jpeg .jpg .mp3 .mp4 .npy .npz .png .pt .pyc "
     ".safetensors .so .sqlite .tar .tgz .wav .webp .whl .xz .zip".split()
 )
+_LONGEST_NAME = 200  # characters of a path that a message shows
 _OFFICE = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0", b"{\\rtf")  # how files of office programs and e-books begin
 # Their texts look alike in many encodings; Windows-1252, which contains Latin-1, is the one they are found in.
 _WESTERN = frozenset("Danish Dutch English Finnish French German Italian Norwegian Portuguese Spanish Swedish".split())
+_JAPANESE = b"\x1b$"  # how ISO-2022-JP shifts to another character set
 _STRAY = re.compile("[\udc80-\udcff]")  # how `surrogateescape` shows a byte that is not UTF-8
 _NOT_ASCII = re.compile(r"[^\x00-\x7f]")
 
@@ -78,9 +81,15 @@ def read_file(path: str | Path) -> str:
         raw = path.read_bytes()
     except FileNotFoundError as error:
         raise DocumentError(f"{path}: there is no such file.") from error
-    except OSError as error:
-        raise DocumentError(f"{path}: cannot be read ({error.strerror}).") from error
+    except (OSError, ValueError) as error:  # too long for a name, say: a text where its file is meant
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise DocumentError(f"{_shortened(path)}: cannot be read ({reason}).") from error
     return document_text(raw, name=str(path))
+
+
+def _shortened(path: Path) -> str:
+    name = str(path)
+    return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…"
 
 
 def document_text(raw: bytes, *, name: str) -> str:
@@ -135,6 +144,9 @@ def decode_text(raw: bytes, *, name: str) -> str:
     Raises:
         DocumentError: binary content, or no encoding fits
     """
+    if _JAPANESE in raw:  # all ASCII, so that UTF-8 would take it as it is
+        with suppress(UnicodeDecodeError):
+            return raw.decode("iso2022_jp_2")
     try:
         return _refuse_binary(raw.decode("utf-8-sig"), name)
     except UnicodeDecodeError:

@@ -90,6 +90,7 @@ class _Request:
 
     plan: Plan
     sampler: Sampler
+    stop_tokens: frozenset[int]  # end the answer, and are no text
     text: TextStream
     usage: Usage
     finished: bool = False
@@ -155,7 +156,7 @@ class FocusEngine:
             raise ConfigError(f"{misplaced} is a setting of the method: give config=FocusConfig({misplaced}=…).")
         shared = shared_model(model, adapter=adapter, device=device, dtype=dtype, **model_arguments)
         if store_bytes is not None:
-            shared.store.budget = store_bytes
+            shared.store.budget = _checked_store_bytes(store_bytes)
         return cls(shared, config=config, progress=progress)
 
     @classmethod
@@ -174,6 +175,8 @@ class FocusEngine:
             store_bytes: how much the store of read chunks may hold; by default half of the free memory
         """
         loaded = LoadedModel(model, model.config.name_or_path or type(model).__name__)
+        if store_bytes is not None:
+            _checked_store_bytes(store_bytes)
         return cls(SharedModel.of(loaded, tokenizer, store_bytes, of_its_own=True), config=config, progress=progress)
 
     @property
@@ -210,6 +213,7 @@ class FocusEngine:
     def stream(self, question: Question, documents: Documents | None = None, **options: Any) -> Iterator[Piece]:
         """Pieces of the answer as soon as they are certain. Closing the iterator stops the work.
 
+        Reading comes before the first piece: what stops it is an exception, Ctrl-C or one that `report` raises.
         Takes the options of `stream_batch`, and raises what it raises.
         """
         for _, piece in self.stream_batch([question], documents, **options):
@@ -241,7 +245,8 @@ class FocusEngine:
             system: a system prompt, put in front of the question
             chat_template: False hands the question to the model as it stands, to be continued
             max_new_tokens: by default 256, or what the window leaves
-            stop: strings that end the answer and are never part of it
+            stop: strings that end the answer and are never part of it. Behind a chat template, white space before the
+                answer's first word is not part of it either, nor looked for in
             temperature: 0 is greedy; the other sampling options are those of transformers
             seed: the same seed gives the same answer; one without a seed is drawn anew
             report: called with the number of chunks read so far and in all
@@ -254,6 +259,7 @@ class FocusEngine:
         """
         sampling = SamplingConfig(temperature, top_p, top_k, min_p, repetition_penalty, seed)
         stops = _checked_stop(stop)
+        stop_tokens = self._eos | {token for text, token in self.tokenizer.get_added_vocab().items() if text in stops}
         if max_new_tokens is not None and (type(max_new_tokens) is not int or max_new_tokens < 1):
             raise ConfigError(f"max_new_tokens={max_new_tokens!r}: must be a whole number, and at least 1.")
         texts = () if documents is None else self._texts_of(documents)
@@ -266,7 +272,10 @@ class FocusEngine:
                 _Request(
                     plan=plan,
                     sampler=Sampler(sampling, torch.tensor(plan.local if plan.chunks else local)),
-                    text=TextStream(self.tokenizer, stops, strip_start=chat_template),
+                    stop_tokens=stop_tokens,
+                    text=TextStream(
+                        self.tokenizer, stops, strip_start=chat_template, behind=None if chat_template else local[-1]
+                    ),
                     usage=Usage(sum(map(len, texts)) + len(local), document_tokens=sum(map(len, texts))),
                 )
             )
@@ -424,9 +433,10 @@ class FocusEngine:
     def _show(self, request: _Request, token: int) -> Piece:
         """The text that a token makes certain, and the end of the answer if it is one."""
         request.usage = replace(request.usage, output_tokens=request.usage.output_tokens + 1)
-        text = "" if token in self._eos else request.text.push(token)
+        ended = token in request.stop_tokens
+        text = "" if ended else request.text.push(token)
         reason: FinishReason | None = None
-        if token in self._eos or request.text.stopped:
+        if ended or request.text.stopped:
             reason = "stop"
         elif request.usage.output_tokens >= request.plan.new_tokens:
             reason = "length"
@@ -504,6 +514,12 @@ def _checked_stop(stop: Sequence[str] | str | None) -> tuple[str, ...]:
     if "" in stops:
         raise ConfigError("stop holds an empty string, which would end every answer at once.")
     return stops
+
+
+def _checked_store_bytes(store_bytes: int) -> int:
+    if type(store_bytes) is not int or store_bytes < 0:
+        raise ConfigError(f"store_bytes={store_bytes!r}: must be a whole number of bytes, 0 or more.")
+    return store_bytes
 
 
 def _answer(text: str, last: Piece) -> Answer:

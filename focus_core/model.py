@@ -230,8 +230,13 @@ class FocusModel:
         ids: list[int] = given.flatten().tolist()
         if not ids:
             raise ConfigError("input_ids is empty: there is nothing to continue.")
-        if max_new_tokens < 0:
-            raise ConfigError(f"max_new_tokens={max_new_tokens}: must be 0 or more.")
+        vocabulary = self.model.get_input_embeddings().num_embeddings
+        if not 0 <= min(ids) <= max(ids) < vocabulary:
+            raise ConfigError(
+                f"input_ids has tokens from {min(ids)} to {max(ids)}; the model knows 0 to {vocabulary - 1}."
+            )
+        if type(max_new_tokens) is not int or max_new_tokens < 0:
+            raise ConfigError(f"max_new_tokens={max_new_tokens!r}: must be a whole number, 0 or more.")
         decoding = self._decoding_of(ids, max_new_tokens)
         logits = [decoding.start().float().cpu()]
         tokens: list[Tensor] = []

@@ -53,7 +53,7 @@ def make_plan(
         chunks, local = layout.long_prompt(local)
     # Without a wish of the user's, the plain model is not used where it would leave no room to speak of.
     expected = config.expected_answer if new_tokens is None else new_tokens
-    fits = len(whole) + (new_tokens or 1) <= config.window
+    fits = len(whole) + expected <= config.window
     if not chunks or (fits and config.reads_plainly(len(whole), expected)):
         new_tokens = _wished_or_room(new_tokens, config.window - len(whole))
         check_plain_room(config, prompt=len(whole), new_tokens=new_tokens)
@@ -116,8 +116,10 @@ def check_plain_room(config: ResolvedConfig, *, prompt: int, new_tokens: int) ->
     """
     window = config.window
     if prompt + new_tokens > window:
+        ways_out = [f"Lower max_new_tokens to {window - prompt}."] if prompt < window else []
+        if new_tokens < window:
+            ways_out.append("Hand the text over as documents, which are read in chunks.")
         raise ContextOverflowError(
             f"The prompt has {prompt} tokens and max_new_tokens={new_tokens}, together {prompt + new_tokens}, but "
-            f"{config.usable_window}. Lower max_new_tokens to {max(window - prompt, 0)}, or read the text "
-            f"in chunks by handing it over as documents."
+            f"{config.usable_window}. {' '.join(ways_out)}"
         )

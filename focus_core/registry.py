@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
@@ -16,7 +17,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from focus_core.attention.candidates import CandidateProjections
 from focus_core.attention.modules import decoder_parts
-from focus_core.checkpoint import LoadedModel, load_model
+from focus_core.checkpoint import LoadedModel, is_folder, load_model
 from focus_core.device import choose_device, choose_dtype, free_memory, naming_lack_of_memory
 from focus_core.errors import UnsupportedModelError
 from focus_core.store import ChunkStore
@@ -24,6 +25,7 @@ from focus_core.store import ChunkStore
 EMBEDDED = "embedded"
 EMBEDDED_FOLDER = Path(__file__).parent / "embedded"
 _STORE_SHARE = 0.5  # of the memory that is free once the weights are loaded
+_TOKENIZER_ARGUMENTS = ("revision", "token", "trust_remote_code", "cache_dir", "local_files_only", "subfolder")
 _of_their_own = itertools.count(1)
 
 
@@ -82,16 +84,19 @@ class SharedModel:
         tokenizer: PreTrainedTokenizerBase,
         store_bytes: int | None = None,
         *,
+        version: str = "",
         of_its_own: bool = False,
     ) -> SharedModel:
         """Around a model that is already loaded.
 
         Args:
+            version: what tells this model from another one under the same name
             of_its_own: no other model is taken for the same, whatever its name
         """
         budget = int(free_memory(loaded.model.device) * _STORE_SHARE) if store_bytes is None else store_bytes
         config = loaded.model.config.get_text_config()
-        identity = f"{loaded.model_id}|{getattr(config, '_commit_hash', None)}|{loaded.model.dtype}"
+        version = version or str(getattr(config, "_commit_hash", None))
+        identity = f"{loaded.model_id}|{version}|{loaded.model.dtype}"
         if of_its_own:
             identity += f"|{next(_of_their_own)}"
         return cls(loaded, tokenizer, ChunkStore(budget), identity)
@@ -136,15 +141,22 @@ def shared_model(
         if found is None:
             path, own_adapter = _resolve(name)
             loaded = load_model(path, adapter=adapter or own_adapter, device=device, dtype=dtype, **arguments)
-            found = SharedModel.of(loaded, _load_tokenizer(path, arguments))
+            found = SharedModel.of(loaded, load_tokenizer(path, arguments), version=_version(path))
             _shared[key] = found
         return found
 
 
 def _files(folder: str) -> tuple[tuple[str, int, int], ...]:
     """What tells that a folder has been written again; nothing for a hub id."""
-    found = ((path.name, path.stat()) for path in sorted(Path(folder).glob("*")) if path.is_file())
+    listed = sorted(Path(folder).glob("*")) if is_folder(folder) else []
+    found = ((path.name, path.stat()) for path in listed if path.is_file())
     return tuple((name, stat.st_mtime_ns, stat.st_size) for name, stat in found)
+
+
+def _version(folder: str) -> str:
+    """Of a folder: where it lies and when it was written, in few letters; nothing for a hub id."""
+    files = _files(folder)
+    return sha256(repr((Path(folder).resolve(), files)).encode()).hexdigest()[:12] if files else ""
 
 
 def _resolve(name: str) -> tuple[str, Path | None]:
@@ -155,8 +167,13 @@ def _resolve(name: str) -> tuple[str, Path | None]:
     return str(EMBEDDED_FOLDER / "base"), EMBEDDED_FOLDER / "adapter"
 
 
-def _load_tokenizer(name: str, arguments: dict[str, Any]) -> PreTrainedTokenizerBase:
-    chosen = {key: arguments[key] for key in ("revision", "token", "trust_remote_code") if key in arguments}
+def load_tokenizer(name: str, arguments: Mapping[str, Any] | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model folder or hub id; of the model's `arguments`, those that say where it lies.
+
+    Raises:
+        UnsupportedModelError: there is none
+    """
+    chosen = {key: value for key, value in (arguments or {}).items() if key in _TOKENIZER_ARGUMENTS}
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, **chosen)
     except (OSError, ValueError) as error:

@@ -19,17 +19,23 @@ class TextStream:
     Attributes:
         stop: strings that end the answer and are not part of it
         strip_start: drop white space before the first visible character (behind a chat template)
+        behind: the token that the answer continues; some tokenizers drop the space of a first word
     """
 
     tokenizer: PreTrainedTokenizerBase
     stop: Sequence[str] = ()
     strip_start: bool = False
+    behind: int | None = None
     stopped: bool = False
     _tokens: list[int] = field(default_factory=list)
     _decoded_from: int = 0  # tokens from here on are decoded together, so that spaces between words survive
     _decoded_to: int = 0  # tokens up to here have become text
     _held: str = ""
     _started: bool = False
+
+    def __post_init__(self) -> None:
+        if self.behind is not None and not self._decode([self.behind]).endswith(_UNFINISHED):
+            self._tokens, self._decoded_to = [self.behind], 1
 
     def push(self, token: int) -> str:
         """The text that `token` makes certain; sets `stopped` when a stop string is complete."""
@@ -38,7 +44,9 @@ class TextStream:
         now = self._decode(self._tokens[self._decoded_from :])
         if now.endswith(_UNFINISHED):
             return ""
-        self._decoded_from, self._decoded_to = self._decoded_to, len(self._tokens)
+        if len(now) > len(before):  # else a special token, behind which a word would lose its space
+            self._decoded_from = self._decoded_to
+        self._decoded_to = len(self._tokens)
         return self._release(now[len(before) :])
 
     def finish(self) -> str:

@@ -64,7 +64,7 @@ def ask(
     text, last = _collect(pieces, clock, show=not as_json)
     assert last.usage is not None
     if as_json:
-        typer.echo(json.dumps(_as_json(text, last, engine, clock), ensure_ascii=False))
+        typer.echo(json.dumps(_as_json(text, last, engine, clock)))
     elif sys.stderr.isatty():
         typer.secho(_footer(last.usage, clock), err=True, dim=True)
     if last.usage.chunks and engine.shared.loaded.projections is None:

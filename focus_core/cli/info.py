@@ -14,6 +14,8 @@ from focus_core.cli.loading import load_engine, read_documents
 from focus_core.progress import sign_of_life
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from focus_core.engine import FocusEngine
 
 _SHORT_QUESTION = 32  # tokens, with its template
@@ -94,7 +96,8 @@ def _describe(engine: FocusEngine) -> dict[str, Any]:
         "dynamic_prompt": config.dynamic_prompt,
         "layers": focus.parts.num_layers,
         "kv_heads": focus.parts.kv_heads,
-        "weights_bytes": sum(parameter.nbytes for parameter in focus.model.parameters()),
+        "weights_bytes": _nbytes(focus.model),
+        "projections_bytes": _nbytes(focus.projections),
         "cache_bytes_per_token": focus.cache_bytes_per_token,
     }
 
@@ -118,6 +121,10 @@ def _reading(engine: FocusEngine, lengths: Sequence[int]) -> Reading:
         free_bytes=free_memory(focus.device),
         room=config.window - (sum(lengths) if plain else chunks),
     )
+
+
+def _nbytes(module: nn.Module) -> int:
+    return sum(parameter.nbytes for parameter in module.parameters())
 
 
 def _shown(value: Any) -> str:

@@ -48,11 +48,12 @@ def load_engine(
 
 
 def _texts(name: str) -> list[str]:
+    from focus_core.checkpoint import is_folder
     from focus_core.documents import document_text, read_file
 
     if name == "-":
         return [document_text(sys.stdin.buffer.read(), name="standard input")]
-    if name and Path(name).is_dir():
+    if name and is_folder(name):
         return _folder_texts(Path(name))
     return [read_file(name)]
 

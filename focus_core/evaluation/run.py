@@ -7,7 +7,7 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from focus_core.engine import FocusEngine
@@ -71,6 +71,7 @@ def evaluate(
     """
     if tokens < 256:
         raise ConfigError(f"tokens={tokens}: a task needs at least 256 tokens of text.")
+    reader = _plain(engine) if cut else engine
     sheets = _sheets(engine, task, tokens, trials, seed, haystack or Haystack(engine))
     sizes: list[int] = []
     seconds: list[float] = []
@@ -78,15 +79,14 @@ def evaluate(
     for sheet in sheets:
         sizes.append(engine.count_tokens(sheet.document))
         started = time.perf_counter()
-        right += sum(_ask(engine, sheet, cut))
+        right += sum(_ask(reader, sheet, cut))
         seconds.append(time.perf_counter() - started)
         asked += len(sheet.trials)
         if watch is not None:
             watch(asked, trials)
     low, high = wilson(right, asked)
-    reader = "cut" if cut else "focus"
     middle = round(statistics.median(sizes))
-    return Result(task, reader, middle, asked, right, low, high, statistics.median(seconds), seed)
+    return Result(task, "cut" if cut else "focus", middle, asked, right, low, high, statistics.median(seconds), seed)
 
 
 def wilson(right: int, trials: int) -> tuple[float, float]:
@@ -121,9 +121,22 @@ def _ask(engine: FocusEngine, sheet: Sheet, cut: bool) -> list[bool]:
     return [trial.is_right(answer.text) for trial, answer in zip(sheet.trials, answers, strict=True)]
 
 
+def _plain(engine: FocusEngine) -> FocusEngine:
+    """The same model, which reads whatever fits its window without chunks."""
+    settings = replace(engine.config.as_settings(), plain_up_to=engine.config.window, window=engine.config.window)
+    return FocusEngine(engine.shared, config=settings, progress=False)
+
+
 def _end_of(engine: FocusEngine, sheet: Sheet) -> str:
-    """As much of the end of the text as the plain model can read with a question and an answer."""
-    room = engine.config.window - max(_needed(engine, trial) for trial in sheet.trials)
+    """As much of the end of the text as the plain model can read with a question and an answer.
+
+    Raises:
+        ConfigError: that is nothing
+    """
+    needed, window = max(_needed(engine, trial) for trial in sheet.trials), engine.config.window
+    room = window - needed
+    if room < 1:
+        raise ConfigError(f"Question and answer take up to {needed} tokens, and the window has {window}: no control.")
     text: str = engine.tokenizer.decode(engine.tokenize(sheet.document)[-room:])
     return text
 

@@ -131,8 +131,8 @@ class TrainingConfig:
         if "output" not in values:
             raise ConfigError("the key 'output' is missing: a folder for the adapter, the checkpoint and the log.")
         for name in ("output", "data"):
-            if name in settings and name not in changes:
-                values[name] = _under(folder, settings[name], name)
+            if name in values:
+                values[name] = _under(folder if name not in changes else Path(), values[name], name)
         for name in ("model", "adapter"):
             if isinstance(values.get(name), str) and (folder / values[name]).is_dir():
                 values[name] = str(folder / values[name])

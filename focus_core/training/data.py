@@ -19,7 +19,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from focus_core.chunking import TextLayout, TokenIds, bos_of
 from focus_core.config import ResolvedConfig
@@ -27,6 +27,7 @@ from focus_core.errors import ConfigError, ContextOverflowError
 from focus_core.model import FocusModel
 from focus_core.planning import check_room
 from focus_core.progress import Report
+from focus_core.registry import load_tokenizer
 from focus_core.training.config import TrainingConfig
 from focus_core.training.examples import Question, TrainingExample
 
@@ -87,7 +88,8 @@ class FileExamples:
                 needed = "'documents'" if name == "answering" else "'text'"
                 raise ConfigError(f"objectives: {name} is on, but no record of the data has {needed}.")
         self._check_window()
-        self.fingerprint = sha256(repr(records).encode("utf-8", "surrogatepass")).hexdigest()
+        contents = [replace(record, where="") for record in records]  # wherever the files lie
+        self.fingerprint = sha256(repr(contents).encode("utf-8", "surrogatepass")).hexdigest()
         self._tokens = lru_cache(maxsize=_TEXTS_REMEMBERED)(self._tokenize)
 
     @classmethod
@@ -96,8 +98,7 @@ class FileExamples:
         if not config.data:
             raise ConfigError("data is missing: a list of JSONL files, or hand examples over in Python.")
         records = [record for path in config.data for record in read_records(path)]
-        tokenizer = AutoTokenizer.from_pretrained(tokenizer_id)
-        return cls(config, records, tokenizer, focus.config)
+        return cls(config, records, load_tokenizer(tokenizer_id), focus.config)
 
     def check(self, report: Report) -> None:
         """Look at the records before the first step: do they fit, however their sizes are drawn?

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import time
 from collections import defaultdict
 from pathlib import Path
@@ -100,7 +101,8 @@ class LossLog:
         losses = {f"loss/{row['objective']}": round(row["loss"], 4) for row in rows}
         shown = " ".join(f"{name.removeprefix('loss/')} {loss:.3f}" for name, loss in losses.items())
         self._progress.update(self._task, description=f"training · {shown}")
-        numbers = {"learning_rate": rate, "gradient_norm": round(norm, 4), "seconds_per_step": round(seconds, 3)}
+        finite = round(norm, 4) if math.isfinite(norm) else None  # not, where fp16 overflowed and the step was left out
+        numbers = {"learning_rate": rate, "gradient_norm": finite, "seconds_per_step": round(seconds, 3)}
         self._say({"step": done, **losses, **numbers})
 
     def _say(self, line: dict[str, Any]) -> None:

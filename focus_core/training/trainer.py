@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator  # type: ignore[import-untyped]
 from accelerate.state import AcceleratorState  # type: ignore[import-untyped]
+from accelerate.utils import GradientAccumulationPlugin  # type: ignore[import-untyped]
 from transformers import PreTrainedModel
 
 from focus_core.attention.candidates import CandidateProjections
@@ -73,7 +74,9 @@ def train(
     """
     accelerator = Accelerator(
         mixed_precision=config.mixed_precision,
-        gradient_accumulation_steps=config.accumulation,
+        gradient_accumulation_plugin=GradientAccumulationPlugin(
+            num_steps=config.accumulation
+        ),  # no variable changes it
         cpu=choose_device(config.device).type == "cpu",
     )
     try:
@@ -82,12 +85,15 @@ def train(
         random.seed(config.seed)
         focus, base_id = _focus_model(config, model, accelerator.device)
         if examples is None:
-            config = _usable(config, config.for_use(), focus)
+            used_with = replace(config.for_use(), bos_per_chunk=config.bos_per_chunk)  # as the chunks are trained
+            config = _usable(config, used_with, focus)
             examples = _examples_from_files(config, focus, base_id, visible=accelerator.is_main_process)
         else:
             config = _usable(config, config.used_with or focus.config.as_settings(), focus)
         return _Run(config, accelerator, focus, base_id).to_the_end(examples, evaluate)
     finally:
+        if isinstance(model, FocusModel):
+            model.projections.to(model.dtype)  # as it was handed over
         # Otherwise a second run in this process could not choose another precision.
         AcceleratorState._reset_state()
 
@@ -102,6 +108,8 @@ def _make_folder(output: Path) -> None:
 def _usable(config: TrainingConfig, used_with: FocusConfig, focus: FocusModel) -> TrainingConfig:
     """The config with the settings that are saved with the adapter; whoever loads it must be able to use them."""
     used_with.resolve(focus.config.window, window_is=focus.config.window_is)
+    if used_with.window is None and focus.config.window > focus.parts.window.size:  # more than the model says itself
+        used_with = replace(used_with, window=focus.config.window)
     return replace(config, used_with=used_with)
 
 
@@ -132,7 +140,10 @@ class _Run:
     def __init__(self, config: TrainingConfig, accelerator: Accelerator, focus: FocusModel, base_id: str) -> None:
         self.config, self.accelerator, self.focus, self.base_id = config, accelerator, focus, base_id
         # What a run of the same settings must find again to go on with the same result.
-        self.identity: dict[str, Any] = {"model": fingerprint(focus.model, focus.parts)}
+        self.identity: dict[str, Any] = {
+            "model": fingerprint(focus.model, focus.parts),
+            "processes": accelerator.num_processes,
+        }
         loss = FocusLoss(focus, recompute=config.recompute)
         self.loss, *self.optimizers = accelerator.prepare(loss, *_optimizers(config, list(loss.parameters())))
 
@@ -238,8 +249,12 @@ class _Run:
                 "or delete it to start again."
             )
         for name, ours_now in self.identity.items():
-            if state["identity"][name] != ours_now:
-                other = {"model": "base model", "data": "content of the data files"}[name]
+            if state["identity"].get(name) != ours_now:
+                other = {
+                    "model": "base model",
+                    "data": "content of the data files",
+                    "processes": f"number of processes ({state['identity'][name]})",
+                }[name]
                 raise ConfigError(
                     f"{path} is of a run with another {other}. Go on with that, choose another output folder, or "
                     "delete it to start again."
@@ -337,30 +352,46 @@ def _asked_to_stop() -> Iterator[threading.Event]:
 def _focus_model(
     config: TrainingConfig, model: PreTrainedModel | FocusModel | None, device: torch.device
 ) -> tuple[FocusModel, str]:
-    """The model to train and its name."""
+    """The model to train, with projections in float32, and its name."""
     if isinstance(model, FocusModel):
         if model.device.type != device.type:
             raise ConfigError(
                 f"device={config.device!r} is {device}, but the model handed over is on {model.device}. Move the base "
                 f"model before FocusModel is made from it, or set device={model.device.type!r}."
             )
-        return model, config.model or model.model.name_or_path
-    loaded = _loaded(config, device) if model is None else LoadedModel(model.to(device), model.name_or_path)
-    projections = loaded.projections or CandidateProjections(decoder_parts(loaded.model), rank=config.rank)
-    if config.mixed_precision == "no" and loaded.model.dtype != torch.float32:
+        focus, name = model, model.model.name_or_path
+    else:
+        loaded = _loaded(config, device) if model is None else LoadedModel(model.to(device), model.name_or_path)
+        projections = loaded.projections or CandidateProjections(decoder_parts(loaded.model), rank=config.rank)
+        settings = FocusConfig(bos_per_chunk=config.bos_per_chunk)
+        focus = FocusModel(loaded.model, projections, config=settings, trained_with=loaded.trained_with)
+        name = loaded.model_id
+    if config.mixed_precision == "no" and focus.dtype != torch.float32:
         raise ConfigError(
-            f"mixed_precision='no' with a base model in {loaded.model.dtype}: what learns is float32, and without "
+            f"mixed_precision='no' with a base model in {focus.dtype}: what learns is float32, and without "
             "mixed precision the two do not go together. Set dtype='float32', or mixed_precision='bf16'."
         )
-    projections.float()  # what learns is float32, whatever the frozen model is kept in
-    focus = FocusModel(loaded.model, projections, config=FocusConfig(bos_per_chunk=config.bos_per_chunk))
-    return focus, config.model or loaded.model_id
+    focus.projections.float()  # what learns is float32, whatever the frozen model is kept in
+    return focus, config.model or name
 
 
 def _loaded(config: TrainingConfig, device: torch.device) -> LoadedModel:
     if not config.model:
         raise ConfigError("model is missing: a folder or hub id of the base model.")
-    return load_model(config.model, adapter=config.adapter, device=str(device), dtype=config.dtype)
+    loaded = load_model(config.model, adapter=config.adapter, device=str(device), dtype=config.dtype)
+    if loaded.projections is not None and config.rank not in (None, loaded.projections.rank):
+        kind = f"rank {loaded.projections.rank}" if loaded.projections.rank else "full copies"
+        raise ConfigError(
+            f"rank={config.rank}, but training starts from the projections of {loaded.adapter_id}, which are {kind}. "
+            "Leave rank out, or start from the model without them."
+        )
+    rule = None if loaded.trained_with is None else loaded.trained_with.bos_per_chunk
+    if rule is not None and rule != config.bos_per_chunk:
+        raise ConfigError(
+            f"bos_per_chunk={config.bos_per_chunk}, but the projections of {loaded.adapter_id} were trained with "
+            f"{rule}. Set bos_per_chunk to that."
+        )
+    return loaded
 
 
 def _examples_from_files(config: TrainingConfig, focus: FocusModel, base_id: str, *, visible: bool) -> Examples:

@@ -10,6 +10,7 @@ import pytest
 from safetensors.torch import load_file
 
 from focus_core import FocusEngine
+from focus_core.checkpoint import ADAPTER_WEIGHTS
 from tests.cli.conftest import Focusllm
 from tests.tiny import CHUNK, WINDOW
 
@@ -20,6 +21,10 @@ def info(focusllm: Focusllm, model_folder: Path) -> Focusllm:
         return focusllm("info", "--model", model_folder, "--adapter", model_folder / "adapter", *arguments, stdin=stdin)
 
     return run
+
+
+def nbytes(tensors: Path) -> int:
+    return sum(tensor.nbytes for tensor in load_file(tensors).values())
 
 
 def test_describes_the_model(info: Focusllm, model_folder: Path) -> None:
@@ -36,7 +41,8 @@ def test_describes_the_model(info: Focusllm, model_folder: Path) -> None:
         "dynamic_prompt": 32,
         "layers": 3,
         "kv_heads": 2,
-        "weights_bytes": sum(tensor.nbytes for tensor in load_file(model_folder / "model.safetensors").values()),
+        "weights_bytes": nbytes(model_folder / "model.safetensors"),
+        "projections_bytes": nbytes(model_folder / "adapter" / ADAPTER_WEIGHTS),
         "cache_bytes_per_token": 2 * (3 - 1) * 2 * 8 * 4,
         "reading": None,
     }
