@@ -179,6 +179,19 @@ def test_ctrl_c_while_reading(ask: Focusllm, document: Path, monkeypatch: pytest
 # --- errors -----------------------------------------------------------------------------------------------------------
 
 
+def test_a_text_where_its_file_is_meant(ask: Focusllm) -> None:
+    """`-d "$(cat book.txt)"` would end in a traceback, with the whole book in it."""
+    error = error_of(ask("-d", "call me Ishmael " * 100, QUESTION))
+    assert "cannot be read (File name too long)" in error
+    assert len(error) < 400
+
+
+def test_json_is_ascii(ask: Focusllm, document: Path) -> None:
+    """A console with few letters would put question marks in the place of others."""
+    result = ask("-d", document, "--json", "Où?")
+    assert result.stdout.isascii(), result.stdout
+
+
 def test_missing_file(ask: Focusllm) -> None:
     assert "no/such/file.txt: there is no such file." in error_of(ask("-d", "no/such/file.txt", QUESTION))
 

@@ -223,6 +223,12 @@ def test_a_split_checkpoint_keeps_its_dtype_and_tokenizer(tmp_path: Path) -> Non
     assert engine.tokenize("abc") == byte_tokenizer()("abc", add_special_tokens=False)["input_ids"]
 
 
+def test_a_rank_above_the_maps_is_refused(base: PreTrainedModel) -> None:
+    """It would be larger than full copies."""
+    with pytest.raises(ConfigError, match=r"rank=5000: a map has \d+ inputs"):
+        CandidateProjections(decoder_parts(base), rank=5000)
+
+
 def test_quantised_weights_are_refused_by_name(base: PreTrainedModel) -> None:
     map_ = base.get_decoder().layers[0].self_attn.q_proj
     map_.weight = torch.nn.Parameter(map_.weight.to(torch.int8), requires_grad=False)

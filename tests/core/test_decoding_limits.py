@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from focus_core.chunking import TextLayout
 from focus_core.config import FocusConfig, ResolvedConfig
 from focus_core.errors import ContextOverflowError
 from focus_core.model import FocusModel
-from focus_core.planning import check_plain_room, check_room
+from focus_core.planning import check_plain_room, check_room, make_plan
 from tests.cases import assert_equal_logits
 from tests.model_zoo import BOS, build, random_projections, random_tokens
 from tests.reference import Reference
@@ -53,6 +54,22 @@ def test_a_local_context_that_fills_the_window() -> None:
         check_room(CONFIG, chunk_lengths=[5], prompt=6, local=70, new_tokens=3)
     with pytest.raises(ContextOverflowError, match=r"Lower max_new_tokens to 0,"):
         check_room(CONFIG, chunk_lengths=[60], prompt=6, local=5, new_tokens=3)
+
+
+def test_a_ceiling_for_the_plain_model_leaves_room_for_an_answer() -> None:
+    """Nobody said how long the answer may be, and it would have been cut off after two tokens."""
+    config = FocusConfig(chunk_size=20, local_window=30, dynamic_prompt=8, plain_up_to=63).resolve(64)
+    plan = make_plan(TextLayout(config, bos=1), list(range(2, 63)))
+    assert plan.chunks
+    assert plan.new_tokens >= config.expected_answer
+    assert make_plan(TextLayout(config, bos=1), list(range(2, 63)), new_tokens=2).chunks == []
+
+
+def test_what_cannot_help_is_not_advised() -> None:
+    with pytest.raises(ContextOverflowError) as raised:
+        check_plain_room(CONFIG, prompt=5, new_tokens=1000)
+    assert "Lower max_new_tokens to 59" in str(raised.value)
+    assert "documents" not in str(raised.value)
 
 
 def test_plain_room() -> None:

@@ -53,6 +53,7 @@ def pdf_with(text: str) -> bytes:
         *((text, "utf-16") for text in (FRENCH, JAPANESE)),
         (FRENCH, "utf-32"),
         *((text, "latin-1") for text in (FRENCH, SPANISH, GERMAN)),
+        ("吾輩は猫である。名前はまだ無い。\n" * 20, "iso2022_jp"),
         ("The contract says “no” – it’s over. He paid 30 € at the café… " * 3, "cp1252"),
         (POLISH, "cp1250"),
         (CZECH, "cp1250"),

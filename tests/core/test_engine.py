@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from focus_core import (
@@ -22,6 +23,7 @@ from focus_core import (
     DocumentError,
     FocusConfig,
     FocusEngine,
+    FocusModel,
     OutOfMemoryError,
     PreparedDocuments,
 )
@@ -30,6 +32,7 @@ from focus_core import engine as engine_module
 from focus_core.checkpoint import ADAPTER_WEIGHTS
 from focus_core.decoding import FocusDecoding
 from focus_core.planning import make_plan
+from focus_core.sampling import Sampler
 from tests.model_zoo import random_projections
 from tests.tiny import byte_tokenizer
 
@@ -592,3 +595,54 @@ def test_the_repetition_penalty_counts_the_local_context(monkeypatch: pytest.Mon
     engine.generate(A, chat_template=False, max_new_tokens=1)
     engine.generate("Why?", [A], chat_template=False, max_new_tokens=1)
     assert seen == [engine.config.local_window + 1, len("Why?") + 1]  # and a BOS
+
+
+def test_a_special_token_as_stop_string_ends_the_answer(engine: FocusEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It never becomes text, so that no search in the text would find it."""
+    engine.tokenizer.add_special_tokens({"additional_special_tokens": ["<turn>"]})
+    turn, tokens = engine.tokenizer.convert_tokens_to_ids("<turn>"), iter([70, 71, None, 72, 73])
+
+    def choose(self: Sampler, row: Tensor) -> int:
+        token = next(tokens)
+        return turn if token is None else token
+
+    monkeypatch.setattr(Sampler, "choose", choose)
+    answer = engine.generate(QUESTION, [A], max_new_tokens=5, stop=["<turn>"])
+    assert answer.text == engine.tokenizer.decode([70, 71])
+    assert (answer.finish_reason, answer.usage.output_tokens) == ("stop", 3)
+
+
+@pytest.mark.parametrize("nbytes", ["1GB", -5, 1.5])
+def test_impossible_store_sizes_are_named(model_folder: Path, nbytes: Any) -> None:
+    with pytest.raises(ConfigError, match=f"store_bytes={nbytes!r}"):
+        FocusEngine.from_pretrained(model_folder, device="cpu", store_bytes=nbytes)
+
+
+def test_documents_of_another_folder_of_the_same_name_are_refused(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tokens of one model's tokenizer would go to another model."""
+    monkeypatch.chdir(tiny_folder.parent)
+    prepared = FocusEngine.from_pretrained("model", device="cpu").prepare([A])
+    (tmp_path / "else").mkdir()
+    shutil.copytree(tiny_folder, tmp_path / "else" / "model")
+    monkeypatch.chdir(tmp_path / "else")
+    with pytest.raises(DocumentError, match="Prepare them again"):
+        FocusEngine.from_pretrained("model", device="cpu").generate(QUESTION, prepared)
+
+
+def test_closing_stops_the_steps(engine: FocusEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The answer would be made to its end, and thrown away."""
+    steps: list[int] = []
+    step = FocusModel.decode_step
+
+    def counted(self: FocusModel, *arguments: Any, **options: Any) -> Tensor:
+        steps.append(1)
+        return step(self, *arguments, **options)
+
+    monkeypatch.setattr(FocusModel, "decode_step", counted)
+    monkeypatch.setattr(engine, "_eos", frozenset())
+    pieces = engine.stream(QUESTION, [A], max_new_tokens=50)
+    next(pieces)
+    pieces.close()
+    assert len(steps) < 10

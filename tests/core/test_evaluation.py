@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -85,3 +86,24 @@ def test_the_same_seed_gives_the_same_trials_and_the_control_fits_the_window(eng
     assert replace(results[0], seconds=0.0) == replace(results[1], seconds=0.0)
     assert [result.reader for result in results] == ["focus", "focus", "cut"]
     assert results[2].tokens == results[0].tokens  # of the document; the control sees its end
+
+
+def test_the_control_is_the_plain_model_whatever_the_settings(
+    engine: FocusEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With `plain_up_to` of an adapter or a checkpoint it would read chunks, and still be called a control."""
+    chunks: list[int] = []
+    generate = FocusEngine.generate
+
+    def counted(self: FocusEngine, *arguments: Any, **options: Any) -> Any:
+        answers = generate(self, *arguments, **options)
+        chunks.extend(answer.usage.chunks for answer in answers)
+        return answers
+
+    monkeypatch.setattr(FocusEngine, "generate", counted)
+    settings = replace(engine.config.as_settings(), plain_up_to=0, window=engine.config.window)
+    small = FocusEngine(engine.shared, config=settings)
+    evaluate(small, "passkey", 1000, trials=1, cut=False)
+    assert chunks.pop() > 1
+    evaluate(small, "passkey", 1000, trials=1, cut=True)
+    assert chunks == [0]

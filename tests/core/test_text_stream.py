@@ -62,3 +62,26 @@ def test_unfinished_character_at_the_end_is_shown_as_such() -> None:
     first = TOKENIZER("漢", add_special_tokens=False)["input_ids"][0]
     assert stream.push(first) == ""
     assert stream.finish() == "\ufffd"
+
+
+class WordTokenizer:
+    """Like Llama 2's: every token brings its space, and the first word of what is decoded together loses it."""
+
+    words = ("<s>", "▁one", "▁two", "▁three")
+
+    def decode(self, tokens: list[int], **_: object) -> str:
+        return "".join(self.words[token] for token in tokens if token).replace("▁", " ").removeprefix(" ")
+
+
+@pytest.mark.parametrize("tokens", [[1, 2, 3], [1, 0, 2, 3], [1, 2, 0, 0, 3]])
+@pytest.mark.parametrize(("behind", "text"), [(None, "one two three"), (1, " one two three"), (0, "one two three")])
+def test_spaces_between_words_survive(tokens: list[int], behind: int | None, text: str) -> None:
+    """Behind a special token, or as the continuation of a prompt, a word would lose the space before it."""
+    stream = TextStream(WordTokenizer(), behind=behind)  # type: ignore[arg-type]
+    assert "".join([*map(stream.push, tokens), stream.finish()]) == text
+
+
+def test_an_answer_behind_half_a_character_is_whole() -> None:
+    first, *rest = TOKENIZER("é!", add_special_tokens=False)["input_ids"]
+    stream = TextStream(TOKENIZER, behind=first)
+    assert "".join([*map(stream.push, rest), stream.finish()]).endswith("!")

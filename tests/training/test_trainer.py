@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -14,9 +15,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from focus_core.checkpoint import load_adapter
+from focus_core.checkpoint import ADAPTER_CONFIG, load_adapter
 from focus_core.config import FocusConfig
-from focus_core.errors import ConfigError
+from focus_core.errors import ConfigError, UnsupportedModelError
 from focus_core.model import FocusModel
 from focus_core.training.config import TrainingConfig
 from focus_core.training.examples import TrainingExample
@@ -283,3 +284,78 @@ def test_an_evaluation_that_failed_is_made_up_for(tmp_path: Path) -> None:
     for _ in range(2):  # and not a second time
         train(config, model=focus_model(), examples=numbered, evaluate=lambda focus: {"right": 0.5})
     assert (tmp_path / "evaluation.csv").read_text().split() == ["step,name,value", "2,right,0.5"]
+
+
+def test_a_model_in_bfloat16_learns_in_float32_and_is_handed_back_as_it_was(tmp_path: Path) -> None:
+    """Small steps are lost on bfloat16 weights: most of them stayed where they were."""
+    model = FocusModel(build("llama").to(torch.bfloat16), config=FocusConfig(window=512))
+    seen: list[torch.dtype] = []
+
+    def evaluate(focus: FocusModel) -> dict[str, float]:
+        seen.extend({tensor.dtype for tensor in focus.projections.parameters()})
+        return {}
+
+    config = config_for(tmp_path, steps=1, mixed_precision="bf16")
+    train(config, model=model, examples=numbered, evaluate=evaluate)
+    assert seen == [torch.float32]
+    assert {tensor.dtype for tensor in model.projections.parameters()} == {torch.bfloat16}
+    with pytest.raises(ConfigError, match=r"mixed_precision='no' with a base model in torch\.bfloat16"):
+        train(replace(config, mixed_precision="no"), model=model, examples=numbered)
+
+
+def test_another_number_of_processes_does_not_go_on(tmp_path: Path) -> None:
+    """Each takes every n-th example: with another n some would come twice and others never."""
+    train(config_for(tmp_path, steps=1), model=focus_model(), examples=numbered)
+    state = torch.load(tmp_path / CHECKPOINT, weights_only=True)
+    state["identity"]["processes"] = 2
+    torch.save(state, tmp_path / CHECKPOINT)
+    with pytest.raises(ConfigError, match=r"another number of processes \(2\)"):
+        train(config_for(tmp_path, steps=1), model=focus_model(), examples=numbered)
+
+
+def test_no_variable_of_accelerate_changes_the_accumulation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
+    train(config_for(tmp_path, steps=2), model=focus_model(), examples=numbered)
+    assert optimizer_states(tmp_path)[0]["state"][0]["step"] == 2
+
+
+def data_config(folder: Path, model: Path, **settings: object) -> TrainingConfig:
+    data = folder / "data.jsonl"
+    data.write_text(json.dumps({"text": "a dog and a cat " * 40}))
+    sizes: dict[str, Any] = {"chunk_sizes": (32,), "max_chunks": 4, "local_lengths": (6, 20), "dynamic_prompts": (8,)}
+    return config_for(folder / "run", model=str(model), data=[data], steps=1, **{**sizes, **settings})
+
+
+def test_the_adapter_says_how_its_chunks_were_trained(model_folder: Path, tmp_path: Path) -> None:
+    used_with = FocusConfig(chunk_size=32, local_window=32, dynamic_prompt=8)
+    folder = train(data_config(tmp_path, model_folder, bos_per_chunk=False, used_with=used_with))
+    assert json.loads((folder / ADAPTER_CONFIG).read_text())["config"]["bos_per_chunk"] is False
+
+
+def test_a_run_goes_on_wherever_its_files_lie(model_folder: Path, tmp_path: Path) -> None:
+    """A path that is spelled otherwise says nothing of what is in the file."""
+    config = data_config(tmp_path, model_folder)
+    train(config)
+    moved = tmp_path / "elsewhere.jsonl"
+    config.data[0].rename(moved)
+    train(replace(config, data=[moved]))
+    moved.write_text(json.dumps({"text": "another text " * 40}))
+    with pytest.raises(ConfigError, match="another content of the data files"):
+        train(replace(config, data=[moved]))
+
+
+def test_what_the_start_decides_cannot_be_set_otherwise(model_folder: Path, tmp_path: Path) -> None:
+    """Full copies would be trained where a rank was asked for, and chunks read by another rule than before."""
+    start = {"adapter": str(model_folder / "adapter")}
+    with pytest.raises(ConfigError, match=r"rank=4, but .* are full copies"):
+        train(data_config(tmp_path, model_folder, rank=4, **start))
+    with pytest.raises(ConfigError, match=r"bos_per_chunk=False, but .* were trained with True"):
+        train(data_config(tmp_path, model_folder, bos_per_chunk=False, **start))
+
+
+def test_a_model_without_tokenizer_is_named(model_folder: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(model_folder, tmp_path / "model"))
+    for path in folder.glob("tokenizer*"):
+        path.unlink()
+    with pytest.raises(UnsupportedModelError, match="tokenizer"):
+        train(data_config(tmp_path, folder))
