@@ -19,6 +19,8 @@ from focus_core.config import FocusConfig
 from focus_core.model import FocusModel
 from focus_core.training.examples import Question, TrainingExample
 from focus_core.training.loss import FocusLoss
+from tests.model_zoo import FAMILIES as ZOO
+from tests.model_zoo import build, random_projections
 
 VOCAB, BOS = 61, 1
 CONFIG = FocusConfig(chunk_size=12, local_window=16, dynamic_prompt=5)
@@ -161,6 +163,17 @@ def test_loss_and_gradients_equal_one_plain_pass_per_target_and_chunk(family: st
     torch.testing.assert_close(losses, wanted, rtol=1e-4, atol=1e-5)
     weights = torch.linspace(0.5, 1.5, len(losses))  # so that exchanged targets would show
     assert_equal_gradients(gradients(model, losses @ weights), gradients(model, wanted @ weights))
+
+
+@pytest.mark.parametrize("family", ZOO)
+def test_loss_and_gradients_of_every_family(family: str) -> None:
+    """Fused maps, bounded scores, two kinds of rotary embedding, norms in other places: the same comparison for all."""
+    base = build(family)
+    model = FocusModel(base, random_projections(base).requires_grad_(True), config=CONFIG)
+    example = example_for(model)
+    losses, wanted = FocusLoss(model).target_losses(example), plain_losses(model, example)
+    torch.testing.assert_close(losses, wanted, rtol=1e-4, atol=1e-5)
+    assert_equal_gradients(gradients(model, losses.mean()), gradients(model, wanted.mean()))
 
 
 @pytest.mark.parametrize(("family", "rank"), FAMILIES)
