@@ -5,9 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from jinja2 import TemplateError
-from transformers import PreTrainedTokenizerBase
-
 from focus_core.config import ResolvedConfig
 
 TokenIds = list[int]
@@ -19,7 +16,7 @@ class TextLayout:
 
     With `bos_per_chunk` (the default) every chunk starts with a BOS, so that it is the same wherever its document
     stands. The authors' rule has a BOS only at the start of a text. Under both rules one stands before the local
-    context and before the dynamic prompt. A tokenizer without BOS simply has none (see `bos_of`).
+    context and before the dynamic prompt. A tokenizer without BOS simply has none (see `tokenizer.bos_of`).
     """
 
     config: ResolvedConfig
@@ -77,20 +74,3 @@ class TextLayout:
     def _cut(self, tokens: Sequence[int]) -> list[TokenIds]:
         size = self.config.chunk_size
         return [list(tokens[start : start + size]) for start in range(0, len(tokens), size)]
-
-
-def bos_of(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The BOS that a tokenizer writes, by itself or in its chat template.
-
-    Many name one that stands in no text their model was trained on (Granite, StableLM): those have none.
-    """
-    bos: int | None = tokenizer.bos_token_id
-    if bos is None or tokenizer("a")["input_ids"][:1] == [bos]:
-        return bos
-    if not tokenizer.chat_template:
-        return None
-    try:
-        rendered = tokenizer.apply_chat_template([{"role": "user", "content": "a"}], tokenize=False)
-    except TemplateError:
-        return None
-    return bos if str(rendered).startswith(str(tokenizer.bos_token)) else None

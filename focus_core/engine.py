@@ -18,7 +18,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from focus_core.checkpoint import LoadedModel
-from focus_core.chunking import TextLayout, TokenIds, bos_of
+from focus_core.chunking import TextLayout, TokenIds
 from focus_core.config import FocusConfig, ResolvedConfig, SamplingConfig
 from focus_core.decoding import Decoding, FocusDecoding, PlainDecoding
 from focus_core.device import tokens_per_pass
@@ -31,6 +31,7 @@ from focus_core.reader import ChunkReader
 from focus_core.registry import SharedModel, shared_model
 from focus_core.sampling import Sampler
 from focus_core.text_stream import TextStream
+from focus_core.tokenizer import bos_of
 
 Message = Mapping[str, str]
 Question = str | Sequence[Message]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from focus_core.attention.candidates import CandidateProjections
 from focus_core.attention.modules import decoder_parts
@@ -21,11 +21,11 @@ from focus_core.checkpoint import LoadedModel, is_folder, load_model
 from focus_core.device import choose_device, choose_dtype, free_memory, naming_lack_of_memory
 from focus_core.errors import UnsupportedModelError
 from focus_core.store import ChunkStore
+from focus_core.tokenizer import load_tokenizer
 
 EMBEDDED = "embedded"
 EMBEDDED_FOLDER = Path(__file__).parent / "embedded"
 _STORE_SHARE = 0.5  # of the memory that is free once the weights are loaded
-_TOKENIZER_ARGUMENTS = ("revision", "token", "trust_remote_code", "cache_dir", "local_files_only", "subfolder")
 _of_their_own = itertools.count(1)
 
 
@@ -165,20 +165,3 @@ def _resolve(name: str) -> tuple[str, Path | None]:
     if not (EMBEDDED_FOLDER / "base" / "config.json").is_file():
         raise UnsupportedModelError(f"The embedded model is not installed at {EMBEDDED_FOLDER}. Reinstall focusllm.")
     return str(EMBEDDED_FOLDER / "base"), EMBEDDED_FOLDER / "adapter"
-
-
-def load_tokenizer(name: str, arguments: Mapping[str, Any] | None = None) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model folder or hub id; of the model's `arguments`, those that say where it lies.
-
-    Raises:
-        UnsupportedModelError: there is none
-    """
-    chosen = {key: value for key, value in (arguments or {}).items() if key in _TOKENIZER_ARGUMENTS}
-    try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, **chosen)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UnsupportedModelError(f"{name} has no tokenizer that transformers can load: {reason}") from error
-    if not len(tokenizer):
-        raise UnsupportedModelError(f"{name} has an empty tokenizer. Add its tokenizer files to the model folder.")
-    return tokenizer

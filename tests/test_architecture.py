@@ -24,6 +24,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "text_stream": set(),
     "documents": {"errors"},
     "progress": set(),
+    "tokenizer": {"errors"},
     "decoding": {"chunk_cache", "errors", "config", "model"},  # model: for annotations only, see below
     "attention.*": {"attention.*", "errors"},
     "checkpoint": {"attention.*", "config", "device", "errors"},
@@ -33,7 +34,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "training.*": {
         *("training.*", "attention.*", "chunk_cache", "chunking", "config", "decoding", "device", "errors", "model"),
-        *("checkpoint", "planning", "progress"),
+        *("checkpoint", "planning", "progress", "tokenizer"),
     },
     "evaluation.*": {"evaluation.*", "engine", "config", "errors"},
 }
@@ -45,7 +46,14 @@ ONLY_FOR_TYPES: dict[str, set[str]] = {"decoding": {"model"}}
 ONLY_IN: dict[str, set[str]] = {
     "transformers": {
         *("attention.*", "chunk_cache", "model", "decoding", "checkpoint", "sampling", "training.*"),
-        *("device", "text_stream", "registry", "engine", "cli.*"),  # classes of models and tokenizers, and logging
+        *(
+            "device",
+            "text_stream",
+            "tokenizer",
+            "registry",
+            "engine",
+            "cli.*",
+        ),  # classes of models and tokenizers, and logging
     },
     "accelerate": {"training.*"},
     "typer": {"cli.*"},

@@ -103,8 +103,8 @@ def _describe(engine: FocusEngine) -> dict[str, Any]:
 
 
 def _reading(engine: FocusEngine, lengths: Sequence[int]) -> Reading:
-    from focus_core.chunking import bos_of
     from focus_core.device import free_memory
+    from focus_core.tokenizer import bos_of
 
     config, focus = engine.config, engine.focus
     # As a question would be planned that takes little room itself.

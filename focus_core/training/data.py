@@ -21,13 +21,13 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from focus_core.chunking import TextLayout, TokenIds, bos_of
+from focus_core.chunking import TextLayout, TokenIds
 from focus_core.config import ResolvedConfig
 from focus_core.errors import ConfigError, ContextOverflowError
 from focus_core.model import FocusModel
 from focus_core.planning import check_room
 from focus_core.progress import Report
-from focus_core.registry import load_tokenizer
+from focus_core.tokenizer import bos_of, load_tokenizer
 from focus_core.training.config import TrainingConfig
 from focus_core.training.examples import Question, TrainingExample
 

@@ -1,0 +1,73 @@
+"""The benchmark of a step: it runs, what it compares is equal, and its floors are those counted by hand."""
+
+from __future__ import annotations
+
+import copy
+import json
+from typing import Any
+
+import pytest
+
+from benchmarks import decode, floors, report
+from benchmarks.floors import Shape, Work
+from benchmarks.machine import Rates
+from benchmarks.ways import FULL_ATTENTION, ONE_BY_ONE, OURS
+
+# hidden 2, one head: maps of keys and values 2·2·2 = 8, of attention 8 + 2·2·2 = 16, of a layer 16 + 3·2·4 = 40
+SMALL = Shape(hidden=2, layers=3, heads=1, kv_heads=1, intermediate=4, vocabulary=5)
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    path = tmp_path_factory.mktemp("benchmark") / "new" / "result.json"
+    sizes = ["--shape", "tiny", "--seq", "256", "--chunk-size", "64", "--question", "8", "--new-tokens", "3"]
+    decode.main([*sizes, "--runs", "3", "--json", str(path)])
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found
+
+
+def test_the_ways_compared_give_the_same_logits(output: dict[str, Any]) -> None:
+    """A faster wrong answer would be a good figure."""
+    (result,) = output["results"]
+    assert set(result["ways"]) == {OURS, ONE_BY_ONE, FULL_ATTENTION}
+    assert result["largest_logit_difference"] < 1e-4
+    assert result["chunks"] == 4
+
+
+def test_ratios_are_those_of_medians(output: dict[str, Any]) -> None:
+    (result,) = output["results"]
+    for way, ratios in result["ours_is_faster_by"].items():
+        for name, ratio in ratios.items():
+            ours, other = (sorted(result["ways"][w]["seconds"][name]["runs"])[1] for w in (OURS, way))
+            assert ratio == pytest.approx(other / ours)
+
+
+def test_caches_hold_what_the_tokens_need(output: dict[str, Any]) -> None:
+    (result,) = output["results"]
+    assert 1.0 <= result["ways"][OURS]["cache_bytes"] / result["cache_bytes_needed"] <= 1.5  # prompts grow in steps
+
+
+@pytest.mark.parametrize(("ratio", "met"), [(5.9, False), (6.1, True)])
+def test_an_aim_that_is_missed_is_said(output: dict[str, Any], ratio: float, met: bool) -> None:
+    result = copy.deepcopy(output["results"][0]) | {"chunks": 16, "chunk_size": 512}
+    result["ours_is_faster_by"][ONE_BY_ONE]["step"] = ratio
+    (aim,) = (aim for aim in report.aims([result]) if "16 chunks" in aim["aim"])
+    assert (aim["measured"], aim["met"]) == (ratio, met)
+
+
+def test_the_floor_of_reading_chunks() -> None:
+    """Two chunks of 3 and 2 tokens: one whole layer, and keys and values of the next; pairs 6 + 3."""
+    assert floors.prefill(SMALL, 4, [3, 2]) == Work(flops=2 * 5 * (40 + 8) + 4 * 2 * 9, bytes=4 * (40 + 8))
+
+
+def test_the_floor_of_a_local_pass() -> None:
+    """Four tokens behind two slots: two whole layers, the last one for one token, and the head."""
+    linear = 2 * (2 * 40 * 4 + 8 * 4 + 32 + 10)
+    attention = 2 * 4 * 2 * (10 + 8) + 4 * 2 * 6
+    assert floors.local_pass(SMALL, 4, 2, 4) == Work(linear + attention, 4 * (3 * (40 + 4 * 2) + 10))
+
+
+def test_passes_that_follow_each_other_add_up() -> None:
+    """Each is bound by what takes longer, multiplying or reading."""
+    rates = Rates(flops=10.0, flops_real_shape=1.0, bytes=5.0)
+    assert floors.seconds([Work(flops=20, bytes=5), Work(flops=10, bytes=50)], rates) == 2.0 + 10.0
