@@ -6,6 +6,7 @@ import json
 import math
 import os
 import shutil
+import threading
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -43,13 +44,14 @@ _BEACON = "self_attn.beacon_"
 _AUTHORS_SETTINGS = ("local_window", "memory_stride", "retrieval_method", "retrieval_topk", "query_related_condensing")
 
 _AUTHORS_FILES = ["config.json", "model*.safetensors", "pytorch_model*.bin"]
-_HUB_ARGUMENTS = ("revision", "cache_dir", "token", "local_files_only")
+_HUB_ACCESS = ("cache_dir", "token", "local_files_only")  # hold for a model and its adapter alike
 
 _TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json"),
     *("vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json"),
 )
 _LOADS_IN_A_BLINK = 500 * 2**20
+_loading = threading.RLock()
 
 
 @dataclass(frozen=True)
@@ -90,10 +92,11 @@ def load_model(
     place = choose_device(device)
     base = _load_base(str(model), choose_dtype(dtype, place), arguments).to(place)
     loaded = LoadedModel(base, str(model))
+    access = {key: arguments[key] for key in _HUB_ACCESS if key in arguments}
     if adapter is not None:
-        projections, trained_with = load_adapter(adapter, base)
+        projections, trained_with = load_adapter(adapter, base, **access)
         return LoadedModel(base, str(model), projections, trained_with, str(adapter))
-    authors = _authors_folder(str(model), base, {key: arguments[key] for key in _HUB_ARGUMENTS if key in arguments})
+    authors = _authors_folder(str(model), base, revision=arguments.get("revision"), **access)
     if authors is not None:
         projections, trained_with = _authors_projections(authors, base)
         return LoadedModel(base, str(model), projections, trained_with, str(model))
@@ -164,19 +167,25 @@ def save_adapter(
         "config": trained_with.as_dict(),
     }
     tensors = {
-        name: tensor.detach().cpu().to(dtype or tensor.dtype).contiguous() for name, tensor in _flat(projections)
+        name: tensor.detach().cpu().to(dtype or tensor.dtype).contiguous()
+        for name, tensor in projections.state_dict().items()
     }
     _replace(folder / ADAPTER_WEIGHTS, lambda path: save_file(tensors, path))
     _replace(folder / ADAPTER_CONFIG, lambda path: path.write_text(json.dumps(description, indent=2) + "\n"))
 
 
-def load_adapter(adapter: str | Path, model: PreTrainedModel) -> tuple[CandidateProjections, FocusConfig]:
+def load_adapter(
+    adapter: str | Path, model: PreTrainedModel, **hub_arguments: Any
+) -> tuple[CandidateProjections, FocusConfig]:
     """Candidate projections for `model`, and the settings they were trained with.
+
+    Args:
+        hub_arguments: passed on to the download from the hub (`token`, `cache_dir`, …)
 
     Raises:
         AdapterError: names what is missing, damaged or different
     """
-    folder = _adapter_folder(str(adapter))
+    folder = _adapter_folder(str(adapter), hub_arguments)
     description = _read_description(folder)
     parts = decoder_parts(model)
     _check_base(description, fingerprint(model, parts), folder)
@@ -251,13 +260,13 @@ def _check_base(description: Mapping[str, Any], ours: Mapping[str, Any], folder:
         )
 
 
-def _adapter_folder(name: str) -> Path:
+def _adapter_folder(name: str, hub_arguments: Mapping[str, Any]) -> Path:
     if is_folder(name):
         return Path(name)
     if Path(name).is_absolute() or name.startswith(".") or name.count("/") != 1:
         raise AdapterError(f"No adapter at {name!r}: there is no such folder.")
     try:
-        return Path(snapshot_download(name, allow_patterns=[ADAPTER_CONFIG, ADAPTER_WEIGHTS]))
+        return Path(snapshot_download(name, allow_patterns=[ADAPTER_CONFIG, ADAPTER_WEIGHTS], **hub_arguments))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise AdapterError(
@@ -320,7 +329,7 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
 
 
 def _fill(projections: CandidateProjections, tensors: Mapping[str, Tensor], folder: Path) -> None:
-    own = dict(_flat(projections))
+    own = projections.state_dict()
     missing, foreign = sorted(set(own) - set(tensors)), sorted(set(tensors) - set(own))
     wrong = [
         f"{name} {list(tensors[name].shape)} instead of {list(own[name].shape)}"
@@ -338,10 +347,6 @@ def _fill(projections: CandidateProjections, tensors: Mapping[str, Tensor], fold
             f"The adapter in {folder}: {spoiled} holds something else than finite floating point numbers."
         )
     projections.load_state_dict(dict(tensors))
-
-
-def _flat(projections: CandidateProjections) -> Iterator[tuple[str, Tensor]]:
-    yield from projections.state_dict().items()
 
 
 def _replace(path: Path, write: Any) -> None:
@@ -386,7 +391,7 @@ def split_authors_checkpoint(folder: str | Path, *, base: str | Path, adapter: s
     save_adapter(adapter, loaded.projections, loaded.model, trained_with=loaded.trained_with, base_id=Path(base).name)
 
 
-def _authors_folder(name: str, base: PreTrainedModel, hub_arguments: dict[str, Any]) -> Path | None:
+def _authors_folder(name: str, base: PreTrainedModel, **hub_arguments: Any) -> Path | None:
     """Where the files of an authors' checkpoint lie; on the hub, its config tells."""
     if is_folder(name):
         return Path(name) if is_authors_checkpoint(name) else None
@@ -460,14 +465,15 @@ def _load_bin(path: Path) -> dict[str, Tensor]:
 @contextmanager
 def _quiet(name: str | Path) -> Iterator[None]:
     """No report on tensors that we read ourselves, and no progress bar over what loads in a blink."""
-    verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
     weights = [path.stat().st_size for path in Path(name).glob("*.safetensors")] if is_folder(name) else []
-    logging.set_verbosity_error()
-    if weights and sum(weights) < _LOADS_IN_A_BLINK:
-        logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bar:
-            logging.enable_progress_bar()
+    with _loading:  # the settings are the whole process's
+        verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+        logging.set_verbosity_error()
+        if weights and sum(weights) < _LOADS_IN_A_BLINK:
+            logging.disable_progress_bar()
+        try:
+            yield
+        finally:
+            logging.set_verbosity(verbosity)
+            if bar:
+                logging.enable_progress_bar()

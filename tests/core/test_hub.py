@@ -22,8 +22,9 @@ class Hub:
         self.repository, self.downloads = repository, downloads
         self.asked: list[str] = []
 
-    def __call__(self, repo_id: str, *, allow_patterns: list[str], revision: str | None = None) -> str:
+    def __call__(self, repo_id: str, *, allow_patterns: list[str], **arguments: object) -> str:
         self.asked.append(repo_id)
+        self.arguments = arguments
         self.downloads.mkdir()
         for path in self.repository.iterdir():
             if any(fnmatch(path.name, pattern) for pattern in allow_patterns):
@@ -43,9 +44,9 @@ def hub(model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_an_adapter_is_loaded_by_its_hub_id(hub: Hub, model_folder: Path) -> None:
     """A hub id would be taken for a folder, or only one of the two files be downloaded."""
-    model = FocusModel.from_pretrained(model_folder, adapter="somebody/an-adapter", device="cpu")
+    model = FocusModel.from_pretrained(model_folder, adapter="somebody/an-adapter", device="cpu", token="hf_1")
     wanted = FocusModel.from_pretrained(model_folder, adapter=model_folder / "adapter", device="cpu")
-    assert hub.asked == ["somebody/an-adapter"]
+    assert (hub.asked, hub.arguments) == (["somebody/an-adapter"], {"token": "hf_1"})
     assert {path.name for path in hub.downloads.iterdir()} == {ADAPTER_CONFIG, ADAPTER_WEIGHTS}
     assert model.config == wanted.config
     for name, tensor in wanted.projections.state_dict().items():
