@@ -77,7 +77,7 @@ def train(
         gradient_accumulation_plugin=GradientAccumulationPlugin(
             num_steps=config.accumulation
         ),  # no variable changes it
-        cpu=choose_device(config.device).type == "cpu",
+        cpu=_chosen_device(config).type == "cpu",
     )
     try:
         _make_folder(config.output)
@@ -96,6 +96,16 @@ def train(
             model.projections.to(model.dtype)  # as it was handed over
         # Otherwise a second run in this process could not choose another precision.
         AcceleratorState._reset_state()
+
+
+def _chosen_device(config: TrainingConfig) -> torch.device:
+    device = choose_device(config.device)
+    if device.index:  # accelerate takes the first one, or in several processes one for each
+        raise ConfigError(
+            f"device={config.device!r}: training takes the GPUs in their order. Set device='cuda' and the variable "
+            f"CUDA_VISIBLE_DEVICES={device.index}."
+        )
+    return device
 
 
 def _make_folder(output: Path) -> None:

@@ -19,6 +19,7 @@ from focus_core.checkpoint import ADAPTER_CONFIG, load_adapter
 from focus_core.config import FocusConfig
 from focus_core.errors import ConfigError, UnsupportedModelError
 from focus_core.model import FocusModel
+from focus_core.training import trainer as trainer_module
 from focus_core.training.config import TrainingConfig
 from focus_core.training.examples import TrainingExample
 from focus_core.training.loss import FocusLoss
@@ -359,3 +360,10 @@ def test_a_model_without_tokenizer_is_named(model_folder: Path, tmp_path: Path) 
         path.unlink()
     with pytest.raises(UnsupportedModelError, match="tokenizer"):
         train(data_config(tmp_path, folder))
+
+
+def test_a_gpu_by_number_is_refused_with_the_way_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would train on the first one in silence."""
+    monkeypatch.setattr(trainer_module, "choose_device", torch.device)
+    with pytest.raises(ConfigError, match=r"device='cuda:1'.*CUDA_VISIBLE_DEVICES=1"):
+        train(config_for(tmp_path, device="cuda:1"), model=focus_model(), examples=numbered)
