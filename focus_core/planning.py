@@ -117,7 +117,7 @@ def check_plain_room(config: ResolvedConfig, *, prompt: int, new_tokens: int) ->
     window = config.window
     if prompt + new_tokens > window:
         ways_out = [f"Lower max_new_tokens to {window - prompt}."] if prompt < window else []
-        if new_tokens < window:
+        if prompt >= window or new_tokens < window:
             ways_out.append("Hand the text over as documents, which are read in chunks.")
         raise ContextOverflowError(
             f"The prompt has {prompt} tokens and max_new_tokens={new_tokens}, together {prompt + new_tokens}, but "

@@ -70,6 +70,9 @@ def test_what_cannot_help_is_not_advised() -> None:
         check_plain_room(CONFIG, prompt=5, new_tokens=1000)
     assert "Lower max_new_tokens to 59" in str(raised.value)
     assert "documents" not in str(raised.value)
+    with pytest.raises(ContextOverflowError, match=r"\. Hand the text over as documents") as raised:
+        check_plain_room(CONFIG, prompt=70, new_tokens=1000)
+    assert "Lower" not in str(raised.value)
 
 
 def test_plain_room() -> None:
