@@ -33,7 +33,7 @@ def load_tokenizer(name: str, arguments: Mapping[str, Any] | None = None) -> Pre
 def bos_of(tokenizer: PreTrainedTokenizerBase) -> int | None:
     """The BOS that a tokenizer writes, by itself or in its chat template.
 
-    Many name one that stands in no text their model was trained on (Granite, StableLM): those have none.
+    Tokenizers in the manner of GPT-2 name one (`<|endoftext|>`) and do not write it in front of a text: those have none.
     """
     bos: int | None = tokenizer.bos_token_id
     if bos is None or tokenizer("a")["input_ids"][:1] == [bos]:

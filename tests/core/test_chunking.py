@@ -120,7 +120,7 @@ _REFUSES = "{{ raise_exception('no') }}"
     ],
 )
 def test_a_bos_that_nothing_writes_is_none(writes: bool, template: str | None, bos: int | None) -> None:
-    """Chunks would start with a token that stands in no text the model was trained on (Granite, StableLM)."""
+    """Chunks would start with a token that stands in front of no text otherwise (GPT-2 and its like)."""
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = template
     if not writes:
