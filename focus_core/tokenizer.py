@@ -33,7 +33,7 @@ def load_tokenizer(name: str, arguments: Mapping[str, Any] | None = None) -> Pre
 def bos_of(tokenizer: PreTrainedTokenizerBase) -> int | None:
     """The BOS that a tokenizer writes, by itself or in its chat template.
 
-    Tokenizers in the manner of GPT-2 name one (`<|endoftext|>`) and do not write it in front of a text: those have none.
+    Tokenizers like GPT-2's name one (`<|endoftext|>`) and do not write it in front of a text: those have none.
     """
     bos: int | None = tokenizer.bos_token_id
     if bos is None or tokenizer("a")["input_ids"][:1] == [bos]:
