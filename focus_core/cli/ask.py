@@ -14,6 +14,7 @@ import typer
 
 from focus_core.cli import options
 from focus_core.cli.loading import load_engine, read_documents
+from focus_core.config import FocusConfig
 
 if TYPE_CHECKING:
     from focus_core.engine import FocusEngine, Piece, Usage
@@ -27,6 +28,8 @@ def ask(
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     chunk_size: options.ChunkSize = None,
+    dynamic_prompt: options.DynamicPrompt = None,
+    parallel_chunks: options.ParallelChunks = None,
     max_new_tokens: Annotated[
         int | None, typer.Option(min=1, help="Longest answer, in tokens. Default: 256, or what the window leaves.")
     ] = None,
@@ -48,7 +51,8 @@ def ask(
     """
     documents = read_documents(document or [])
     clock = _Clock()
-    engine = load_engine(model, adapter, device, dtype, chunk_size=chunk_size)
+    config = FocusConfig(chunk_size=chunk_size, dynamic_prompt=dynamic_prompt, parallel_chunks=parallel_chunks)
+    engine = load_engine(model, adapter, device, dtype, config=config)
     clock.loaded()
     pieces = engine.stream(
         question,

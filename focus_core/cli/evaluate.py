@@ -10,6 +10,7 @@ import typer
 
 from focus_core.cli import options
 from focus_core.cli.loading import load_engine, read_documents
+from focus_core.config import FocusConfig
 from focus_core.errors import ConfigError
 from focus_core.progress import progress_bar, sign_of_life
 
@@ -38,6 +39,8 @@ def evaluate(
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     chunk_size: options.ChunkSize = None,
+    dynamic_prompt: options.DynamicPrompt = None,
+    parallel_chunks: options.ParallelChunks = None,
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write the results as JSON lines.")] = None,
 ) -> None:
     """Measure how often a model answers questions about long texts right. Every trial is seeded."""
@@ -50,7 +53,8 @@ def evaluate(
     texts = read_documents(text or [])
     if out is not None:
         _require_writable(out)  # before hours of work
-    engine = load_engine(model, adapter, device, dtype, chunk_size=chunk_size, progress=False)
+    config = FocusConfig(chunk_size=chunk_size, dynamic_prompt=dynamic_prompt, parallel_chunks=parallel_chunks)
+    engine = load_engine(model, adapter, device, dtype, config=config, progress=False)
     haystack = Haystack(engine, texts)
     typer.echo(f"{'task':<9}{'reader':<7}{'tokens':>9}{'trials':>8}{'right':>8}   95 % interval   s/document")
     for name in chosen:

@@ -11,6 +11,7 @@ import typer
 
 from focus_core.cli import options
 from focus_core.cli.loading import load_engine, read_documents
+from focus_core.config import FocusConfig
 from focus_core.progress import sign_of_life
 
 if TYPE_CHECKING:
@@ -62,13 +63,16 @@ def info(
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     chunk_size: options.ChunkSize = None,
+    dynamic_prompt: options.DynamicPrompt = None,
+    parallel_chunks: options.ParallelChunks = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Show how a model reads: window, chunks, memory per token; and whether documents fit."""
     if document and tokens:
         raise typer.BadParameter("give documents or a number of tokens, not both.", param_hint="--tokens")
     texts = read_documents(document or [])
-    engine = load_engine(model, adapter, device, dtype, chunk_size=chunk_size)
+    config = FocusConfig(chunk_size=chunk_size, dynamic_prompt=dynamic_prompt, parallel_chunks=parallel_chunks)
+    engine = load_engine(model, adapter, device, dtype, config=config)
     with sign_of_life("counting tokens"):
         lengths = [tokens] if tokens else [engine.count_tokens(text) for text in texts]
     described = _describe(engine)

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from focus_core.config import FocusConfig
 from focus_core.progress import sign_of_life
 
 if TYPE_CHECKING:
+    from focus_core.config import FocusConfig
     from focus_core.engine import FocusEngine
     from focus_core.errors import DocumentError
 
@@ -31,10 +31,9 @@ def read_documents(names: Sequence[str]) -> list[str]:
 
 
 def load_engine(
-    model: str | None, adapter: str | None, device: str, dtype: str, *, chunk_size: int | None, progress: bool = True
+    model: str | None, adapter: str | None, device: str, dtype: str, *, config: FocusConfig, progress: bool = True
 ) -> FocusEngine:
     """The engine that the options ask for; `progress` as it has it."""
-    config = FocusConfig(chunk_size=chunk_size)
     with sign_of_life("starting"):
         from transformers.utils import logging
 

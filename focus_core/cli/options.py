@@ -17,6 +17,13 @@ Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
 ChunkSize = Annotated[
     int | None, typer.Option(min=1, help="Tokens per chunk. Default: what the adapter was trained with.")
 ]
+DynamicPrompt = Annotated[
+    int | None,
+    typer.Option(min=1, help="Tokens of the question's end behind every chunk, at most. Default: as for --chunk-size."),
+]
+ParallelChunks = Annotated[
+    int | None, typer.Option(min=1, help="Chunks in one pass: fewer take less memory. Default: what suits the device.")
+]
 Documents = Annotated[
     list[str] | None,
     typer.Option(

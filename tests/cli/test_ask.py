@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from typer.testing import Result
 
-from focus_core import FocusEngine
+from focus_core import FocusConfig, FocusEngine
 from tests.cli.conftest import Focusllm
 from tests.tiny import CHUNK, WINDOW
 
@@ -252,6 +252,20 @@ def test_unknown_device(ask: Focusllm) -> None:
 
 def test_unknown_dtype(ask: Focusllm) -> None:
     assert "dtype='int3'" in error_of(ask("--dtype", "int3", QUESTION))
+
+
+def test_what_messages_advise_can_be_set(ask: Focusllm, document: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`parallel_chunks` and `dynamic_prompt` would be advice for users of Python only."""
+    seen: list[FocusConfig] = []
+    load = FocusEngine.from_pretrained
+
+    def noted(*arguments: Any, config: FocusConfig, **options: Any) -> FocusEngine:
+        seen.append(config)
+        return load(*arguments, config=config, **options)
+
+    monkeypatch.setattr(FocusEngine, "from_pretrained", noted)
+    answered(ask("-d", document, "--dynamic-prompt", "8", "--parallel-chunks", "1", "--json", QUESTION))
+    assert seen == [FocusConfig(dynamic_prompt=8, parallel_chunks=1)]
 
 
 def test_chunk_size_that_cannot_work(ask: Focusllm) -> None:

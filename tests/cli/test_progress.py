@@ -197,7 +197,7 @@ def test_loading_shows_a_spinner(monkeypatch: pytest.MonkeyPatch) -> None:
     """A large model takes a minute to load, in which nothing would tell that the command works."""
     terminal = watch(monkeypatch, terminal=True)
     monkeypatch.setattr(FocusEngine, "from_pretrained", lambda *_, **__: _shows(terminal, "loading the model"))
-    assert loading.load_engine(None, None, "cpu", "auto", chunk_size=None)
+    assert loading.load_engine(None, None, "cpu", "auto", config=FocusConfig())
 
 
 @pytest.mark.usefixtures("impatient")
