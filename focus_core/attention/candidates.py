@@ -135,9 +135,8 @@ def _projection(linear: nn.Linear, rank: int | None) -> nn.Module:
             f"The model's weights are quantised ({linear.weight.dtype}): candidate projections start as copies of "
             "weights in floating point. Load the model in bfloat16 instead."
         )
-    if rank is not None and rank > linear.in_features:
+    if rank is None:
+        return copy.deepcopy(linear).requires_grad_(True)
+    if rank > linear.in_features:
         raise ConfigError(f"rank={rank}: a map has {linear.in_features} inputs. Leave it out for full copies.")
-    if rank is not None:
-        return LowRankChange(linear, rank)
-    full = copy.deepcopy(linear)
-    return full.requires_grad_(True)
+    return LowRankChange(linear, rank)
