@@ -32,6 +32,7 @@ READING_WEIGHT = 0.5
 LOG_EVERY = 5
 
 Shares = dict[str, Tensor]
+Angles = tuple[Tensor, Tensor]
 
 
 @dataclass
@@ -59,11 +60,15 @@ class Positions:
         """``[..., T, heads × size]`` → ``[..., heads, T, size]``."""
         return projected.unflatten(-1, (-1, self.size)).transpose(-2, -3)
 
-    def turn(self, x: Tensor, position: Tensor) -> Tensor:
-        """``x [..., heads, T, size]`` at ``position``, which broadcasts to ``[..., 1, T]``."""
+    def angles(self, position: Tensor) -> Angles:
+        """Cosine and sine at ``position``, which broadcasts to ``[..., 1, T]``: once for all layers."""
         angle = position[..., None].float() * self.speed
-        cos, sin = angle.cos(), angle.sin()
-        a, b = x.float().chunk(2, -1)
+        return angle.cos(), angle.sin()
+
+    def turn(self, x: Tensor, at: Angles) -> Tensor:
+        """``x [..., heads, T, size]``."""
+        cos, sin = (of.to(x.dtype) for of in at)
+        a, b = x.chunk(2, -1)
         return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
 
 
@@ -79,23 +84,24 @@ def forward(model: LlamaForCausalLM, docs: Documents, steps: Steps) -> Pass:
     mask, row_place = _chunk_rows(docs)
     newest = (torch.arange(len(steps.ids)), steps.length - 1)
     slots = docs.slots[steps.document]  # [R, M]
-    m = slots.shape[1]
+    m, length = slots.shape[1], local.shape[1]
+    row_angles, memory_angles, local_angles = (
+        positions.angles(place) for place in (row_place, torch.arange(m), torch.arange(m, m + length))
+    )
     here = (steps.document[:, None], slots, slice(None), s + steps.newest[:, None])  # candidates of a step
     for index, layer in enumerate(layers):
         normed = layer.input_layernorm(rows)
         keys = positions.heads(layer.self_attn.k_proj(normed))  # [DC, groups, T, size], not turned yet
         values = positions.heads(layer.self_attn.v_proj(normed))
-        memory_keys = positions.turn(keys.unflatten(0, (d, c))[here].transpose(1, 2), torch.arange(m)[None, None])
+        memory_keys = positions.turn(keys.unflatten(0, (d, c))[here].transpose(1, 2), memory_angles)
         memory_values = values.unflatten(0, (d, c))[here].transpose(1, 2)
-        local, share = _read_memory(layer, local, memory_keys, memory_values, positions)
+        local, share = _read_memory(layer, local, memory_keys, memory_values, positions, local_angles)
         if index in READING_LAYERS:
             looked_at[index] = share[newest[0], :, 0, newest[1], :m]
         if index + 1 < len(layers):  # nothing asks for what chunks become in the last layer
-            queries = positions.turn(positions.heads(layer.self_attn.q_proj(normed)), row_place)
-            keys = positions.turn(keys, row_place).to(values.dtype)
-            mixed = functional.scaled_dot_product_attention(
-                queries.to(values.dtype), keys, values, attn_mask=mask, enable_gqa=True
-            )
+            queries = positions.turn(positions.heads(layer.self_attn.q_proj(normed)), row_angles)
+            keys = positions.turn(keys, row_angles)
+            mixed = functional.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, enable_gqa=True)
             rows = _rest_of_layer(layer, rows, mixed)
         if index + 1 in base.LENS_LAYERS:
             candidates[index + 1] = rows[:, s:].unflatten(0, (d, c))
@@ -116,18 +122,17 @@ def _chunk_rows(docs: Documents) -> tuple[Tensor, Tensor]:
 
 
 def _read_memory(
-    layer: nn.Module, local: Tensor, memory_keys: Tensor, memory_values: Tensor, positions: Positions
+    layer: nn.Module, local: Tensor, memory_keys: Tensor, memory_values: Tensor, positions: Positions, at: Angles
 ) -> tuple[Tensor, Tensor]:
     """One layer for the local contexts, and the attention in it, ``[R, groups, heads per group, L, M + L]``."""
     attention, normed = layer.self_attn, layer.input_layernorm(local)
     groups, slots = memory_keys.shape[1:3]
     length = local.shape[1]
-    place = slots + torch.arange(length)[None, None]
-    queries = positions.turn(positions.heads(attention.q_proj(normed)), place).unflatten(1, (groups, -1))
-    keys = torch.cat([memory_keys, positions.turn(positions.heads(attention.k_proj(normed)), place)], 2)
+    queries = positions.turn(positions.heads(attention.q_proj(normed)), at).unflatten(1, (groups, -1))
+    keys = torch.cat([memory_keys, positions.turn(positions.heads(attention.k_proj(normed)), at)], 2)
     values = torch.cat([memory_values, positions.heads(attention.v_proj(normed))], 2)
-    scores = torch.einsum("rkhte,rkse->rkhts", queries, keys).float() / math.sqrt(positions.size)
-    seen = torch.cat([torch.ones(length, slots), torch.tril(torch.ones(length, length))], -1).bool()
+    scores = torch.einsum("rkhte,rkse->rkhts", queries / math.sqrt(positions.size), keys).float()
+    seen = torch.ones(length, slots + length).tril(slots).bool()
     share = torch.softmax(scores.masked_fill(~seen, -torch.inf), -1)
     mixed = torch.einsum("rkhts,rkse->rkhte", share.to(values.dtype), values)
     return _rest_of_layer(layer, local, mixed.flatten(1, 2)), share
@@ -229,7 +234,7 @@ def main() -> None:
     parser.add_argument("--text", type=Path, required=True, help="folder of public-domain .txt files")
     parser.add_argument("--base", type=Path, default=Path("runs/embedded/base"))
     parser.add_argument("--out", type=Path, default=Path("runs/embedded/memory"))
-    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--rate", type=float, default=0.7, help="learning rates, as a share of those of step 2")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
