@@ -151,7 +151,7 @@ class PromptCache:
 
     def select_questions(self, keep: Tensor) -> None:
         """Forget the questions whose indices are not in `keep`, layer by layer as in `reserve`."""
-        questions = len(self.padding)
+        questions, keep = len(self.padding), keep.to(self.padding.device)
         for states in (self.keys, self.values):
             for layer, old in enumerate(states):
                 states[layer] = old.unflatten(0, (-1, questions))[:, keep].flatten(0, 1)

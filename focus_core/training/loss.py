@@ -87,7 +87,7 @@ class Targets:
         candidate_offsets: `[targets]`
         candidate_visible: `[1, targets, prompt + targets]`
         local_ids: `[targets, longest]`, the local context up to each target
-        local_padding: `[targets]`, unused tokens at the left
+        local_padding: `[targets]`, unused tokens at the left; on the CPU, where asking for the least costs no wait
         next_ids: `[targets]`, the targets themselves
     """
 
@@ -128,7 +128,7 @@ class Targets:
                 [_same_question(twins, prompts, lambda mine, theirs: theirs < mine), itself], dim=1
             )[None],
             local_ids=local_ids.to(device),
-            local_padding=local_padding.to(device),
+            local_padding=local_padding,
             next_ids=torch.tensor(next_ids, device=device),
         )
 
@@ -227,7 +227,8 @@ class _Method:
     def _next_token_logits(self, memory: Memory, local_ids: Tensor, padding: Tensor) -> Tensor:
         """`FocusModel.next_token_logits` with gradient, without the padding that no row of the group needs."""
         unused = int(padding.min())
-        output = self.model.model(**memory.read_by(local_ids[:, unused:], padding - unused))
+        padding = (padding - unused).to(local_ids.device)
+        output = self.model.model(**memory.read_by(local_ids[:, unused:], padding))
         return cast(Tensor, output.logits[:, -1])
 
     def _read(

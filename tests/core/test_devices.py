@@ -1,0 +1,141 @@
+"""What a GPU would complain of or wait for, without a GPU: the model lies on torch's "meta" device, which has no data.
+
+A tensor of the CPU that meets one of the model, and every question to the device (`item`, `bool`, `nonzero`, a copy to
+the CPU), is an error here. What the numbers are is the business of the other tests.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from focus_core.config import FocusConfig
+from focus_core.decoding import Decoding, FocusDecoding, PlainDecoding
+from focus_core.model import FocusModel
+from focus_core.training.loss import FocusLoss
+from tests.cases import computed, forced, prefilled
+from tests.core.test_exactness import ANSWERS, CASE, QUESTIONS
+from tests.model_zoo import FAMILIES, build, random_projections
+from tests.training.test_loss import CONFIG, example_for
+
+_ASKS = {"item", "tolist", "__bool__", "__int__", "__float__", "__index__", "nonzero", "masked_select", "unique", "cpu"}
+_SIZES = FocusConfig(chunk_size=32, local_window=32, dynamic_prompt=16)
+_MOVES = {"to", "copy_", "type_as"}
+
+
+class _Watch(TorchFunctionMode):
+    """Notes what is asked of the device, and where devices meet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs, name = kwargs or {}, func.__name__
+        tensors = list(_tensors([args, list(kwargs.values())]))
+        devices = {tensor.device.type for tensor in tensors if tensor.ndim}
+        asks = name in _ASKS or (name == "to" and _names_the_cpu([*args[1:], *kwargs.values()]))
+        by_mask = name == "__getitem__" and any(tensor.dtype == torch.bool for tensor in tensors[1:])
+        if any(tensor.is_meta for tensor in tensors[:1]) and (asks or by_mask):
+            self._note(f"{name} waits for the device")
+        if len(devices) > 1 and name not in _MOVES:
+            self._note(f"{name} has tensors on {sorted(devices)}")
+        return func(*args, **kwargs)
+
+    def _note(self, what: str) -> None:
+        ours = [frame for frame in traceback.extract_stack() if "focus_core" in frame.filename]
+        self.found.append(f"{what}: {ours[-1].filename}:{ours[-1].lineno}" if ours else what)
+
+
+def _tensors(values: Any) -> Iterator[Tensor]:
+    if isinstance(values, Tensor):
+        yield values
+    elif isinstance(values, list | tuple):
+        for value in values:
+            yield from _tensors(value)
+
+
+def _names_the_cpu(values: list[Any]) -> bool:
+    return any(isinstance(value, str | torch.device) and torch.device(value).type == "cpu" for value in values)
+
+
+@contextmanager
+def _watched() -> Iterator[None]:
+    with _Watch() as watch:
+        yield
+    assert watch.found == []
+
+
+def _on_meta(family: str, *, rank: int | None = None, config: FocusConfig | None = None) -> FocusModel:
+    model = build(family)
+    projections = random_projections(model, rank=rank).to("meta")
+    return FocusModel(model.to("meta"), projections, config=config or _SIZES)
+
+
+@pytest.mark.parametrize("parallel_chunks", [None, 2], ids=["one_pass", "groups"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_steps(family: str, parallel_chunks: int | None) -> None:
+    """A step would wait for the GPU between its layers, or fail on one."""
+    model = _on_meta(family, config=replace(_SIZES, parallel_chunks=parallel_chunks))
+    with _watched():
+        logits = computed(model, CASE)
+    assert logits.device.type == "meta"
+    assert len(logits) == len(CASE.generated) + 1
+
+
+@pytest.mark.parametrize("plain", [False, True], ids=["chunks", "plain"])
+@pytest.mark.parametrize("family", ["llama", "gemma3", "phi3"])
+def test_questions_that_leave(family: str, plain: bool) -> None:
+    """Padding and the choice of questions would go through the host."""
+    model = _on_meta(family)
+    locals_, prompts = [q.local for q in QUESTIONS], [q.prompt for q in QUESTIONS]
+    if plain:  # with padding, transformers itself asks whether there is any
+        locals_ = [answer * 3 for answer in ANSWERS]
+    with _watched():
+        decoding: Decoding = (
+            PlainDecoding(model, locals_) if plain else FocusDecoding(model, prefilled(model, CASE), locals_, prompts)
+        )
+        forced(decoding, [[answer[0] for answer in ANSWERS]])
+        decoding.select_questions(torch.tensor([0, 3]))
+        logits = decoding.step(torch.tensor([5, 7]))
+    assert logits.shape[0] == 2
+
+
+@pytest.mark.parametrize("rank", [None, 2], ids=["full", "low_rank"])
+def test_loss(rank: int | None) -> None:
+    """Training would stop at every pass to ask the GPU something."""
+    focus = _on_meta("llama", rank=rank, config=CONFIG)
+    with _watched():
+        loss = FocusLoss(focus)(example_for(focus))
+        loss.mean().backward()
+    assert loss.device.type == "meta"
+
+
+@pytest.mark.parametrize(
+    "mistake",
+    [
+        lambda x: x + torch.ones(3),
+        lambda x: x[torch.tensor([0, 1])],
+        lambda x: x[x > 0],
+        lambda x: bool((x > 0).any()),
+        lambda x: x.sum().item(),
+        lambda x: x.cpu(),
+        lambda x: x.to("cpu"),
+    ],
+    ids=["meets", "index", "mask", "bool", "item", "cpu", "to"],
+)
+def test_the_watch_sees_mistakes(mistake: Callable[[Tensor], object]) -> None:
+    x = torch.empty(3, device="meta")
+    with _Watch() as watch, suppress(RuntimeError, NotImplementedError):
+        mistake(x)
+    assert len(watch.found) == 1
