@@ -265,13 +265,18 @@ def _adapter_folder(name: str, hub_arguments: Mapping[str, Any]) -> Path:
         return Path(name)
     if Path(name).is_absolute() or name.startswith(".") or name.count("/") != 1:
         raise AdapterError(f"No adapter at {name!r}: there is no such folder.")
+    return _from_hub(
+        name, [ADAPTER_CONFIG, ADAPTER_WEIGHTS], f"No adapter at {name!r}: there is no such folder", hub_arguments
+    )
+
+
+def _from_hub(name: str, files: Sequence[str], trouble: str, hub_arguments: Mapping[str, Any]) -> Path:
+    """The folder with these files of a hub id; `trouble` is what to say where the hub does not give them."""
     try:
-        return Path(snapshot_download(name, allow_patterns=[ADAPTER_CONFIG, ADAPTER_WEIGHTS], **hub_arguments))
+        return Path(snapshot_download(name, allow_patterns=list(files), **hub_arguments))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise AdapterError(
-            f"No adapter at {name!r}: there is no such folder, and the hub gave none ({reason})"
-        ) from error
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise AdapterError(f"{trouble}, and the hub gave none ({reason})") from error
 
 
 def _read_description(folder: Path) -> dict[str, Any]:
@@ -397,7 +402,8 @@ def _authors_folder(name: str, base: PreTrainedModel, **hub_arguments: Any) -> P
         return Path(name) if is_authors_checkpoint(name) else None
     if not hasattr(base.config, "beacon_param"):
         return None
-    return Path(snapshot_download(name, allow_patterns=_AUTHORS_FILES, **hub_arguments))
+    trouble = f"The config of {name} names candidate projections, but their files are not here"
+    return _from_hub(name, _AUTHORS_FILES, trouble, hub_arguments)
 
 
 def _authors_projections(folder: Path, model: PreTrainedModel) -> tuple[CandidateProjections, FocusConfig]:

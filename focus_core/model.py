@@ -238,14 +238,15 @@ class FocusModel:
         if type(max_new_tokens) is not int or max_new_tokens < 0:
             raise ConfigError(f"max_new_tokens={max_new_tokens!r}: must be a whole number, 0 or more.")
         decoding = self._decoding_of(ids, max_new_tokens)
-        logits = [decoding.start().float().cpu()]
-        tokens: list[Tensor] = []
-        for _ in range(max_new_tokens):
-            tokens.append(logits[-1].argmax(-1))
-            if return_logits or len(tokens) < max_new_tokens:
-                logits.append(decoding.step(tokens[-1]).float().cpu())
-        generated = torch.cat(tokens) if tokens else torch.empty(0, dtype=torch.long)
-        return TokenGeneration(generated, torch.cat(logits) if return_logits else None)
+        newest, tokens = decoding.start(), [torch.empty(0, dtype=torch.long)]
+        logits = [newest.float().cpu()] if return_logits else None
+        for step in range(max_new_tokens):
+            tokens.append(newest.argmax(-1).cpu())
+            if logits is not None or step + 1 < max_new_tokens:
+                newest = decoding.step(tokens[-1])
+            if logits is not None:
+                logits.append(newest.float().cpu())
+        return TokenGeneration(torch.cat(tokens), None if logits is None else torch.cat(logits))
 
     def _decoding_of(self, ids: list[int], new_tokens: int) -> Decoding:
         plan = make_plan(TextLayout(self.config, self.bos_token_id), ids, new_tokens=new_tokens)

@@ -38,6 +38,8 @@ class Sampler:
 
         Drawn on the CPU, so that a seed gives the same answer wherever the model runs.
         """
+        if self._greedy and not self._processors:  # then only the token has to leave the device
+            return int(logits.argmax(-1))
         scores = logits.float().cpu()[None]
         scores = self._processors(self._seen[None], scores)
         if self._greedy:

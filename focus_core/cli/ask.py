@@ -37,6 +37,13 @@ def ask(
     top_p: Annotated[
         float, typer.Option(min=0, max=1, help="Draw from the likeliest tokens that make up this share.")
     ] = 1.0,
+    top_k: Annotated[int, typer.Option(min=0, help="Draw from so many of the likeliest tokens; 0: from all.")] = 0,
+    min_p: Annotated[
+        float, typer.Option(min=0, max=1, help="Draw from tokens at least this share as likely as the likeliest.")
+    ] = 0.0,
+    repetition_penalty: Annotated[
+        float, typer.Option(help="Above 1, tokens of the question and of the answer become less likely.")
+    ] = 1.0,
     seed: Annotated[int | None, typer.Option(min=0, max=2**63 - 1, help="The same seed draws the same answer.")] = None,
     stop: Annotated[
         list[str] | None, typer.Option(metavar="TEXT", help="End the answer before this text; may be repeated.")
@@ -63,6 +70,9 @@ def ask(
         stop=stop or (),
         temperature=temperature,
         top_p=top_p,
+        top_k=top_k,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
         seed=seed,
     )
     text, last = _collect(pieces, clock, show=not as_json)

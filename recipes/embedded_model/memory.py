@@ -234,7 +234,7 @@ def main() -> None:
     parser.add_argument("--text", type=Path, required=True, help="folder of public-domain .txt files")
     parser.add_argument("--base", type=Path, default=Path("runs/embedded/base"))
     parser.add_argument("--out", type=Path, default=Path("runs/embedded/memory"))
-    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--steps", type=int, default=2400)
     parser.add_argument("--rate", type=float, default=0.7, help="learning rates, as a share of those of step 2")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")

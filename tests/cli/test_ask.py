@@ -134,6 +134,22 @@ def test_seed_makes_sampling_repeatable(ask: Focusllm, document: Path) -> None:
     assert first == again != other
 
 
+@pytest.mark.parametrize("only_the_likeliest", [("--top-k", "1"), ("--min-p", "1")])
+def test_sampling_can_be_cut_down_to_greedy(ask: Focusllm, document: Path, only_the_likeliest: tuple[str, str]) -> None:
+    """The option would not reach the sampler, and another token be drawn at this temperature."""
+    options = ("-d", document, "--json", QUESTION)
+    greedy = answered(ask(*options))["text"]
+    drawn = ("--temperature", "5", "--seed", "3")
+    assert answered(ask(*drawn, *options))["text"] != greedy
+    assert answered(ask(*drawn, *only_the_likeliest, *options))["text"] == greedy
+
+
+def test_repetition_penalty(ask: Focusllm, document: Path) -> None:
+    options = ("-d", document, "--json", QUESTION)
+    assert answered(ask("--repetition-penalty", "50", *options))["text"] != answered(ask(*options))["text"]
+    assert "repetition_penalty=0" in error_of(ask("--repetition-penalty", "0", *options))
+
+
 def test_stop_ends_the_answer(ask: Focusllm, document: Path) -> None:
     whole = answered(ask("-d", document, "--json", "--raw", QUESTION))["text"]
     stop = whole[2:4]
@@ -281,6 +297,8 @@ def test_chunk_size_that_cannot_work(ask: Focusllm) -> None:
         ("--max-new-tokens", "many"),
         ("--temperature", "-1"),
         ("--top-p", "1.5"),
+        ("--top-k", "-1"),
+        ("--min-p", "2"),
         ("--seed", "-1"),
         ("--seed", str(2**64)),
         ("--no-such-option",),

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
 
 from focus_core import AdapterError, FocusModel, checkpoint
 from focus_core.checkpoint import ADAPTER_CONFIG, ADAPTER_WEIGHTS
@@ -66,6 +67,20 @@ def test_a_checkpoint_of_the_authors_is_known_by_its_hub_id(tmp_path: Path, monk
     assert model.config == wanted.config
     for name, tensor in wanted.projections.state_dict().items():
         assert torch.equal(model.projections.state_dict()[name], tensor), name
+
+
+def test_files_of_the_authors_that_the_hub_does_not_give(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The base model can be in the cache while the network is gone: a traceback of the hub would end the command."""
+
+    def gone(name: str, **_: object) -> str:
+        raise LocalEntryNotFoundError("no network")
+
+    source = GOLDEN / "gqa_partial_chunk"
+    load_base = checkpoint._load_base
+    monkeypatch.setattr(checkpoint, "snapshot_download", gone)
+    monkeypatch.setattr(checkpoint, "_load_base", lambda name, *rest: load_base(str(source), *rest))
+    with pytest.raises(AdapterError, match=r"config of authors/checkpoint names candidate projections.*no network"):
+        FocusModel.from_pretrained("authors/checkpoint", device="cpu")
 
 
 @pytest.mark.parametrize("name", ["./adapter", "adapter", "/somebody/adapter", "some/body/adapter"])
