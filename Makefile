@@ -19,6 +19,7 @@ test-slow: $(READY)
 	@$(BIN)/python -m pytest -rs -m slow
 
 test-gpu: $(READY)
+	@$(BIN)/python -c "import sys, torch; torch.cuda.is_available() or sys.exit('There is no GPU that torch can use.')"
 	@$(BIN)/python -m pytest -rs -m gpu
 
 check: $(READY)  ## style, types, who imports whom

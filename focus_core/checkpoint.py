@@ -26,7 +26,7 @@ from transformers.utils import logging
 from focus_core.attention.candidates import CandidateProjections, names_per_layer
 from focus_core.attention.modules import DecoderParts, decoder_parts
 from focus_core.config import FocusConfig
-from focus_core.device import choose_device, choose_dtype
+from focus_core.device import choose_device, choose_dtype, naming_lack_of_memory
 from focus_core.errors import AdapterError, ConfigError, UnsupportedModelError
 
 ADAPTER_CONFIG = "focusllm_adapter.json"
@@ -83,6 +83,7 @@ def load_model(
         UnsupportedModelError: there is no causal language model under this name
         AdapterError: the adapter is missing, damaged, or belongs to another model
         ConfigError: an unknown device or dtype, or a `device_map`
+        OutOfMemoryError: the device does not hold the weights
     """
     if arguments.get("device_map") is not None:
         raise ConfigError(
@@ -90,7 +91,9 @@ def load_model(
             "device='cuda:0' or the like."
         )
     place = choose_device(device)
-    base = _load_base(str(model), choose_dtype(dtype, place), arguments).to(place)
+    base = _load_base(str(model), choose_dtype(dtype, place), arguments)
+    with naming_lack_of_memory("Use dtype='bfloat16', a smaller model, or device='cpu'."):
+        base = base.to(place)
     loaded = LoadedModel(base, str(model))
     access = {key: arguments[key] for key in _HUB_ACCESS if key in arguments}
     if adapter is not None:
@@ -288,6 +291,8 @@ def _read_description(folder: Path) -> dict[str, Any]:
         raise AdapterError(f"{folder} is not an adapter of FocusLLM: it has no {ADAPTER_CONFIG}.{hint}")
     try:
         description = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise AdapterError(f"{path} cannot be read: {error.strerror}.") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise AdapterError(f"{path} is damaged: {error}. Save or download the adapter again.") from error
     expected = {"format", "format_version", "base_model", "fingerprint", "rank", "projections", "config"}

@@ -103,9 +103,7 @@ class ResolvedConfig:
 
     def reads_plainly(self, tokens: int, new_tokens: int) -> bool:
         """Whether the plain model reads a text of so many tokens: up to its window, as in the paper (§4.1)."""
-        if self.plain_up_to is not None:
-            return tokens <= self.plain_up_to
-        return tokens + new_tokens <= self.window
+        return tokens + new_tokens <= self.window and (self.plain_up_to is None or tokens <= self.plain_up_to)
 
     def check_sizes(self) -> None:
         """Refuse sizes that cannot hold even one new token."""

@@ -13,6 +13,10 @@ from focus_core.errors import ConfigError, OutOfMemoryError
 
 _CPU_TOKENS_PER_PASS = 4096  # beyond that a CPU pass gets no faster, it only leaves the caches
 _GPU_SHARE_FOR_ACTIVATIONS = 0.25
+_READ_LESS = (
+    "Set parallel_chunks to a small number, hand over fewer documents or questions at once, or use dtype='bfloat16' or "
+    "a smaller model."
+)
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
 
@@ -28,7 +32,11 @@ def choose_device(name: str) -> torch.device:
         raise ConfigError(f"device={name!r}: FocusLLM runs on 'cpu' and 'cuda'.")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"device={name!r}: this machine has no GPU that torch can use. Use device='cpu' or 'auto'.")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+    if (
+        device.type == "cuda" and device.index is None
+    ):  # by its number, or its weights would be loaded once more by that
+        device = torch.device("cuda", torch.cuda.current_device())
+    if device.type == "cuda" and device.index >= torch.cuda.device_count():
         raise ConfigError(f"device={name!r}: this machine has {torch.cuda.device_count()} GPUs, counted from 0.")
     return device
 
@@ -70,15 +78,13 @@ def require_memory(nbytes: int, device: torch.device, *, what: str) -> None:
 
 
 @contextmanager
-def naming_lack_of_memory() -> Iterator[None]:
+def naming_lack_of_memory(way_out: str = _READ_LESS) -> Iterator[None]:
     """What torch says when an allocation fails on a GPU, as an error of ours with the way out."""
     try:
         yield
     except torch.OutOfMemoryError as error:
-        raise OutOfMemoryError(
-            f"The device ran out of memory ({str(error).splitlines()[0]}). Set parallel_chunks to a small number, hand "
-            "over fewer documents or questions at once, or use dtype='bfloat16' or a smaller model."
-        ) from error
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise OutOfMemoryError(f"The device ran out of memory ({reason}). {way_out}") from error
 
 
 def tokens_per_pass(model: PreTrainedModel, *, held_layers: int = 1) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from codecs import BOM_UTF8
 from collections.abc import Callable, Iterator, Mapping
@@ -9,6 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from io import BytesIO, IOBase
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any
 
 from charset_normalizer import from_bytes
@@ -120,22 +122,42 @@ def read_folder(
         DocumentError: there is nothing to read below the folder
     """
     found = False
-    for path in sorted(Path(folder).rglob("*")):
-        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-        if not hidden and path.is_dir() and path.is_symlink() and passed_over is not None:
-            passed_over(DocumentError(f"{path}: a link to another folder is not followed. Name that folder."))
-        if hidden or not path.is_file() or path.suffix.lower() in _BINARY_SUFFIXES:
-            continue
+    tell = passed_over or (lambda error: None)
+    for path in _below(Path(folder), tell):
         try:
+            if path.is_dir():
+                raise DocumentError(f"{path}: a link to another folder is not followed. Name that folder.")
             text = read_file(path)
         except DocumentError as error:
-            if passed_over is not None:
-                passed_over(error)
+            tell(error)
             continue
         found = True
         yield path, text
     if not found:
         raise DocumentError(f"{folder}: no text files below this folder.")
+
+
+def _below(folder: Path, tell: Callable[[DocumentError], None]) -> list[Path]:
+    """Files that may be text and links to folders, in the order of their paths; nothing hidden."""
+
+    def unreadable(error: OSError) -> None:
+        tell(DocumentError(f"{error.filename}: a folder that cannot be read ({error.strerror})."))
+
+    found: list[Path] = []
+    for name, below, files in os.walk(folder, onerror=unreadable):
+        below[:] = [part for part in below if not part.startswith(".")]
+        found += (path for path in (Path(name, part) for part in below) if path.is_symlink())
+        paths = (Path(name, part) for part in files if not part.startswith("."))
+        found += (path for path in paths if path.suffix.lower() not in _BINARY_SUFFIXES and _holds_bytes(path))
+    return sorted(found)
+
+
+def _holds_bytes(path: Path) -> bool:
+    """No pipe, socket or device; what cannot even be looked at is left to whoever reads it to complain of."""
+    try:
+        return S_ISREG(path.stat().st_mode)
+    except OSError:
+        return True
 
 
 def decode_text(raw: bytes, *, name: str) -> str:
@@ -197,6 +219,8 @@ def _pdf_text(raw: bytes, name: str) -> str:
     except ImportError as error:
         raise DocumentError(f"{name}: reading PDF needs an extra. Install it: pip install 'focusllm[pdf]'") from error
     try:
-        return "\n\n".join(page.extract_text() for page in PdfReader(BytesIO(raw)).pages)
+        text = "\n\n".join(page.extract_text() for page in PdfReader(BytesIO(raw)).pages)
     except Exception as error:  # a broken PDF breaks pypdf in many ways
         raise DocumentError(f"{name}: the PDF is damaged or locked ({error}).") from error
+    # pypdf lets halves of characters through, of which no tokenizer can make anything
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

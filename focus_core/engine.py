@@ -29,7 +29,7 @@ from focus_core.planning import Plan, check_room, make_plan
 from focus_core.progress import Report, progress_bar, sign_of_life
 from focus_core.reader import ChunkReader
 from focus_core.registry import SharedModel, shared_model
-from focus_core.sampling import Sampler
+from focus_core.sampling import Sampler, choose
 from focus_core.text_stream import TextStream
 from focus_core.tokenizer import bos_of
 
@@ -157,7 +157,7 @@ class FocusEngine:
             raise ConfigError(f"{misplaced} is a setting of the method: give config=FocusConfig({misplaced}=…).")
         shared = shared_model(model, adapter=adapter, device=device, dtype=dtype, **model_arguments)
         if store_bytes is not None:
-            shared.store.budget = _checked_store_bytes(store_bytes)
+            shared.store.limit(store_bytes)
         return cls(shared, config=config, progress=progress)
 
     @classmethod
@@ -176,8 +176,6 @@ class FocusEngine:
             store_bytes: how much the store of read chunks may hold; by default half of the free memory
         """
         loaded = LoadedModel(model, model.config.name_or_path or type(model).__name__)
-        if store_bytes is not None:
-            _checked_store_bytes(store_bytes)
         return cls(SharedModel.of(loaded, tokenizer, store_bytes, of_its_own=True), config=config, progress=progress)
 
     @property
@@ -244,7 +242,8 @@ class FocusEngine:
                 longer than the window: all but its last `local_window` tokens is then read in chunks
             documents: texts and prepared documents, in the order in which they are to be read
             system: a system prompt, put in front of the question
-            chat_template: False hands the question to the model as it stands, to be continued
+            chat_template: False hands the question to the model as it stands, to be continued; so does a tokenizer
+                without a template
             max_new_tokens: by default 256, or what the window leaves
             stop: strings that end the answer and are never part of it. Behind a chat template, white space before the
                 answer's first word is not part of it either, nor looked for in
@@ -265,6 +264,7 @@ class FocusEngine:
             raise ConfigError(f"max_new_tokens={max_new_tokens!r}: must be a whole number, and at least 1.")
         texts = () if documents is None else self._texts_of(documents)
         chunks = self._layout.chunks_of(texts) if texts else None  # cut once for all questions
+        templated = chat_template and bool(self.tokenizer.chat_template)
         requests = []
         for question in questions:
             local = self._local_context(question, system, chat_template)
@@ -275,7 +275,7 @@ class FocusEngine:
                     sampler=Sampler(sampling, torch.tensor(plan.local if plan.chunks else local)),
                     stop_tokens=stop_tokens,
                     text=TextStream(
-                        self.tokenizer, stops, strip_start=chat_template, behind=None if chat_template else local[-1]
+                        self.tokenizer, stops, strip_start=templated, behind=None if templated else local[-1]
                     ),
                     usage=Usage(sum(map(len, texts)) + len(local), document_tokens=sum(map(len, texts))),
                 )
@@ -414,11 +414,9 @@ class FocusEngine:
         with self.shared.one_pass():
             logits = decoding.start()
         while True:
-            tokens: list[int] = []
-            rows = logits.float().cpu()
-            for index, row in zip(active, rows, strict=True):
-                tokens.append(requests[index].sampler.choose(row))
-                piece = self._show(requests[index], tokens[-1])
+            tokens = choose([requests[index].sampler for index in active], logits)
+            for index, token in zip(active, tokens, strict=True):
+                piece = self._show(requests[index], token)
                 if piece.text or piece.finish_reason:
                     yield index, piece
             ended = [requests[index].finished for index in active]
@@ -515,12 +513,6 @@ def _checked_stop(stop: Sequence[str] | str | None) -> tuple[str, ...]:
     if "" in stops:
         raise ConfigError("stop holds an empty string, which would end every answer at once.")
     return stops
-
-
-def _checked_store_bytes(store_bytes: int) -> int:
-    if type(store_bytes) is not int or store_bytes < 0:
-        raise ConfigError(f"store_bytes={store_bytes!r}: must be a whole number of bytes, 0 or more.")
-    return store_bytes
 
 
 def _answer(text: str, last: Piece) -> Answer:

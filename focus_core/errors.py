@@ -19,7 +19,7 @@ class ContextOverflowError(FocusError):
 
 
 class OutOfMemoryError(FocusError):
-    """The keys and values of the documents do not fit the memory of the device."""
+    """The memory of the device does not hold the weights, the documents' keys and values, or what a pass needs."""
 
 
 class UnsupportedModelError(FocusError):

@@ -169,7 +169,7 @@ class FocusModel:
             group = ReaderPass(cache.between(start, stop), questions, 1, visible)
             candidates = keys[:, rows], values[:, rows]
             self._read_rows(group, token_ids, positions[start:stop], prompt.rows(rows), candidates)
-        return self._place_in_memory(keys, values, positions, cache.slots)
+        return self._place_in_memory(keys, values, positions, cache.slots.to(self.device))
 
     @torch.no_grad()
     def next_token_logits(self, local_ids: Tensor, memory: Memory, *, padding: Tensor | None = None) -> Tensor:
@@ -365,7 +365,7 @@ class FocusModel:
 
     def _candidate_positions(self, cache: ChunkCache, prompt: PromptCache) -> Tensor:
         """`[chunks, questions]`: where each candidate stands in its row, padding not counted."""
-        return cache.lengths[:, None] + (prompt.length - 1 - prompt.padding)
+        return cache.lengths.to(self.device)[:, None] + (prompt.length - 1 - prompt.padding)
 
     def _place_in_memory(self, keys: Tensor, values: Tensor, positions: Tensor, slots: Tensor) -> Memory:
         """`[layers, chunks * questions, kv_heads, head_dim]` to a memory, candidates moved to their slots."""

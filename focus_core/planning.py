@@ -53,8 +53,7 @@ def make_plan(
         chunks, local = layout.long_prompt(local)
     # Without a wish of the user's, the plain model is not used where it would leave no room to speak of.
     expected = config.expected_answer if new_tokens is None else new_tokens
-    fits = len(whole) + expected <= config.window
-    if not chunks or (fits and config.reads_plainly(len(whole), expected)):
+    if not chunks or config.reads_plainly(len(whole), expected):
         new_tokens = _wished_or_room(new_tokens, config.window - len(whole))
         check_plain_room(config, prompt=len(whole), new_tokens=new_tokens)
         return Plan([], whole, [], new_tokens)

@@ -19,7 +19,7 @@ from focus_core.attention.candidates import CandidateProjections
 from focus_core.attention.modules import decoder_parts
 from focus_core.checkpoint import LoadedModel, is_folder, load_model
 from focus_core.device import choose_device, choose_dtype, free_memory, naming_lack_of_memory
-from focus_core.errors import UnsupportedModelError
+from focus_core.errors import ConfigError, UnsupportedModelError
 from focus_core.store import ChunkStore
 from focus_core.tokenizer import load_tokenizer
 
@@ -129,8 +129,12 @@ def shared_model(
     Raises:
         UnsupportedModelError: no model or no tokenizer under this name
         AdapterError: the adapter is missing, damaged, or belongs to another model
+        ConfigError: an empty name, or an unknown device or dtype
     """
-    name = str(model or EMBEDDED)
+    for what, given in (("model", model), ("adapter", adapter)):
+        if given == "":
+            raise ConfigError(f"{what}='': name a folder or a hub id, or leave it out.")
+    name = EMBEDDED if model is None else str(model)
     place = choose_device(device)
     key = (
         *(name, _files(name), str(adapter), _files(str(adapter)), str(place), choose_dtype(dtype, place)),

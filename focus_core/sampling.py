@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from transformers.generation.logits_process import (
@@ -34,14 +36,8 @@ class Sampler:
             self._random.manual_seed(config.seed)
 
     def choose(self, logits: Tensor) -> int:
-        """The next token from `logits [vocab]`.
-
-        Drawn on the CPU, so that a seed gives the same answer wherever the model runs.
-        """
-        if self._greedy and not self._processors:  # then only the token has to leave the device
-            return int(logits.argmax(-1))
-        scores = logits.float().cpu()[None]
-        scores = self._processors(self._seen[None], scores)
+        """The next token from `logits [vocab]`, float32 on the CPU."""
+        scores = self._processors(self._seen[None], logits[None])
         if self._greedy:
             token = int(scores.argmax(-1))
         else:
@@ -49,14 +45,32 @@ class Sampler:
         self._seen = torch.cat([self._seen, torch.tensor([token])])
         return token
 
+    @property
+    def takes_the_likeliest(self) -> bool:
+        """Whether it is always the token with the highest logit."""
+        return self._greedy and not self._processors
+
+
+def choose(samplers: Sequence[Sampler], logits: Tensor) -> list[int]:
+    """The next tokens of questions with these samplers from `logits [questions, vocab]`, wherever those lie.
+
+    Drawn on the CPU, so that a seed gives the same answer wherever the model runs; where nothing is drawn, only the
+    tokens leave the device.
+    """
+    if all(sampler.takes_the_likeliest for sampler in samplers):
+        likeliest: list[int] = logits.argmax(-1).tolist()
+        return likeliest
+    rows = logits.float().cpu()
+    return [sampler.choose(row) for sampler, row in zip(samplers, rows, strict=True)]
+
 
 def _processors(config: SamplingConfig) -> LogitsProcessorList:
     chain = LogitsProcessorList()
     if config.repetition_penalty != 1:
-        chain.append(RepetitionPenaltyLogitsProcessor(config.repetition_penalty))
+        chain.append(RepetitionPenaltyLogitsProcessor(float(config.repetition_penalty)))
     if config.temperature == 0:
         return chain
-    chain.append(TemperatureLogitsWarper(config.temperature))
+    chain.append(TemperatureLogitsWarper(float(config.temperature)))  # transformers refuses the integer 1
     if config.top_k:
         chain.append(TopKLogitsWarper(config.top_k))
     if config.top_p < 1:

@@ -12,6 +12,7 @@ from collections import OrderedDict
 from collections.abc import Collection, Sequence
 
 from focus_core.chunk_cache import ChunkBlock, ChunkRow
+from focus_core.errors import ConfigError
 
 ChunkKey = bytes
 
@@ -27,14 +28,32 @@ class ChunkStore:
     """Blocks of keys and values up to a number of bytes; the block unused for the longest time goes first.
 
     A block that a question is working on stays alive with that question, even when it has left the store.
+
+    Args:
+        store_bytes: the budget
+
+    Raises:
+        ConfigError: not a number of bytes
     """
 
-    def __init__(self, budget: int) -> None:
-        self.budget = budget
+    def __init__(self, store_bytes: int) -> None:
         self._lock = threading.Lock()
         self._rows: dict[ChunkKey, ChunkRow] = {}
         self._keys_of: OrderedDict[ChunkBlock, list[ChunkKey]] = OrderedDict()
         self._nbytes = 0
+        self.limit(store_bytes)
+
+    def limit(self, store_bytes: int) -> None:
+        """Another budget from now on; what is beyond it goes at once.
+
+        Raises:
+            ConfigError: not a number of bytes
+        """
+        if type(store_bytes) is not int or store_bytes < 0:
+            raise ConfigError(f"store_bytes={store_bytes!r}: must be a whole number of bytes, 0 or more.")
+        with self._lock:
+            self._budget = store_bytes
+            self._drop_what_is_beyond()
 
     @property
     def nbytes(self) -> int:
@@ -51,14 +70,13 @@ class ChunkStore:
 
     def put(self, keys: Sequence[ChunkKey], block: ChunkBlock) -> None:
         """Keep a block whose row i is the chunk `keys[i]`; a block larger than the whole budget is not kept."""
-        if block.nbytes > self.budget:
-            return
         with self._lock:
+            if block.nbytes > self._budget:
+                return
             self._keys_of[block] = list(keys)
             self._rows.update({key: (block, row) for row, key in enumerate(keys)})
             self._nbytes += block.nbytes
-            while self._nbytes > self.budget:
-                self._drop(next(iter(self._keys_of)))
+            self._drop_what_is_beyond()
 
     def release(self, nbytes: int, keep: Collection[ChunkBlock] = ()) -> None:
         """Drop blocks, the longest unused first, until so many bytes are given up; none where that cannot be reached.
@@ -81,6 +99,10 @@ class ChunkStore:
         with self._lock:
             for block in list(self._keys_of):
                 self._drop(block)
+
+    def _drop_what_is_beyond(self) -> None:
+        while self._nbytes > self._budget:
+            self._drop(next(iter(self._keys_of)))
 
     def _drop(self, block: ChunkBlock) -> None:
         for key in self._keys_of.pop(block):

@@ -22,8 +22,8 @@ def load_tokenizer(name: str, arguments: Mapping[str, Any] | None = None) -> Pre
     chosen = {key: value for key, value in (arguments or {}).items() if key in _ARGUMENTS}
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, **chosen)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except Exception as error:  # the libraries below raise whatever a damaged file leads them to
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UnsupportedModelError(f"{name} has no tokenizer that transformers can load: {reason}") from error
     if not len(tokenizer):
         raise UnsupportedModelError(f"{name} has an empty tokenizer. Add its tokenizer files to the model folder.")

@@ -160,4 +160,4 @@ def random_tokens(count: int, *, seed: int) -> list[int]:
 def _disturb(module: nn.Module, *, scale: float, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     for parameter in module.parameters():
-        parameter += scale * torch.randn(parameter.shape, generator=generator)
+        parameter += (scale * torch.randn(parameter.shape, generator=generator)).to(parameter.device)

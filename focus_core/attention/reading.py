@@ -24,7 +24,9 @@ READER_ATTENTION = "focusllm_reader"
 
 KeysAndValues = tuple[Tensor, Tensor]
 
-_SCORES_PER_TILE = 1 << 22  # float32 scores held at a time, 16 MiB: about what a last-level cache keeps
+# Scores of a tile in float32: on a CPU 16 MiB, about what a last-level cache keeps; on a GPU 256 MiB, so that few
+# tiles have to be started (not measured).
+_SCORES_PER_TILE = {"cpu": 1 << 22, "cuda": 1 << 26}
 _MANY_TOKENS = 16  # so many new tokens make up for a copy of what they attend to
 
 
@@ -153,7 +155,7 @@ def as_bias(visible: Tensor) -> Tensor:
 
 def _chunks_per_tile(query: Tensor, questions: int, visible_tokens: int) -> int:
     scores_per_chunk = questions * query.shape[1] * query.shape[2] * visible_tokens
-    return max(1, _SCORES_PER_TILE // scores_per_chunk)
+    return max(1, _SCORES_PER_TILE.get(query.device.type, _SCORES_PER_TILE["cpu"]) // scores_per_chunk)
 
 
 def _attend_in_place(
@@ -204,7 +206,7 @@ def _attend_to_copies(query: Tensor, chunk: KeysAndValues, prompt: KeysAndValues
     chunks, kv_heads, tokens, dim = chunk[0].shape
     questions = len(bias)
     keys, values = (
-        torch.cat([of_chunk.repeat_interleave(questions, dim=0), of_prompt], dim=2)
+        torch.cat([of_chunk if questions == 1 else of_chunk.repeat_interleave(questions, dim=0), of_prompt], dim=2)
         for of_chunk, of_prompt in zip(chunk, prompt, strict=True)
     )
     grouped = query.reshape(len(query), kv_heads, -1, dim)  # heads of a group share their keys

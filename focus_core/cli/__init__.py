@@ -1,4 +1,4 @@
-"""The command line: `focusllm ask`, `info`, `train`. See `app.py`."""
+"""The command line: `focusllm ask`, `info`, `train`, `eval`. See `app.py`."""
 
 from focus_core.cli.app import app, main
 

@@ -1,6 +1,7 @@
 """The commands put together, and what becomes of an error: one message, one exit code.
 
-Exit codes: 0 done, 1 a `FocusError`, 2 wrong usage, 130 Ctrl-C, 141 whoever read our output has gone.
+Exit codes: 0 done, 1 a `FocusError` or a file that cannot be read or written, 2 wrong usage, 130 Ctrl-C, 141 whoever
+read our output has gone.
 Commands import torch when they run, so that `focusllm --help` is quick.
 """
 
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 from typing import Annotated, Any
 
 import typer
@@ -34,10 +36,19 @@ class _Commands(TyperGroup):
             typer.echo(f"\n{str(error) or 'Interrupted.'}", err=True)
             code = 130
         except BrokenPipeError:
-            # Python writes what is left when it ends, and would complain once more.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _forget_output()
             code = 141
+        except OSError as error:
+            typer.secho(f"Error: {error.filename or 'The output'}: {error.strerror or error}.", err=True, fg="red")
+            _forget_output()
+            code = 1
         raise typer.Exit(code)
+
+
+def _forget_output() -> None:
+    """Python writes what is left when it ends, and would complain once more."""
+    with suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 app = typer.Typer(
@@ -71,6 +82,9 @@ def _options(
 
 def main() -> None:
     """Entry point of `focusllm`."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # whoever closed a stream, as in `2>&-`, wants nothing of it
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115  # open to the end
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # an answer may hold what a terminal lacks
     app(prog_name="focusllm")

@@ -64,14 +64,13 @@ def info(
     dtype: options.Dtype = "auto",
     chunk_size: options.ChunkSize = None,
     dynamic_prompt: options.DynamicPrompt = None,
-    parallel_chunks: options.ParallelChunks = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Show how a model reads: window, chunks, memory per token; and whether documents fit."""
     if document and tokens:
         raise typer.BadParameter("give documents or a number of tokens, not both.", param_hint="--tokens")
     texts = read_documents(document or [])
-    config = FocusConfig(chunk_size=chunk_size, dynamic_prompt=dynamic_prompt, parallel_chunks=parallel_chunks)
+    config = FocusConfig(chunk_size=chunk_size, dynamic_prompt=dynamic_prompt)
     engine = load_engine(model, adapter, device, dtype, config=config)
     with sign_of_life("counting tokens"):
         lengths = [tokens] if tokens else [engine.count_tokens(text) for text in texts]

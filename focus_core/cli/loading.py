@@ -26,7 +26,7 @@ def read_documents(names: Sequence[str]) -> list[str]:
         DocumentError: what cannot be read as text
     """
     if names.count("-") > 1:
-        raise typer.BadParameter("standard input (-) can be read only once.", param_hint="--document")
+        raise typer.BadParameter("standard input (-) can be read only once.")
     return [text for name in names for text in _texts(name)]
 
 

@@ -65,6 +65,7 @@ class TrainingConfig:
             _require(getattr(self, name) >= 1, f"{name}={getattr(self, name)}: must be at least 1.")
         for name in ("warm_up", "weight_decay", "evaluate_every", "final_share"):
             _require(getattr(self, name) >= 0, f"{name}={getattr(self, name)}: must be 0 or more.")
+        _require(0 <= self.seed < 2**63, f"seed={self.seed}: must lie between 0 and {2**63 - 1}.")
         _require(self.rank is None or self.rank >= 1, f"rank={self.rank}: must be at least 1.")
         for name in ("learning_rate", "max_gradient_norm"):
             _require(getattr(self, name) > 0, f"{name}={getattr(self, name)}: must be above 0.")
@@ -106,7 +107,7 @@ class TrainingConfig:
         """
         path = Path(path)
         try:
-            settings = tomllib.loads(path.read_text(encoding="utf-8"))
+            settings = tomllib.loads(path.read_text(encoding="utf-8-sig"))
         except FileNotFoundError as error:
             raise ConfigError(f"{path}: there is no such file.") from error
         except OSError as error:

@@ -247,7 +247,7 @@ def read_records(path: str | Path) -> list[Record]:
     """
     path = Path(path)
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")  # other line ends may stand within a text
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # other line ends may stand within a text
     except FileNotFoundError as error:
         raise ConfigError(f"data: there is no file {path}.") from error
     except OSError as error:

@@ -133,10 +133,12 @@ def _open_csv(path: Path, columns: tuple[str, ...], first: int) -> None:
     if path.exists() and first:
         with path.open(newline="", encoding="utf-8") as file:
             kept = [row for row in csv.DictReader(file) if int(row["step"]) <= first]
-    with path.open("w", newline="", encoding="utf-8") as file:
+    beside = path.with_name(path.name + ".partial")  # a stop in between leaves the rows that were there
+    with beside.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
         writer.writerows(kept)
+    beside.replace(path)
 
 
 def _append_csv(path: Path, columns: tuple[str, ...], rows: list[dict[str, Any]]) -> None:

@@ -20,19 +20,21 @@ from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from pickle import UnpicklingError
+from tempfile import TemporaryFile
 from typing import Any
 
 import torch
 from accelerate import Accelerator  # type: ignore[import-untyped]
 from accelerate.state import AcceleratorState  # type: ignore[import-untyped]
 from accelerate.utils import GradientAccumulationPlugin  # type: ignore[import-untyped]
+from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
 from focus_core.attention.candidates import CandidateProjections
 from focus_core.attention.modules import decoder_parts
-from focus_core.checkpoint import LoadedModel, fingerprint, load_model, save_adapter
+from focus_core.checkpoint import LoadedModel, fingerprint, load_adapter, load_model, save_adapter
 from focus_core.config import FocusConfig
-from focus_core.device import choose_device
+from focus_core.device import choose_device, naming_lack_of_memory
 from focus_core.errors import ConfigError, FocusError
 from focus_core.model import FocusModel
 from focus_core.progress import progress_bar
@@ -48,6 +50,9 @@ CHECKPOINT = "checkpoint.pt"
 ADAPTER = "adapter"
 _STATE = ("done", "config", "identity", "projections", "optimizers", "scaler", "random")  # in a checkpoint
 _EXAMPLES_AHEAD = 4
+_LEARN_FROM_LESS = (
+    "Set recompute=true, lower max_chunks, the largest of chunk_sizes or targets_per_span, or use dtype='bfloat16'."
+)
 
 
 def train(
@@ -70,6 +75,8 @@ def train(
 
     Raises:
         ConfigError: settings that cannot work, or a checkpoint of other settings
+        OutOfMemoryError: an example does not fit the device
+        FocusError: the gradient is not finite, or the state cannot be saved
         KeyboardInterrupt: after Ctrl-C, once the state is saved
     """
     accelerator = Accelerator(
@@ -94,13 +101,16 @@ def train(
     finally:
         if isinstance(model, FocusModel):
             model.projections.to(model.dtype)  # as it was handed over
-        # Otherwise a second run in this process could not choose another precision.
-        AcceleratorState._reset_state()
+        # Otherwise a second run in this process could not choose another precision or device.
+        AcceleratorState._reset_state(reset_partial_state=accelerator.num_processes == 1)
 
 
 def _chosen_device(config: TrainingConfig) -> torch.device:
     device = choose_device(config.device)
-    if device.index:  # accelerate takes the first one, or in several processes one for each
+    if device.index and config.device not in (
+        "auto",
+        "cuda",
+    ):  # accelerate takes the first one, or in several processes one for each
         raise ConfigError(
             f"device={config.device!r}: training takes the GPUs in their order. Set device='cuda' and the variable "
             f"CUDA_VISIBLE_DEVICES={device.index}."
@@ -111,6 +121,8 @@ def _chosen_device(config: TrainingConfig) -> torch.device:
 def _make_folder(output: Path) -> None:
     try:
         output.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=output):  # a folder that is there already may not be written to
+            pass
     except OSError as error:
         raise ConfigError(f"output={str(output)!r} cannot be a folder to write to: {error.strerror}.") from error
 
@@ -151,6 +163,7 @@ class _Run:
         self.config, self.accelerator, self.focus, self.base_id = config, accelerator, focus, base_id
         # What a run of the same settings must find again to go on with the same result.
         self.identity: dict[str, Any] = {
+            "dtype": str(focus.dtype),
             "model": fingerprint(focus.model, focus.parts),
             "processes": accelerator.num_processes,
         }
@@ -166,7 +179,8 @@ class _Run:
             if evaluate is not None and first and self._evaluates_after(first) and not log.has_evaluation(first):
                 log.evaluated(first, self._evaluate(evaluate))  # the run stopped before it
             for step in range(first, self.config.steps):
-                self._step(step, ready, log)
+                with naming_lack_of_memory(_LEARN_FROM_LESS):
+                    self._step(step, ready, log)
                 done = step + 1
                 stopping = self._any_process(stop.is_set())
                 if done % self.config.save_every == 0 or done == self.config.steps or stopping:
@@ -228,15 +242,22 @@ class _Run:
         }
         path = self.config.output / CHECKPOINT
         beside = path.with_name(path.name + ".partial")
-        torch.save(state, beside)
-        beside.replace(path)  # a stop in between leaves the checkpoint before
-        save_adapter(
-            self.config.output / ADAPTER,
-            self.focus.projections,
-            self.focus.model,
-            trained_with=self.config.for_use(),
-            base_id=self.base_id,
-        )
+        try:
+            torch.save(state, beside)
+            beside.replace(path)  # a stop in between leaves the checkpoint before
+            save_adapter(
+                self.config.output / ADAPTER,
+                self.focus.projections,
+                self.focus.model,
+                trained_with=self.config.for_use(),
+                base_id=self.base_id,
+            )
+        except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors do not say OSError
+            beside.unlink(missing_ok=True)
+            raise FocusError(
+                f"Step {done} could not be saved in {self.config.output} ({error}). Make room there, and go on from "
+                "the last step that was saved."
+            ) from error
 
     def _resume(self) -> int:
         """Load the last checkpoint if there is one; the number of steps already done."""
@@ -261,6 +282,7 @@ class _Run:
         for name, ours_now in self.identity.items():
             if state["identity"].get(name) != ours_now:
                 other = {
+                    "dtype": f"dtype of the base model ({state['identity'].get('dtype')}, now {ours_now})",
                     "model": "base model",
                     "data": "content of the data files",
                     "processes": f"number of processes ({state['identity'][name]})",
@@ -364,6 +386,12 @@ def _focus_model(
 ) -> tuple[FocusModel, str]:
     """The model to train, with projections in float32, and its name."""
     if isinstance(model, FocusModel):
+        for name in ("adapter", "rank"):
+            if getattr(config, name) is not None:
+                raise ConfigError(
+                    f"{name}={getattr(config, name)!r}: a FocusModel goes on with the projections it has. Leave {name} "
+                    "out, or hand over the base model."
+                )
         if model.device.type != device.type:
             raise ConfigError(
                 f"device={config.device!r} is {device}, but the model handed over is on {model.device}. Move the base "
@@ -371,7 +399,7 @@ def _focus_model(
             )
         focus, name = model, model.model.name_or_path
     else:
-        loaded = _loaded(config, device) if model is None else LoadedModel(model.to(device), model.name_or_path)
+        loaded = _loaded(config, device, model)
         projections = loaded.projections or CandidateProjections(decoder_parts(loaded.model), rank=config.rank)
         settings = FocusConfig(bos_per_chunk=config.bos_per_chunk)
         focus = FocusModel(loaded.model, projections, config=settings, trained_with=loaded.trained_with)
@@ -385,10 +413,17 @@ def _focus_model(
     return focus, config.model or name
 
 
-def _loaded(config: TrainingConfig, device: torch.device) -> LoadedModel:
-    if not config.model:
+def _loaded(config: TrainingConfig, device: torch.device, model: PreTrainedModel | None) -> LoadedModel:
+    """The base model with the projections to start from."""
+    if model is not None:
+        loaded = LoadedModel(model.to(device), model.name_or_path)
+        if config.adapter is not None:
+            projections, trained_with = load_adapter(config.adapter, loaded.model)
+            loaded = LoadedModel(loaded.model, loaded.model_id, projections, trained_with, config.adapter)
+    elif config.model:
+        loaded = load_model(config.model, adapter=config.adapter, device=str(device), dtype=config.dtype)
+    else:
         raise ConfigError("model is missing: a folder or hub id of the base model.")
-    loaded = load_model(config.model, adapter=config.adapter, device=str(device), dtype=config.dtype)
     if loaded.projections is not None and config.rank not in (None, loaded.projections.rank):
         kind = f"rank {loaded.projections.rank}" if loaded.projections.rank else "full copies"
         raise ConfigError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -51,6 +52,23 @@ def test_error_has_no_traceback() -> None:
     assert done.returncode == 1
     assert done.stdout == b""
     assert done.stderr.decode().splitlines() == ["Error: no-such-file: there is no such file."]
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_streams_that_are_closed(closed: str, model_folder: Path) -> None:
+    """Services start programs so; Python has None in their place."""
+    command = [*COMMAND, "ask", "--model", str(model_folder), "--max-new-tokens", "2", "What?"]
+    done = subprocess.run(f"{shlex.join(command)} {closed}", shell=True, capture_output=True, env=ENVIRONMENT)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert bool(done.stdout) is (">&-" not in closed.replace("2>&-", ""))
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has a device that is always full")
+def test_a_full_disk_has_no_traceback(model_folder: Path) -> None:
+    command = [*COMMAND, "ask", "--model", str(model_folder), "--max-new-tokens", "2", "What?"]
+    done = subprocess.run(f"{shlex.join(command)} > /dev/full", shell=True, stderr=subprocess.PIPE, env=ENVIRONMENT)
+    assert done.returncode == 1
+    assert done.stderr.decode().splitlines() == ["Error: The output: No space left on device."]
 
 
 def test_ctrl_c_says_what_was_kept(endless: Path) -> None:

@@ -147,7 +147,14 @@ def test_settings_as_json() -> None:
 
 @pytest.mark.parametrize(
     ("plain_up_to", "tokens", "new_tokens", "plainly"),
-    [(None, 60, 4, True), (None, 61, 4, False), (50, 50, 10, True), (50, 51, 1, False), (0, 1, 1, False)],
+    [
+        (None, 60, 4, True),
+        (None, 61, 4, False),
+        (50, 50, 10, True),
+        (50, 51, 1, False),
+        (60, 60, 10, False),
+        (0, 1, 1, False),
+    ],
 )
 def test_up_to_where_the_plain_model_reads(
     plain_up_to: int | None, tokens: int, new_tokens: int, plainly: bool

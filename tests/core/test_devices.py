@@ -93,6 +93,14 @@ def test_steps(family: str, parallel_chunks: int | None) -> None:
     assert len(logits) == len(CASE.generated) + 1
 
 
+def test_no_chunks() -> None:
+    """Where there is nothing, nothing says on which device it lies."""
+    model = _on_meta("llama")
+    with _watched():
+        logits = computed(model, replace(CASE, chunks=[]))
+    assert logits.device.type == "meta"
+
+
 @pytest.mark.parametrize("plain", [False, True], ids=["chunks", "plain"])
 @pytest.mark.parametrize("family", ["llama", "gemma3", "phi3"])
 def test_questions_that_leave(family: str, plain: bool) -> None:

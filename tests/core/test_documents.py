@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from codecs import BOM_UTF8
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import pytest
-from pypdf import PdfWriter
+from pypdf import PageObject, PdfWriter
 
 from focus_core.documents import decode_text, read_file, read_folder
 from focus_core.errors import DocumentError
@@ -147,6 +149,14 @@ def test_pdf_of_pictures(tmp_path: Path) -> None:
         read_file(path)
 
 
+def test_a_pdf_with_half_a_character(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine would refuse the text without a word on which file it came from; pairs of halves are one character."""
+    monkeypatch.setattr(PageObject, "extract_text", lambda page: "half \ud83d, whole \ud83d\ude00")
+    path = tmp_path / "a.pdf"
+    path.write_bytes(pdf_with("text"))
+    assert read_file(path) == "half \ufffd, whole \U0001f600"
+
+
 def test_damaged_pdf(tmp_path: Path) -> None:
     path = tmp_path / "a.pdf"
     path.write_bytes(pdf_with("text")[:200])
@@ -210,6 +220,30 @@ def test_folder_tells_what_it_could_not_read(folder: Path) -> None:
     assert [str(error).split(":")[0] for error in passed_over] == [
         str(folder / "sub" / name) for name in ("data", "nothing.txt")
     ]
+
+
+def test_a_folder_that_cannot_be_read_is_told_of(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What lies in it would be missing from the answer without a word."""
+    scandir = os.scandir
+
+    def locked(path: str) -> Any:
+        if Path(path).name == "sub":
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", locked)
+    told: list[str] = []
+    assert len(list(read_folder(folder, passed_over=lambda error: told.append(str(error))))) == 3
+    assert told == [f"{folder / 'sub'}: a folder that cannot be read (Permission denied)."]
+
+
+def test_pipes_and_broken_links_do_not_stop_a_folder(folder: Path) -> None:
+    """Reading a pipe would wait for ever."""
+    os.mkfifo(folder / "pipe.txt")
+    (folder / "gone.txt").symlink_to("nowhere")
+    told: list[str] = []
+    assert len(list(read_folder(folder, passed_over=lambda error: told.append(str(error))))) == 4
+    assert told[0] == f"{folder / 'gone.txt'}: there is no such file."
 
 
 @pytest.mark.parametrize("name", ["empty", "missing"])

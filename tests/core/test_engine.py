@@ -602,11 +602,11 @@ def test_a_special_token_as_stop_string_ends_the_answer(engine: FocusEngine, mon
     engine.tokenizer.add_special_tokens({"additional_special_tokens": ["<turn>"]})
     turn, tokens = engine.tokenizer.convert_tokens_to_ids("<turn>"), iter([70, 71, None, 72, 73])
 
-    def choose(self: Sampler, row: Tensor) -> int:
+    def choose(samplers: list[Sampler], logits: Tensor) -> list[int]:
         token = next(tokens)
-        return turn if token is None else token
+        return [turn if token is None else token]
 
-    monkeypatch.setattr(Sampler, "choose", choose)
+    monkeypatch.setattr(engine_module, "choose", choose)
     answer = engine.generate(QUESTION, [A], max_new_tokens=5, stop=["<turn>"])
     assert answer.text == engine.tokenizer.decode([70, 71])
     assert (answer.finish_reason, answer.usage.output_tokens) == ("stop", 3)
@@ -616,6 +616,25 @@ def test_a_special_token_as_stop_string_ends_the_answer(engine: FocusEngine, mon
 def test_impossible_store_sizes_are_named(model_folder: Path, nbytes: Any) -> None:
     with pytest.raises(ConfigError, match=f"store_bytes={nbytes!r}"):
         FocusEngine.from_pretrained(model_folder, device="cpu", store_bytes=nbytes)
+
+
+@pytest.mark.parametrize("name", ["model", "adapter"])
+def test_an_empty_name_is_refused(name: str) -> None:
+    """A variable that is not set would be taken for the embedded model, or for no adapter."""
+    with pytest.raises(ConfigError, match=f"{name}='': name a folder or a hub id"):
+        FocusEngine.from_pretrained(**{name: ""})  # type: ignore[arg-type]
+
+
+def test_without_a_template_an_answer_goes_on_where_the_question_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its first space or line end would be lost, and a stop string there not be found."""
+    engine = make_engine()
+    engine.tokenizer.chat_template = None
+    tokens = iter([engine.tokenize(" \n a")] * 2)
+    monkeypatch.setattr(engine_module, "choose", lambda samplers, logits: [answer.pop(0)])
+    answer = [*next(tokens)]
+    assert engine.generate(QUESTION, [A], max_new_tokens=4).text == " \n a"
+    answer = [*next(tokens)]
+    assert engine.generate(QUESTION, [A], max_new_tokens=4, stop="\n").text == " "
 
 
 def test_documents_of_another_folder_of_the_same_name_are_refused(

@@ -145,14 +145,15 @@ def test_flash_attention_with_padded_questions() -> None:
 
 def test_a_step_copies_no_chunks() -> None:
     """A decoding step would allocate memory that grows with the documents."""
-    model = build("llama", max_position_embeddings=8192).cuda().bfloat16()
+    model = build("llama", max_position_embeddings=8192, head_dim=128).cuda().bfloat16()
     config = FocusConfig(chunk_size=2048, local_window=64, dynamic_prompt=32)
     focus = FocusModel(model, random_projections(model).bfloat16(), config=config)
-    cache = focus.prefill(list(torch.randint(3, 90, (512, 2048))))
+    cache = focus.prefill(list(torch.randint(3, 90, (128, 2048))))
     local = random_tokens(32, seed=1)
     decoding = FocusDecoding(focus, cache, [local], [local])
     decoding.start()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     decoding.step(torch.tensor([5]))
-    assert torch.cuda.max_memory_allocated() - before < cache.nbytes / 2
+    # Of two stored layers, one layer's keys are a fourth; the step's own scores and states about a twentieth.
+    assert torch.cuda.max_memory_allocated() - before < cache.nbytes / 8

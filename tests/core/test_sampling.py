@@ -7,7 +7,7 @@ import torch
 
 from focus_core import FocusEngine
 from focus_core.config import SamplingConfig
-from focus_core.sampling import Sampler
+from focus_core.sampling import Sampler, choose
 from tests.core.test_engine import QUESTION, A, make_engine
 from tests.tiny import byte_tokenizer
 
@@ -16,9 +16,10 @@ NOTHING_SEEN = torch.tensor([], dtype=torch.long)
 
 
 def _drawn(seen: torch.Tensor = NOTHING_SEEN, draws: int = 300, **options: float) -> set[int]:
-    found = set()
+    found: set[int] = set()
     for seed in range(draws):
-        found.add(Sampler(SamplingConfig(seed=seed, **options), seen).choose(LOGITS))  # type: ignore[arg-type]
+        sampler = Sampler(SamplingConfig(seed=seed, **options), seen)  # type: ignore[arg-type]
+        found |= {*choose([sampler], LOGITS[None])}
     return found
 
 
@@ -41,6 +42,33 @@ def test_repetition_penalty_counts_local_context_and_answer() -> None:
     # 0 is in the local context, so 1 is next; then both are penalised alike and 0 leads again.
     assert [sampler.choose(LOGITS), sampler.choose(LOGITS)] == [1, 0]
     assert Sampler(SamplingConfig(), torch.tensor([0])).choose(LOGITS) == 0
+
+
+def test_whole_numbers_are_numbers() -> None:
+    """transformers takes 1.0 and refuses 1, and its error would not be one of ours."""
+    assert _drawn(temperature=1, top_p=1, min_p=1) == {0}
+    assert _drawn(torch.tensor([0]), draws=1, repetition_penalty=5) == {1}
+
+
+def test_questions_with_other_options_together() -> None:
+    """The token of one would be chosen by the options of another."""
+    likeliest = Sampler(SamplingConfig(), torch.tensor([0]))
+    penalised = Sampler(SamplingConfig(repetition_penalty=5.0), torch.tensor([0]))
+    rows = torch.stack([LOGITS, LOGITS])
+    assert choose([likeliest, likeliest], rows) == [0, 0]
+    assert choose([likeliest, penalised], rows) == [0, 1]
+
+
+def test_only_tokens_leave_the_device_where_nothing_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The logits of the whole vocabulary would be copied for every token."""
+
+    def copied(logits: torch.Tensor) -> torch.Tensor:
+        raise AssertionError("copied")
+
+    monkeypatch.setattr(torch.Tensor, "cpu", copied)
+    assert choose([Sampler(SamplingConfig(), NOTHING_SEEN)], LOGITS[None]) == [0]
+    with pytest.raises(AssertionError, match="copied"):
+        choose([Sampler(SamplingConfig(temperature=1.0), NOTHING_SEEN)], LOGITS[None])
 
 
 def test_same_seed_same_draws_and_another_seed_others() -> None:

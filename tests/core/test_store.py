@@ -46,6 +46,17 @@ def test_block_larger_than_the_budget_is_not_kept() -> None:
     assert store.get(b"b") is None
 
 
+def test_a_smaller_budget_holds_at_once() -> None:
+    """A store that is told to keep nothing would keep what it has for good."""
+    store = ChunkStore(2 * SIZE)
+    for key in (b"a", b"b"):
+        store.put([key], _block())
+    store.limit(SIZE)
+    assert [store.get(key) is not None for key in (b"a", b"b")] == [False, True]
+    store.limit(0)
+    assert store.nbytes == 0
+
+
 def test_dropping_an_old_block_leaves_the_newer_one_of_the_same_chunk() -> None:
     store, newer = ChunkStore(2 * SIZE), _block()
     store.put([b"a"], _block())

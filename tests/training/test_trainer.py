@@ -13,11 +13,13 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.state import PartialState
 from torch import Tensor
+from transformers import AutoModelForCausalLM
 
 from focus_core.checkpoint import ADAPTER_CONFIG, load_adapter
 from focus_core.config import FocusConfig
-from focus_core.errors import ConfigError, UnsupportedModelError
+from focus_core.errors import ConfigError, FocusError, OutOfMemoryError, UnsupportedModelError
 from focus_core.model import FocusModel
 from focus_core.training import trainer as trainer_module
 from focus_core.training.config import TrainingConfig
@@ -352,6 +354,64 @@ def test_what_the_start_decides_cannot_be_set_otherwise(model_folder: Path, tmp_
         train(data_config(tmp_path, model_folder, rank=4, **start))
     with pytest.raises(ConfigError, match=r"bos_per_chunk=False, but .* were trained with True"):
         train(data_config(tmp_path, model_folder, bos_per_chunk=False, **start))
+
+
+def test_a_base_model_handed_over_starts_from_the_adapter(model_folder: Path, tmp_path: Path) -> None:
+    """Its name would be in the settings, and training begin from the model's own maps."""
+    start = model_folder / "adapter"
+    model = AutoModelForCausalLM.from_pretrained(model_folder)
+    config = data_config(tmp_path, model_folder, adapter=str(start), learning_rate=1e-12)
+    wanted = FocusModel.from_pretrained(model_folder, adapter=start, device="cpu").projections.state_dict()
+    found = FocusModel.from_pretrained(model_folder, adapter=train(config, model=model), device="cpu")
+    for name, tensor in found.projections.state_dict().items():
+        torch.testing.assert_close(tensor, wanted[name], atol=1e-6, rtol=0.0, msg=name)
+
+
+@pytest.mark.parametrize("settings", [{"adapter": "some/adapter"}, {"rank": 2}])
+def test_a_focus_model_has_its_own_projections(tmp_path: Path, settings: dict[str, Any]) -> None:
+    """Adapter or rank would be ignored in silence."""
+    with pytest.raises(ConfigError, match=f"{next(iter(settings))}=.*a FocusModel goes on with the projections it has"):
+        train(config_for(tmp_path, **settings), model=focus_model(), examples=numbered)
+
+
+def test_a_full_disk_is_named_and_leaves_the_save_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run would end in a traceback of torch, with half a file in the folder."""
+    config, save = config_for(tmp_path, steps=2, save_every=1), torch.save
+
+    def full(state: dict[str, Any], path: Path) -> None:
+        save(state, path)
+        if state["done"] == 2:
+            raise RuntimeError("PytorchStreamWriter failed writing file: file write failed")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(FocusError, match=r"Step 2 could not be saved in .*file write failed"):
+        train(config, model=focus_model(), examples=numbered)
+    assert not list(tmp_path.rglob("*.partial"))
+    assert torch.load(next(tmp_path.rglob("checkpoint.pt")), weights_only=True)["done"] == 1
+
+
+def test_lack_of_memory_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: FocusLoss, example: TrainingExample) -> Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(FocusLoss, "forward", full)
+    with pytest.raises(OutOfMemoryError, match=r"Tried to allocate 2.00 GiB.*recompute=true, lower max_chunks"):
+        train(config_for(tmp_path), model=focus_model(), examples=numbered)
+
+
+def test_nothing_of_a_run_decides_the_device_of_the_next(tmp_path: Path) -> None:
+    """The second would train on the first one's device in silence."""
+    train(config_for(tmp_path, steps=1), model=focus_model(), examples=numbered)
+    assert not PartialState._shared_state
+
+
+def test_another_dtype_is_named(model_folder: Path, tmp_path: Path) -> None:
+    """ "Another base model", it would say of the same one."""
+    config = data_config(tmp_path, model_folder, mixed_precision="bf16")
+    model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32)
+    train(config, model=model)
+    with pytest.raises(ConfigError, match=r"another dtype of the base model \(torch.float32, now torch.bfloat16\)"):
+        train(config, model=model.bfloat16())
 
 
 def test_a_model_without_tokenizer_is_named(model_folder: Path, tmp_path: Path) -> None:
