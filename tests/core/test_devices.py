@@ -19,6 +19,8 @@ from torch.overrides import TorchFunctionMode
 
 from focus_core.config import FocusConfig
 from focus_core.decoding import Decoding, FocusDecoding, PlainDecoding
+from focus_core.device import choose_device
+from focus_core.errors import ConfigError
 from focus_core.model import FocusModel
 from focus_core.training.loss import FocusLoss
 from tests.cases import computed, forced, prefilled
@@ -127,6 +129,17 @@ def test_loss(rank: int | None) -> None:
         loss = FocusLoss(focus)(example_for(focus))
         loss.mean().backward()
     assert loss.device.type == "meta"
+
+
+def test_a_gpu_has_one_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Engines for "auto", "cuda" and "cuda:1" would load the weights once each."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    assert {choose_device(name) for name in ("auto", "cuda", "cuda:1")} == {torch.device("cuda:1")}
+    assert choose_device("cuda:0") == torch.device("cuda:0")
+    with pytest.raises(ConfigError, match="device='cuda:2': this machine has 2 GPUs, counted from 0"):
+        choose_device("cuda:2")
 
 
 @pytest.mark.parametrize(

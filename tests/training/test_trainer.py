@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+from codecs import BOM_UTF8
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -372,6 +373,15 @@ def test_a_focus_model_has_its_own_projections(tmp_path: Path, settings: dict[st
     """Adapter or rank would be ignored in silence."""
     with pytest.raises(ConfigError, match=f"{next(iter(settings))}=.*a FocusModel goes on with the projections it has"):
         train(config_for(tmp_path, **settings), model=focus_model(), examples=numbered)
+
+
+def test_files_with_a_byte_order_mark(model_folder: Path, tmp_path: Path) -> None:
+    """Editors on Windows write one, and both formats would be called invalid."""
+    config = data_config(tmp_path, model_folder)
+    config.data[0].write_bytes(BOM_UTF8 + config.data[0].read_bytes())
+    train(config)
+    (tmp_path / "train.toml").write_bytes(BOM_UTF8 + b'model = "base"\nsteps = 3\n')
+    assert TrainingConfig.from_toml(tmp_path / "train.toml").steps == 3
 
 
 def test_a_full_disk_is_named_and_leaves_the_save_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
