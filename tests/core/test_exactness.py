@@ -173,7 +173,7 @@ def test_tiles_of_attention(focus: FocusModel, reference: Reference, monkeypatch
     """Chunks that do not fit one tile of scores would be attended with another chunk's prompt."""
     scores_per_chunk = 4 * len(CASE.prompt) * (24 + len(CASE.prompt))
     for tile in (1, 2 * scores_per_chunk):  # one chunk at a time, then two of the three of equal length
-        monkeypatch.setattr(reading, "_SCORES_PER_TILE", tile)
+        monkeypatch.setitem(reading._SCORES_PER_TILE, "cpu", tile)
         assert_equal_logits(computed(focus, CASE), expected(reference, CASE))
 
 
