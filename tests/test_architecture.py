@@ -18,7 +18,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "chunking": {"config"},
     "planning": {"chunking", "config", "errors"},
     "chunk_cache": set(),
-    "store": {"chunk_cache"},
+    "store": {"chunk_cache", "errors"},
     "device": {"errors"},
     "sampling": {"config"},
     "text_stream": set(),

@@ -380,7 +380,7 @@ def test_files_with_a_byte_order_mark(model_folder: Path, tmp_path: Path) -> Non
     config = data_config(tmp_path, model_folder)
     config.data[0].write_bytes(BOM_UTF8 + config.data[0].read_bytes())
     train(config)
-    (tmp_path / "train.toml").write_bytes(BOM_UTF8 + b'model = "base"\nsteps = 3\n')
+    (tmp_path / "train.toml").write_bytes(BOM_UTF8 + b'model = "base"\noutput = "out"\nsteps = 3\n')
     assert TrainingConfig.from_toml(tmp_path / "train.toml").steps == 3
 
 
