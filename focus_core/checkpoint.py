@@ -8,7 +8,7 @@ import os
 import shutil
 import threading
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -27,7 +27,7 @@ from focus_core.attention.candidates import CandidateProjections, names_per_laye
 from focus_core.attention.modules import DecoderParts, decoder_parts
 from focus_core.config import FocusConfig
 from focus_core.device import choose_device, choose_dtype, naming_lack_of_memory
-from focus_core.errors import AdapterError, ConfigError, UnsupportedModelError
+from focus_core.errors import AdapterError, ConfigError, UnsupportedModelError, first_line
 
 ADAPTER_CONFIG = "focusllm_adapter.json"
 ADAPTER_WEIGHTS = "focusllm_adapter.safetensors"
@@ -117,7 +117,7 @@ def _load_base(name: str, dtype: torch.dtype, arguments: dict[str, Any]) -> PreT
                 name, dtype=dtype, output_loading_info=True, **arguments
             )
     except (OSError, ValueError, ImportError, RuntimeError, HfHubHTTPError, SafetensorError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise UnsupportedModelError(
             f"No causal language model could be loaded from {name!r}: {reason} "
             "Give a folder that `save_pretrained` wrote, or a hub id where there is a network."
@@ -173,8 +173,8 @@ def save_adapter(
         name: tensor.detach().cpu().to(dtype or tensor.dtype).contiguous()
         for name, tensor in projections.state_dict().items()
     }
-    _replace(folder / ADAPTER_WEIGHTS, lambda path: save_file(tensors, path))
-    _replace(folder / ADAPTER_CONFIG, lambda path: path.write_text(json.dumps(description, indent=2) + "\n"))
+    replace_file(folder / ADAPTER_WEIGHTS, lambda path: save_file(tensors, path))
+    replace_file(folder / ADAPTER_CONFIG, lambda path: path.write_text(json.dumps(description, indent=2) + "\n"))
 
 
 def load_adapter(
@@ -278,7 +278,7 @@ def _from_hub(name: str, files: Sequence[str], trouble: str, hub_arguments: Mapp
     try:
         return Path(snapshot_download(name, allow_patterns=list(files), **hub_arguments))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise AdapterError(f"{trouble}, and the hub gave none ({reason})") from error
 
 
@@ -359,11 +359,14 @@ def _fill(projections: CandidateProjections, tensors: Mapping[str, Tensor], fold
     projections.load_state_dict(dict(tensors))
 
 
-def _replace(path: Path, write: Any) -> None:
-    """Write beside `path`, then move over it, so that a stop in between leaves the old file."""
+def replace_file(path: Path, write: Callable[[Path], Any]) -> None:
+    """Write beside `path`, then move over it: a stop or a full disk in between leaves the old file, and no other."""
     beside = path.with_name(path.name + ".partial")
-    write(beside)
-    os.replace(beside, path)
+    try:
+        write(beside)
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 # --- the authors' checkpoints -----------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import psutil
 import torch
 from transformers import PreTrainedModel
 
-from focus_core.errors import ConfigError, OutOfMemoryError
+from focus_core.errors import ConfigError, OutOfMemoryError, first_line
 
 _CPU_TOKENS_PER_PASS = 4096  # beyond that a CPU pass gets no faster, it only leaves the caches
 _GPU_SHARE_FOR_ACTIVATIONS = 0.25
@@ -83,7 +83,7 @@ def naming_lack_of_memory(way_out: str = _READ_LESS) -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise OutOfMemoryError(f"The device ran out of memory ({reason}). {way_out}") from error
 
 

@@ -32,3 +32,8 @@ class AdapterError(FocusError):
 
 class DocumentError(FocusError):
     """A document cannot be read as text, or holds none."""
+
+
+def first_line(error: Exception) -> str:
+    """What another library says of its error, in one line; its kind where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -8,7 +8,7 @@ from typing import Any
 from jinja2 import TemplateError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from focus_core.errors import UnsupportedModelError
+from focus_core.errors import UnsupportedModelError, first_line
 
 _ARGUMENTS = ("revision", "token", "trust_remote_code", "cache_dir", "local_files_only", "subfolder")
 
@@ -23,7 +23,7 @@ def load_tokenizer(name: str, arguments: Mapping[str, Any] | None = None) -> Pre
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, **chosen)
     except Exception as error:  # the libraries below raise whatever a damaged file leads them to
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise UnsupportedModelError(f"{name} has no tokenizer that transformers can load: {reason}") from error
     if not len(tokenizer):
         raise UnsupportedModelError(f"{name} has an empty tokenizer. Add its tokenizer files to the model folder.")

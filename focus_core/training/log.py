@@ -16,6 +16,7 @@ from accelerate.utils import gather_object  # type: ignore[import-untyped]
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from focus_core.checkpoint import replace_file
 from focus_core.training.config import TrainingConfig
 
 LOSSES = "losses.csv"
@@ -133,12 +134,14 @@ def _open_csv(path: Path, columns: tuple[str, ...], first: int) -> None:
     if path.exists() and first:
         with path.open(newline="", encoding="utf-8") as file:
             kept = [row for row in csv.DictReader(file) if int(row["step"]) <= first]
-    beside = path.with_name(path.name + ".partial")  # a stop in between leaves the rows that were there
-    with beside.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(kept)
-    beside.replace(path)
+
+    def write(to: Path) -> None:
+        with to.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, columns)
+            writer.writeheader()
+            writer.writerows(kept)
+
+    replace_file(path, write)
 
 
 def _append_csv(path: Path, columns: tuple[str, ...], rows: list[dict[str, Any]]) -> None:

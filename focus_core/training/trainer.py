@@ -32,7 +32,7 @@ from transformers import PreTrainedModel
 
 from focus_core.attention.candidates import CandidateProjections
 from focus_core.attention.modules import decoder_parts
-from focus_core.checkpoint import LoadedModel, fingerprint, load_adapter, load_model, save_adapter
+from focus_core.checkpoint import LoadedModel, fingerprint, load_adapter, load_model, replace_file, save_adapter
 from focus_core.config import FocusConfig
 from focus_core.device import choose_device, naming_lack_of_memory
 from focus_core.errors import ConfigError, FocusError
@@ -107,10 +107,8 @@ def train(
 
 def _chosen_device(config: TrainingConfig) -> torch.device:
     device = choose_device(config.device)
-    if device.index and config.device not in (
-        "auto",
-        "cuda",
-    ):  # accelerate takes the first one, or in several processes one for each
+    # accelerate takes the first one, or in several processes one for each
+    if device.index and config.device not in ("auto", "cuda"):
         raise ConfigError(
             f"device={config.device!r}: training takes the GPUs in their order. Set device='cuda' and the variable "
             f"CUDA_VISIBLE_DEVICES={device.index}."
@@ -240,11 +238,8 @@ class _Run:
             "scaler": None if scaler is None else scaler.state_dict(),
             "random": {"torch": torch.get_rng_state(), "python": random.getstate()},
         }
-        path = self.config.output / CHECKPOINT
-        beside = path.with_name(path.name + ".partial")
         try:
-            torch.save(state, beside)
-            beside.replace(path)  # a stop in between leaves the checkpoint before
+            replace_file(self.config.output / CHECKPOINT, lambda path: torch.save(state, path))
             save_adapter(
                 self.config.output / ADAPTER,
                 self.focus.projections,
@@ -253,7 +248,6 @@ class _Run:
                 base_id=self.base_id,
             )
         except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors do not say OSError
-            beside.unlink(missing_ok=True)
             raise FocusError(
                 f"Step {done} could not be saved in {self.config.output} ({error}). Make room there, and go on from "
                 "the last step that was saved."

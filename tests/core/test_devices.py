@@ -16,20 +16,20 @@ import pytest
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+from transformers import PreTrainedModel
 
-from focus_core.config import FocusConfig
+from focus_core.attention.candidates import CandidateProjections
 from focus_core.decoding import Decoding, FocusDecoding, PlainDecoding
 from focus_core.device import choose_device
 from focus_core.errors import ConfigError
 from focus_core.model import FocusModel
 from focus_core.training.loss import FocusLoss
-from tests.cases import computed, forced, prefilled
+from tests.cases import computed, focus_model, forced, prefilled
 from tests.core.test_exactness import ANSWERS, CASE, QUESTIONS
 from tests.model_zoo import FAMILIES, build, random_projections
 from tests.training.test_loss import CONFIG, example_for
 
 _ASKS = {"item", "tolist", "__bool__", "__int__", "__float__", "__index__", "nonzero", "masked_select", "unique", "cpu"}
-_SIZES = FocusConfig(chunk_size=32, local_window=32, dynamic_prompt=16)
 _MOVES = {"to", "copy_", "type_as"}
 
 
@@ -78,17 +78,17 @@ def _watched() -> Iterator[None]:
     assert watch.found == []
 
 
-def _on_meta(family: str, *, rank: int | None = None, config: FocusConfig | None = None) -> FocusModel:
+def _on_meta(family: str, *, rank: int | None = None) -> tuple[PreTrainedModel, CandidateProjections]:
     model = build(family)
-    projections = random_projections(model, rank=rank).to("meta")
-    return FocusModel(model.to("meta"), projections, config=config or _SIZES)
+    projections = random_projections(model, rank=rank)
+    return model.to("meta"), projections.to("meta")
 
 
 @pytest.mark.parametrize("parallel_chunks", [None, 2], ids=["one_pass", "groups"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_steps(family: str, parallel_chunks: int | None) -> None:
     """A step would wait for the GPU between its layers, or fail on one."""
-    model = _on_meta(family, config=replace(_SIZES, parallel_chunks=parallel_chunks))
+    model = focus_model(*_on_meta(family), parallel_chunks=parallel_chunks)
     with _watched():
         logits = computed(model, CASE)
     assert logits.device.type == "meta"
@@ -97,7 +97,7 @@ def test_steps(family: str, parallel_chunks: int | None) -> None:
 
 def test_no_chunks() -> None:
     """Where there is nothing, nothing says on which device it lies."""
-    model = _on_meta("llama")
+    model = focus_model(*_on_meta("llama"))
     with _watched():
         logits = computed(model, replace(CASE, chunks=[]))
     assert logits.device.type == "meta"
@@ -107,7 +107,7 @@ def test_no_chunks() -> None:
 @pytest.mark.parametrize("family", ["llama", "gemma3", "phi3"])
 def test_questions_that_leave(family: str, plain: bool) -> None:
     """Padding and the choice of questions would go through the host."""
-    model = _on_meta(family)
+    model = focus_model(*_on_meta(family))
     locals_, prompts = [q.local for q in QUESTIONS], [q.prompt for q in QUESTIONS]
     if plain:  # with padding, transformers itself asks whether there is any
         locals_ = [answer * 3 for answer in ANSWERS]
@@ -124,7 +124,7 @@ def test_questions_that_leave(family: str, plain: bool) -> None:
 @pytest.mark.parametrize("rank", [None, 2], ids=["full", "low_rank"])
 def test_loss(rank: int | None) -> None:
     """Training would stop at every pass to ask the GPU something."""
-    focus = _on_meta("llama", rank=rank, config=CONFIG)
+    focus = FocusModel(*_on_meta("llama", rank=rank), config=CONFIG)
     with _watched():
         loss = FocusLoss(focus)(example_for(focus))
         loss.mean().backward()

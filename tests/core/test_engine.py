@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import shutil
 import threading
 import weakref
@@ -629,11 +630,9 @@ def test_without_a_template_an_answer_goes_on_where_the_question_ends(monkeypatc
     """Its first space or line end would be lost, and a stop string there not be found."""
     engine = make_engine()
     engine.tokenizer.chat_template = None
-    tokens = iter([engine.tokenize(" \n a")] * 2)
-    monkeypatch.setattr(engine_module, "choose", lambda samplers, logits: [answer.pop(0)])
-    answer = [*next(tokens)]
+    tokens = itertools.cycle(engine.tokenize(" \n a"))
+    monkeypatch.setattr(engine_module, "choose", lambda samplers, logits: [next(tokens)])
     assert engine.generate(QUESTION, [A], max_new_tokens=4).text == " \n a"
-    answer = [*next(tokens)]
     assert engine.generate(QUESTION, [A], max_new_tokens=4, stop="\n").text == " "
 
 
