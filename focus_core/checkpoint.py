@@ -20,11 +20,11 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging
 
 from focus_core.attention.candidates import CandidateProjections, names_per_layer
-from focus_core.attention.modules import DecoderParts, decoder_parts
+from focus_core.attention.modules import DecoderParts, decoder_parts, usable_window
 from focus_core.config import FocusConfig
 from focus_core.device import choose_device, choose_dtype, naming_lack_of_memory
 from focus_core.errors import AdapterError, ConfigError, UnsupportedModelError, first_line
@@ -128,6 +128,15 @@ def _load_base(name: str, dtype: torch.dtype, arguments: dict[str, Any]) -> PreT
             f"{name} lacks {len(missing)} of the model's tensors ({', '.join(missing[:3])}). Save or download it again."
         )
     return cast(PreTrainedModel, model.eval())
+
+
+def saved_window(folder: str | Path) -> int | None:
+    """The usable window of a saved model, told from its `config.json` alone; `None` where that does not say."""
+    try:
+        config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+        return usable_window(config.get_text_config(), str(folder)).size
+    except (OSError, ValueError, KeyError, TypeError, UnsupportedModelError):
+        return None
 
 
 def is_folder(name: str | Path) -> bool:

@@ -16,6 +16,7 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 from focus_core import FocusConfig, FocusEngine
+from focus_core.checkpoint import saved_window
 from focus_core.config import ResolvedConfig
 from focus_core.errors import ConfigError
 
@@ -103,13 +104,14 @@ def longest_input(settings: EngineSettings, new_tokens: int) -> int | None:
     sizes = _sizes_on_disk(settings) if engine is None else engine.config
     if sizes is None:
         return None
-    return max(sizes.window - sizes.local_window - new_tokens, 1) * sizes.chunk_size
+    read_plainly = sizes.window - new_tokens
+    return max(read_plainly, (read_plainly - sizes.local_window) * sizes.chunk_size, 1)
 
 
 def _sizes_on_disk(settings: EngineSettings) -> ResolvedConfig | None:
     folder = _folder(settings.model)
-    window = _json(folder / "config.json").get("max_position_embeddings") if folder else None
-    if folder is None or not isinstance(window, int):
+    window = saved_window(folder) if folder else None
+    if folder is None or window is None:
         return None
     try:
         return settings.config.resolve(window, _trained_with(settings, folder))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,7 +94,7 @@ def decoder_parts(model: PreTrainedModel) -> DecoderParts:
         apply_rotary=apply_rotary,
         kv_heads=getattr(config, "num_key_value_heads", None) or heads,
         head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
-        window=_usable_window(config, attentions, name),
+        window=usable_window(config, name, attentions),
         name=name,
     )
 
@@ -146,8 +146,17 @@ def _projection_names(attention: nn.Module, name: str) -> tuple[str, ...]:
     )
 
 
-def _usable_window(config: Any, attentions: tuple[nn.Module, ...], name: str) -> Window:
-    """The smallest of: trained positions, original positions of length-dependent RoPE, sliding window."""
+def usable_window(config: Any, name: str, attentions: Iterable[nn.Module] = ()) -> Window:
+    """The smallest of: trained positions, original positions of length-dependent RoPE, sliding window.
+
+    Args:
+        config: of a text model
+        name: of the model, for messages
+        attentions: its attention modules, where they are there; a family may keep its sliding window in them alone
+
+    Raises:
+        UnsupportedModelError: `config` does not say for how many positions the model was trained
+    """
     trained: int | None = getattr(config, "max_position_embeddings", None)
     if trained is None:
         raise UnsupportedModelError(
@@ -163,9 +172,9 @@ def _usable_window(config: Any, attentions: tuple[nn.Module, ...], name: str) ->
             original = original or getattr(config, "original_max_position_embeddings", None) or trained
             limits.append(Window(original, f"the original length of its {kind} RoPE", hard=True))
     sliding = [getattr(attention, "sliding_window", None) for attention in attentions]
-    if not getattr(config, "layer_types", None) and getattr(config, "use_sliding_window", True):
-        # Mistral's attention reads the window from its config instead of a module attribute.
-        sliding.append(getattr(config, "sliding_window", None))
+    if getattr(config, "use_sliding_window", True):
+        kinds = getattr(config, "layer_types", None) or ["sliding_attention"]
+        sliding.append(getattr(config, "sliding_window", None) if "sliding_attention" in kinds else None)
     limits += [Window(size, "its sliding window", hard=True) for size in sliding if size]
     return min(limits, key=lambda limit: (limit.size, not limit.hard))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import transformers
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
 
 from focus_core.attention.modules import Window, decoder_parts
+from focus_core.checkpoint import saved_window
 from focus_core.config import FocusConfig
 from focus_core.errors import UnsupportedModelError
 from focus_core.model import FocusModel
@@ -173,11 +175,14 @@ def test_peculiar_families_are_refused_or_exact(name: str) -> None:
         ("smollm3", {"sliding_window": 64, "use_sliding_window": False}, 512, False),
     ],
 )
-def test_usable_window(family: str, settings: dict[str, Any], size: int, hard: bool) -> None:
+def test_usable_window(family: str, settings: dict[str, Any], size: int, hard: bool, tmp_path: Path) -> None:
     """Tokens would fall out of a sliding window, or RoPE frequencies would change under keys already stored."""
-    window = decoder_parts(build(family, **settings)).window
+    model = build(family, **settings)
+    window = decoder_parts(model).window
     assert (window.size, window.hard) == (size, hard)
     assert window.reason
+    model.config.save_pretrained(tmp_path)
+    assert saved_window(tmp_path) == size  # what a wrapper promises before it loads the weights
 
 
 def test_window_says_what_limits_it() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +16,8 @@ from focus_core.errors import ConfigError, UnsupportedModelError
 from focus_integrations.engines import EMBEDDED, MODEL_VARIABLE
 from focus_integrations.langchain import ChatFocusLLM
 from tests.integrations.langchain.conftest import EngineCall, text_of
-from tests.tiny import CHUNK, WINDOW
+from tests.model_zoo import build
+from tests.tiny import CHUNK, WINDOW, byte_tokenizer
 
 DOCUMENT = "A document that is longer than the local window, so that it is read in chunks. " * 4
 
@@ -199,6 +201,19 @@ def test_the_profile_is_known_without_loading(tiny_settings: dict[str, Any], tmp
     unknown = ChatFocusLLM(model=str(tmp_path / "nowhere")).profile
     assert unknown is not None
     assert "max_input_tokens" not in unknown
+
+
+def test_a_sliding_window_counts_before_loading_as_after(tmp_path: Path) -> None:
+    """A model of 32,768 positions that sees 512 promised 62 million tokens until it was loaded."""
+    build("mistral", sliding_window=128, vocab_size=259).save_pretrained(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    chat = ChatFocusLLM(model=str(tmp_path), max_tokens=4)
+    assert chat.profile is not None
+    assert chat.profile["max_input_tokens"] == (128 - 4 - 64) * 64  # half of the window is local context, or a chunk
+    chat.invoke("Who?", documents=[DOCUMENT])
+    loaded = ChatFocusLLM(model=str(tmp_path), max_tokens=4).profile
+    assert loaded is not None
+    assert loaded["max_input_tokens"] == chat.profile["max_input_tokens"]
 
 
 def test_a_document_of_the_length_in_the_profile_fits(tiny_settings: dict[str, Any], engine: FocusEngine) -> None:
