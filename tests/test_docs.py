@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import re
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from focus_core.registry import EMBEDDED_FOLDER
+from focus_core.training.config import OBJECTIVES, TrainingConfig
+from focus_core.training.data import read_records
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 EMBEDDED_IS_HERE = (EMBEDDED_FOLDER / "base" / "config.json").is_file()
 
 
-def python_blocks(page: str) -> list[tuple[int, str]]:
+def blocks(page: str, language: str) -> list[tuple[int, str]]:
     """Each block with the number of its first line."""
-    found = re.finditer(r"^```python\n(.*?)^```$", page, flags=re.MULTILINE | re.DOTALL)
+    found = re.finditer(rf"^```{language}\n(.*?)^```$", page, flags=re.MULTILINE | re.DOTALL)
     return [(page[: match.start(1)].count("\n") + 1, match[1]) for match in found]
 
 
@@ -45,7 +48,7 @@ def test_python_runs(
     monkeypatch.delenv("FOCUSLLM_MODEL", raising=False)
     text = path.read_text(encoding="utf-8")
     names: dict[str, Any] = {"__name__": "__main__"}
-    for line, block in python_blocks(text):
+    for line, block in blocks(text, "python"):
         padded = "\n" * (line - 1) + block  # so that a traceback points into the page
         exec(compile(padded, str(path), "exec"), names)
         shown = capsys.readouterr().out
@@ -63,3 +66,24 @@ def test_links_lead_somewhere(path: Path) -> None:
 def test_no_figure_is_missing(path: Path) -> None:
     """A line that was left to be filled in."""
     assert not re.findall(r"^(TODO|TBD|FEATURES)\b", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+
+
+def test_the_training_file_shows_every_setting_with_its_default(tmp_path: Path) -> None:
+    """A setting that the page forgets is one that nobody finds."""
+    ((_, toml),) = blocks((ROOT / "docs/training.md").read_text(encoding="utf-8"), "toml")
+    (tmp_path / "train.toml").write_text(toml, encoding="utf-8")
+    shown = TrainingConfig.from_toml(tmp_path / "train.toml")
+    assert shown == replace(
+        TrainingConfig(shown.output), data=shown.data, model=shown.model, objectives=shown.objectives
+    )
+    assert set(re.findall(r"^(?:# )?(\w+) =", toml, flags=re.MULTILINE)) == {
+        *(field.name for field in fields(TrainingConfig)),
+        *OBJECTIVES,
+    } - {"objectives", "used_with"}
+
+
+def test_the_lines_of_training_data_are_read(tmp_path: Path) -> None:
+    ((_, lines),) = blocks((ROOT / "docs/training.md").read_text(encoding="utf-8"), "json")
+    (tmp_path / "data.jsonl").write_text(lines, encoding="utf-8")
+    objectives = [record.objectives for record in read_records(tmp_path / "data.jsonl")]
+    assert objectives == [("continuation", "reconstruction"), ("answering",), ("answering",)]
