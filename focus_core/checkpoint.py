@@ -11,7 +11,9 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from functools import lru_cache
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, cast
 
 import torch
@@ -24,7 +26,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging
 
 from focus_core.attention.candidates import CandidateProjections, names_per_layer
-from focus_core.attention.modules import DecoderParts, decoder_parts, usable_window
+from focus_core.attention.modules import DecoderParts, decoder_parts, window_of
 from focus_core.config import FocusConfig
 from focus_core.device import choose_device, choose_dtype, naming_lack_of_memory
 from focus_core.errors import AdapterError, ConfigError, UnsupportedModelError, first_line
@@ -51,7 +53,7 @@ _TOKENIZER_FILES = (
     *("vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json"),
 )
 _LOADS_IN_A_BLINK = 500 * 2**20
-_loading = threading.RLock()
+_speaking = threading.RLock()  # held while transformers is told what to say
 
 
 @dataclass(frozen=True)
@@ -134,7 +136,7 @@ def saved_window(folder: str | Path) -> int | None:
     """The usable window of a saved model, told from its `config.json` alone; `None` where that does not say."""
     try:
         config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-        return usable_window(config.get_text_config(), str(folder)).size
+        return window_of(config.get_text_config(), str(folder)).size
     except (OSError, ValueError, KeyError, TypeError, UnsupportedModelError):
         return None
 
@@ -205,13 +207,17 @@ def load_adapter(
         raise AdapterError(
             f"The adapter in {folder} projects {description['projections']}, this model has {list(parts.projections)}."
         )
-    projections = CandidateProjections(parts, rank=description["rank"])
+    with naming_lack_of_memory("Use dtype='bfloat16', a smaller model, or device='cpu'."):
+        projections = CandidateProjections(parts, rank=description["rank"])
     _fill(projections, _read_weights(folder), folder)
     known = {f.name for f in fields(FocusConfig)}
     foreign = sorted(set(description["config"]) - known)
     if foreign:
         raise AdapterError(f"{folder / ADAPTER_CONFIG}: unknown settings {foreign}; a newer version wrote it. Upgrade.")
-    return projections, FocusConfig(**description["config"])
+    try:
+        return projections, FocusConfig(**description["config"])
+    except ConfigError as error:
+        raise AdapterError(f"{folder / ADAPTER_CONFIG}: {error}") from error
 
 
 def fingerprint(model: PreTrainedModel, parts: DecoderParts) -> dict[str, Any]:
@@ -431,6 +437,7 @@ def _authors_projections(folder: Path, model: PreTrainedModel) -> tuple[Candidat
     projections = CandidateProjections(parts)
     trained = {f"{letter}_proj" for letter in settings.get("beacon_param", [])}
     files = _tensor_files(folder)
+    load_bin = lru_cache(maxsize=1)(_load_bin)  # neighbours lie in the same file
     for index, names in enumerate(names_per_layer(parts)):
         for name in names:
             prefix = f"model.layers.{index}.{_BEACON}{name}"
@@ -439,7 +446,7 @@ def _authors_projections(folder: Path, model: PreTrainedModel) -> tuple[Candidat
             if (name in trained and there != set(own)) or there - set(own):
                 raise AdapterError(f"{folder}: of {prefix} there is {sorted(there)}, and the model has {sorted(own)}.")
             for kind in there:  # what was not trained keeps the copy of the base map, as in the authors' code
-                _assign(own[kind], _read_tensor(files[f"{prefix}.{kind}"], f"{prefix}.{kind}"), prefix)
+                _assign(own[kind], _read_tensor(files[f"{prefix}.{kind}"], f"{prefix}.{kind}", load_bin), prefix)
     strides = settings.get("memory_stride", [1024])
     return projections, FocusConfig(
         chunk_size=strides[0] if isinstance(strides, list) else strides,
@@ -473,23 +480,28 @@ def _tensor_files(folder: Path) -> dict[str, Path]:
     return found
 
 
-def _read_tensor(path: Path, name: str) -> Tensor:
+def _read_tensor(path: Path, name: str, load_bin: Callable[[Path], dict[str, Tensor]]) -> Tensor:
     if path.suffix == ".bin":
-        return _load_bin(path)[name]
+        return load_bin(path)[name]
     with safe_open(path, framework="pt") as tensors:
         return cast(Tensor, tensors.get_tensor(name))
 
 
 def _load_bin(path: Path) -> dict[str, Tensor]:
-    mapped = zipfile.is_zipfile(path)  # torch wrote another format before 1.6
-    return cast(dict[str, Tensor], torch.load(path, map_location="cpu", weights_only=True, mmap=mapped))
+    try:
+        mapped = zipfile.is_zipfile(path)  # torch wrote another format before 1.6
+        return cast(dict[str, Tensor], torch.load(path, map_location="cpu", weights_only=True, mmap=mapped))
+    except (OSError, RuntimeError, UnpicklingError, EOFError, KeyError, ValueError) as error:
+        raise AdapterError(
+            f"{path} is damaged or cut short: {first_line(error)}. Save or download it again."
+        ) from error
 
 
 @contextmanager
 def _quiet(name: str | Path) -> Iterator[None]:
     """No report on tensors that we read ourselves, and no progress bar over what loads in a blink."""
     weights = [path.stat().st_size for path in Path(name).glob("*.safetensors")] if is_folder(name) else []
-    with _loading:  # the settings are the whole process's
+    with _speaking:  # the settings are the whole process's
         verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
         logging.set_verbosity_error()
         if weights and sum(weights) < _LOADS_IN_A_BLINK:

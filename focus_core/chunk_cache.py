@@ -10,6 +10,7 @@ before layer l's own attention. Nothing ever reads what the chunks' last layer w
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -149,13 +150,18 @@ class PromptCache:
         keys, values = ([layer[rows] for layer in states] for states in (self.keys, self.values))
         return PromptCache(keys, values, self.padding, self.tokens_per_pass, self.length)
 
-    def select_questions(self, keep: Tensor) -> None:
-        """Forget the questions whose indices are not in `keep`, layer by layer as in `reserve`."""
+    def select_questions(self, keep: Tensor, unused: int) -> None:
+        """Forget the questions whose indices are not in `keep`, layer by layer as in `reserve`.
+
+        Args:
+            unused: columns at the left that are padding in all that stay
+        """
         questions, keep = len(self.padding), keep.to(self.padding.device)
         for states in (self.keys, self.values):
             for layer, old in enumerate(states):
-                states[layer] = old.unflatten(0, (-1, questions))[:, keep].flatten(0, 1)
-        self.padding = self.padding[keep]
+                states[layer] = old.unflatten(0, (-1, questions))[:, keep, :, unused:].flatten(0, 1)
+        self.padding = self.padding[keep] - unused
+        self.length -= unused
 
 
 def runs_of(rows: Sequence[ChunkRow]) -> list[ChunkRun]:
@@ -185,9 +191,15 @@ class ChunkCache:
 
     @classmethod
     def from_rows(cls, rows: Sequence[ChunkRow]) -> ChunkCache:
-        """Chunks in the order of the documents."""
+        """Chunks in the order of the documents; those that come again lie behind their block's others, as a run."""
         blocks = {id(block): number for number, (block, _) in reversed([*enumerate(rows)])}
-        order = sorted(range(len(rows)), key=lambda chunk: (blocks[id(rows[chunk][0])], rows[chunk][1]))
+        seen: Counter[tuple[int, int]] = Counter()
+        places: list[tuple[int, int, int]] = []
+        for block, row in rows:
+            number = blocks[id(block)]
+            places.append((number, seen[number, row], row))
+            seen[number, row] += 1
+        order = sorted(range(len(rows)), key=places.__getitem__)
         return cls(runs_of([rows[chunk] for chunk in order]), order)
 
     @property
@@ -228,7 +240,7 @@ class ChunkCache:
             offset += run.chunks
         return found
 
-    def select_questions(self, keep: Tensor) -> None:
-        """Forget the questions whose indices are not in `keep`."""
+    def select_questions(self, keep: Tensor, unused: int = 0) -> None:
+        """Forget the questions whose indices are not in `keep`, and columns that are padding in all that stay."""
         assert self.prompt is not None
-        self.prompt.select_questions(keep)
+        self.prompt.select_questions(keep, unused)

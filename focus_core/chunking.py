@@ -60,6 +60,17 @@ class TextLayout:
         starts_anew = self.bos is not None and list(local_context[:1]) == [self.bos]
         return [*joined, *(() if starts_anew else self.separator), *local_context]
 
+    def plain_length(self, documents: Sequence[Sequence[int]], local_context: Sequence[int]) -> int:
+        """How long `plain` is, without putting it together."""
+        rows = [document for document in documents if document]
+        between = len(self.separator) * max(len(rows) - 1, 0)
+        return (
+            sum(map(len, rows))
+            + between
+            + len(self.plain([row[:1] for row in rows[:1]], local_context))
+            - len(rows[:1])
+        )
+
     def with_bos(self, tokens: Sequence[int]) -> TokenIds:
         """`tokens` with a BOS in front, unless they start with one or the model has none."""
         tokens = list(tokens)

@@ -46,7 +46,8 @@ class FocusConfig:
             ConfigError: a chunk with its dynamic prompt, or the local window, leaves no room for an answer.
         """
         known = self if trained_with is None else self.filled_from(trained_with)
-        window, window_is = (known.window, "set by hand") if known.window else (window, window_is)
+        if known.window:
+            window, window_is = known.window, "set by hand" if self.window else "set with the adapter"
         # A chunk may take half of the window and the dynamic prompt a quarter: the answer keeps the rest.
         chunk_size = known.chunk_size or max(1, min(2048, window // 2))
         local_window = known.local_window or max(1, min(2048, window // 2))

@@ -65,9 +65,11 @@ class FocusDecoding:
 
     def select_questions(self, keep: Tensor) -> None:
         keep = keep.to(self._local.device)
-        self._cache.select_questions(keep)
-        self._local, self._local_padding = self._local[keep], self._local_padding[keep]
-        self._pending = self._pending[keep]
+        # Padding beside a longer question goes with it; it lies on the CPU, so this is no wait for a device.
+        self._prompt_padding, unused = _without_unused(self._prompt_padding[keep])
+        self._cache.select_questions(keep, unused)
+        self._local_padding, unused = _without_unused(self._local_padding[keep])
+        self._local, self._pending = self._local[keep, unused:], self._pending[keep]
 
 
 class PlainDecoding:
@@ -108,6 +110,12 @@ class PlainDecoding:
         )
         logits: Tensor = output.logits[:, -1]
         return logits
+
+
+def _without_unused(padding: Tensor) -> tuple[Tensor, int]:
+    """Padding without what all rows have of it, and how much that is."""
+    unused = int(padding.min())
+    return padding - unused, unused
 
 
 def pad_left(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:

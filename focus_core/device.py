@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import psutil
 import torch
@@ -17,6 +18,7 @@ _READ_LESS = (
     "Set parallel_chunks to a small number, hand over fewer documents or questions at once, or use dtype='bfloat16' or "
     "a smaller model."
 )
+_GROUPS, _OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
 
@@ -55,7 +57,31 @@ def free_memory(device: torch.device) -> int:
     if device.type == "cuda":
         reusable = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0] + reusable)
-    return int(psutil.virtual_memory().available)
+    return min([int(psutil.virtual_memory().available), *_left_by_limits()])
+
+
+def _left_by_limits() -> Iterator[int]:
+    """Bytes that the memory limits on this process leave, as in a container; what is cached of files counts as free."""
+    try:
+        groups = [line.split(":", 2) for line in _OWN_GROUPS.read_text().splitlines()]
+    except OSError:  # no Linux
+        return
+    for number, controllers, path in groups:
+        if number == "0":
+            root, files, cached = _GROUPS, ("memory.max", "memory.current"), "inactive_file"
+        elif "memory" in controllers.split(","):
+            files, cached = ("memory.limit_in_bytes", "memory.usage_in_bytes"), "total_inactive_file"
+            root = _GROUPS / "memory"
+        else:
+            continue
+        group = root / path.lstrip("/")
+        for folder in (group, *(parent for parent in group.parents if parent.is_relative_to(root))):
+            try:
+                limit, used = (int((folder / name).read_text()) for name in files)
+                stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+            except (OSError, ValueError):  # not there, or no limit
+                continue
+            yield max(0, limit - used + int(stat.get(cached, 0)))
 
 
 def lacking_memory(nbytes: int, device: torch.device) -> int:
@@ -73,7 +99,8 @@ def require_memory(nbytes: int, device: torch.device, *, what: str) -> None:
     if nbytes > free:
         raise OutOfMemoryError(
             f"The keys and values of {what} take {nbytes / 2**30:.2f} GiB, but only {free / 2**30:.2f} GiB are free on "
-            f"{device}. Hand over fewer or shorter documents, or use dtype='bfloat16' or a smaller model."
+            f"{device}. Hand over fewer or shorter documents, ask for shorter answers (max_new_tokens), or use "
+            "dtype='bfloat16' or a smaller model."
         )
 
 

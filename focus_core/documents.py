@@ -119,8 +119,10 @@ def read_folder(
         passed_over: told about a file that could have been text and could not be read, and about links to folders
 
     Raises:
-        DocumentError: there is nothing to read below the folder
+        DocumentError: there is no such folder, or nothing to read below it
     """
+    if not Path(folder).is_dir():
+        raise DocumentError(f"{folder}: there is no such folder.")
     found = False
     tell = passed_over or (lambda error: None)
     for path in _below(Path(folder), tell):

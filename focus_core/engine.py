@@ -280,7 +280,8 @@ class FocusEngine:
                     usage=Usage(sum(map(len, texts)) + len(local), document_tokens=sum(map(len, texts))),
                 )
             )
-        for members in _with_same_chunks(requests, tokens_per_pass(self.focus.model)):
+        groups = _with_same_chunks(requests, tokens_per_pass(self.focus.model), self.focus.free_tokens // 2)
+        for members in groups:
             yield from self._answers({index: requests[index] for index in members}, report)
 
     # --- reading ------------------------------------------------------------------------------------------------------
@@ -374,7 +375,8 @@ class FocusEngine:
             if known is not None:
                 self._texts.move_to_end(digest)
                 return known
-        tokens = self.tokenize(text)
+        numbers: dict[int, int] = {}  # the same object for the same token: a quarter of the memory
+        tokens = [numbers.setdefault(token, token) for token in self.tokenize(text)]
         with self._texts_lock:
             self._remembered_tokens += len(tokens) - len(self._texts.get(digest, ()))
             self._texts[digest] = tokens
@@ -445,14 +447,20 @@ class FocusEngine:
         return Piece(text + request.text.finish(), reason, request.usage)
 
 
-def _with_same_chunks(requests: Sequence[_Request], most_tokens: int) -> list[list[int]]:
-    """Indices of the requests, those together that can be answered in the same passes of at most so many tokens."""
+def _with_same_chunks(requests: Sequence[_Request], most_in_pass: int, most_behind: int) -> list[list[int]]:
+    """Indices of the requests, those together that can be answered in the same passes.
+
+    Args:
+        most_in_pass: how many tokens of local contexts a pass may have
+        most_behind: for how many tokens of questions and answers behind all chunks there is memory
+    """
     groups: list[list[int]] = []
 
     def fits(group: list[int], request: _Request) -> bool:
-        longest = max(len(requests[index].plan.local) for index in group)
-        room = (len(group) + 1) * max(longest, len(request.plan.local)) <= most_tokens
-        return room and requests[group[0]].plan.chunks == request.plan.chunks
+        plans = [*(requests[index].plan for index in group), request.plan]
+        in_pass = len(plans) * max(len(plan.local) for plan in plans)
+        behind = len(plans) * len(plans[0].chunks) * max(len(plan.prompt) + plan.new_tokens for plan in plans)
+        return in_pass <= most_in_pass and behind <= most_behind and plans[0].chunks == request.plan.chunks
 
     for index, request in enumerate(requests):
         group = next((group for group in groups if fits(group, request)), None)

@@ -9,7 +9,7 @@ It knows nothing of text, tokenizers or documents; `engine.py` does.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,11 +29,10 @@ from focus_core.chunk_cache import ChunkBlock, ChunkCache, ChunkRow, PromptCache
 from focus_core.chunking import TextLayout
 from focus_core.config import FocusConfig, ResolvedConfig
 from focus_core.decoding import Decoding, FocusDecoding, PlainDecoding
-from focus_core.device import lacking_memory, require_memory, tokens_per_pass
+from focus_core.device import free_memory, lacking_memory, require_memory, tokens_per_pass
 from focus_core.errors import ConfigError, UnsupportedModelError
 from focus_core.planning import make_plan
-
-Progress = Callable[[int, int], None]  # chunks read so far, chunks in all
+from focus_core.progress import Report
 
 
 @dataclass(frozen=True)
@@ -79,8 +78,8 @@ class FocusModel:
             self.parts.window.size, trained_with, window_is=self.parts.window.reason
         )
         self._refuse_beyond_hard_window()
-        self._reader = candidate_reader(model, self.parts, self.projections)
-        self._positions = RotaryPositions(self.parts)
+        self.reader = candidate_reader(model, self.parts, self.projections)
+        self.positions = RotaryPositions(self.parts)
         # Leaving a forward pass early would skip the hooks with which accelerate moves weights between devices.
         self._run_through = any(hasattr(module, "_hf_hook") for module in model.modules())
 
@@ -104,7 +103,7 @@ class FocusModel:
     # --- the method -------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def prefill(self, chunks: Sequence[Tensor], *, progress: Progress | None = None) -> ChunkCache:
+    def prefill(self, chunks: Sequence[Tensor], *, progress: Report | None = None) -> ChunkCache:
         """Read every chunk once, alone, positions from 0 (paper §2.2).
 
         Args:
@@ -202,8 +201,12 @@ class FocusModel:
 
         Returns:
             next-token logits `[questions, vocab]`
+
+        Raises:
+            ConfigError: `decode_candidates` has not been called
         """
-        assert cache.prompt is not None, "decode_candidates comes first"
+        if cache.prompt is None:
+            raise ConfigError("decode_step without a dynamic prompt: call decode_candidates with it first.")
         most = cache.prompt.tokens_per_pass
         if 0 < cache.chunks <= self._rows_per_pass(token_ids.numel(), most) and local_ids.numel() <= most:
             return self._one_pass(cache, token_ids.to(self.device), local_ids.to(self.device), padding)
@@ -218,7 +221,8 @@ class FocusModel:
         """Continue one long prompt greedily by exactly `max_new_tokens` tokens.
 
         The last `local_window` tokens are the local context and the rest is chunked; up to `plain_up_to` tokens the
-        plain model runs (paper §4.1, and the authors' code below 4096).
+        plain model runs (paper §4.1, and the authors' code below 4096). A BOS is the one that the model's config names;
+        `FocusEngine` takes its tokenizer's, which a few models (Qwen2) do not have.
 
         Raises:
             ConfigError: an empty prompt, more than one, or a negative length
@@ -326,7 +330,7 @@ class FocusModel:
         cache = PassCache(self.parts.num_layers, store, last=last, run_through=self._run_through)
         position_ids = positions.flatten()[:, None] + torch.arange(1 - new, 1, device=self.device)
         with reading(reader_pass), until_done():
-            self._reader.get_decoder()(
+            self.reader.get_decoder()(
                 input_ids=token_ids.repeat(len(positions), 1),
                 position_ids=position_ids.clamp(min=0),
                 past_key_values=cache,
@@ -342,19 +346,19 @@ class FocusModel:
         unused = torch.zeros(1, 1, dtype=torch.long) if padding is None else padding[:, None]
         unused = unused.to(self.device)
         seen = (columns <= columns[:, None]) & (columns >= unused[:, :, None])  # [questions, local, local]
-        angles = self._positions.angles(cache.slots - positions.T)
+        angles = self.positions.angles(cache.slots - positions.T)
         step = StepPass(
             ReaderPass(cache.runs, questions, 1, _visible(prompt, 2)),
             slots,
             nn.functional.pad(seen.expand(questions, -1, -1), (slots, 0), value=True),
             prompt.store,
-            lambda layer, keys: self._positions.move_layer(layer, keys, angles),
+            lambda layer, keys: self.positions.move_layer(layer, keys, angles),
         )
         candidates = positions.flatten()
         appended = torch.stack([candidates - 1, candidates], dim=1).clamp(min=0)
         local_positions = (slots + columns - unused).clamp(min=0).expand(questions, -1)
         with reading(step):
-            output = self._reader(
+            output = self.reader(
                 input_ids=step.side_by_side(token_ids.repeat(slots, 1), local_ids),
                 position_ids=step.side_by_side(appended, local_positions),
                 use_cache=False,
@@ -373,7 +377,7 @@ class FocusModel:
         shape = positions.shape
         keys, values = (s.unflatten(1, shape)[:, chunk_of].permute(0, 2, 3, 1, 4) for s in (keys, values))
         distance = torch.arange(len(slots), device=self.device) - positions[chunk_of].T
-        return Memory(self._positions.move(keys, distance), values)
+        return Memory(self.positions.move(keys, distance), values)
 
     def _prompt_of(self, cache: ChunkCache, token_ids: Tensor, padding: Tensor | None) -> PromptCache:
         if cache.prompt is None:
@@ -396,6 +400,11 @@ class FocusModel:
         """
         tokens = sum(lengths)
         require_memory(tokens * self.cache_bytes_per_token, self.device, what=f"{tokens} tokens")
+
+    @property
+    def free_tokens(self) -> int:
+        """Of how many tokens the device could still hold the keys and values."""
+        return free_memory(self.device) // self.cache_bytes_per_token
 
     def lacking_memory_for(self, lengths: Sequence[int]) -> int:
         """Bytes that would have to become free before such chunks fit the device."""

@@ -46,18 +46,19 @@ def make_plan(
         ContextOverflowError: it does not fit, with both numbers and what to change
     """
     config = layout.config
-    whole = layout.plain(documents, local)
+    whole = layout.plain_length(documents, local)
+    behind = local
     if documents:
         chunks = layout.chunks_of(documents) if chunks is None else chunks
     else:
-        chunks, local = layout.long_prompt(local)
+        chunks, behind = layout.long_prompt(local)
     # Without a wish of the user's, the plain model is not used where it would leave no room to speak of.
     expected = config.expected_answer if new_tokens is None else new_tokens
-    if not chunks or config.reads_plainly(len(whole), expected):
-        new_tokens = _wished_or_room(new_tokens, config.window - len(whole))
-        check_plain_room(config, prompt=len(whole), new_tokens=new_tokens)
-        return Plan([], whole, [], new_tokens)
-    prompt = layout.dynamic_prompt(local)
+    if not chunks or config.reads_plainly(whole, expected):
+        new_tokens = _wished_or_room(new_tokens, config.window - whole)
+        check_plain_room(config, prompt=whole, new_tokens=new_tokens)
+        return Plan([], layout.plain(documents, local), [], new_tokens)
+    local, prompt = behind, layout.dynamic_prompt(behind)
     lengths = [len(chunk) for chunk in chunks]
     room = config.window - max(max(lengths) + len(prompt), len(chunks) + len(local))
     new_tokens = _wished_or_room(new_tokens, room)

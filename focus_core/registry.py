@@ -7,7 +7,6 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -63,6 +62,7 @@ class SharedModel:
     """Weights, tokenizer, and what all who use them share: the chunks already read, and one turn at a time.
 
     Attributes:
+        projections: the trained ones, or copies of the model's own maps
         identity: what a chunk's keys and values depend on besides its tokens
         turn: held for one pass of the model (the first step of an answer takes several), never while somebody waits for
             a user
@@ -71,6 +71,7 @@ class SharedModel:
     """
 
     loaded: LoadedModel
+    projections: CandidateProjections
     tokenizer: PreTrainedTokenizerBase
     store: ChunkStore
     identity: str
@@ -93,18 +94,15 @@ class SharedModel:
             version: what tells this model from another one under the same name
             of_its_own: no other model is taken for the same, whatever its name
         """
+        with naming_lack_of_memory("Use dtype='bfloat16', a smaller model, or device='cpu'."):
+            projections = loaded.projections or CandidateProjections(decoder_parts(loaded.model))
         budget = int(free_memory(loaded.model.device) * _STORE_SHARE) if store_bytes is None else store_bytes
         config = loaded.model.config.get_text_config()
         version = version or str(getattr(config, "_commit_hash", None))
         identity = f"{loaded.model_id}|{version}|{loaded.model.dtype}"
         if of_its_own:
             identity += f"|{next(_of_their_own)}"
-        return cls(loaded, tokenizer, ChunkStore(budget), identity)
-
-    @cached_property
-    def projections(self) -> CandidateProjections:
-        """The trained ones, or copies of the model's own maps, which all engines share."""
-        return self.loaded.projections or CandidateProjections(decoder_parts(self.loaded.model))
+        return cls(loaded, projections, tokenizer, ChunkStore(budget), identity)
 
     @contextmanager
     def one_pass(self) -> Iterator[Turn]:
@@ -117,8 +115,11 @@ class SharedModel:
             yield turn
 
 
-_shared: WeakValueDictionary[tuple[Any, ...], SharedModel] = WeakValueDictionary()
-_loading = threading.Lock()
+Key = tuple[Any, ...]  # all that two who ask must have in common to share weights
+
+_shared: WeakValueDictionary[Key, SharedModel] = WeakValueDictionary()
+_loading: dict[Key, threading.Lock] = {}  # whoever loads holds it; others wait for the same weights only
+_lock = threading.Lock()  # around the two
 
 
 def shared_model(
@@ -140,13 +141,17 @@ def shared_model(
         *(name, _files(name), str(adapter), _files(str(adapter)), str(place), choose_dtype(dtype, place)),
         *sorted((k, repr(v)) for k, v in arguments.items()),
     )
-    with _loading:
-        found = _shared.get(key)
+    with _lock:
+        loading = _loading.setdefault(key, threading.Lock())
+    with loading:
+        with _lock:
+            found = _shared.get(key)
         if found is None:
             path, own_adapter = _resolve(name)
             loaded = load_model(path, adapter=adapter or own_adapter, device=device, dtype=dtype, **arguments)
             found = SharedModel.of(loaded, load_tokenizer(path, arguments), version=_version(path))
-            _shared[key] = found
+            with _lock:
+                _shared[key] = found
         return found
 
 

@@ -1,6 +1,6 @@
 """Chunks that have been read, by content: what has been read once is not read again.
 
-In memory only for now. A disk tier belongs here too: a block is two tensors and a list of keys.
+In memory, and gone with the process.
 """
 
 from __future__ import annotations

@@ -58,9 +58,11 @@ def shared_engine(settings: EngineSettings) -> FocusEngine:
         given = _given.get(settings.model)
         if given is not None:
             return given
-        engine = _engines.pop(settings, None)
-        if engine is None:
-            engine = _load(settings)
+        engine = _engines.get(settings)
+    if engine is None:
+        engine = _load(settings)  # takes long; whoever asks for another one has nothing to wait for
+    with _lock:
+        engine = _engines.pop(settings, engine)  # of two that were made at the same time, the first
         _engines[settings] = engine
         while len(_engines) > _KEPT:
             _engines.popitem(last=False)

@@ -30,13 +30,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "checkpoint": {"attention.*", "config", "device", "errors"},
     "model": {
         *("attention.*", "chunk_cache", "chunking", "config", "decoding", "device", "errors", "planning"),
-        "checkpoint",
+        *("checkpoint", "progress"),
     },
     "training.*": {
         *("training.*", "attention.*", "chunk_cache", "chunking", "config", "decoding", "device", "errors", "model"),
         *("checkpoint", "planning", "progress", "tokenizer"),
     },
-    "evaluation.*": {"evaluation.*", "engine", "config", "errors"},
+    "evaluation.*": {"evaluation.*", "engine", "config", "errors", "progress"},
 }
 
 # Modules that may be imported from a module for annotations only.
@@ -45,7 +45,7 @@ ONLY_FOR_TYPES: dict[str, set[str]] = {"decoding": {"model"}}
 # Packages of others, and the only modules of focus_core that may import them.
 ONLY_IN: dict[str, set[str]] = {
     "transformers": {
-        *("attention.*", "chunk_cache", "model", "decoding", "checkpoint", "sampling", "training.*"),
+        *("attention.*", "model", "decoding", "checkpoint", "sampling", "training.*"),
         *(
             "device",
             "text_stream",

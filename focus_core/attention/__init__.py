@@ -1,2 +1,5 @@
-"""Everything that knows the inside of a transformers model. An upgrade of transformers touches only this folder
-and `chunk_cache.py`; `tests/test_transformers_contract.py` says what is leaned on."""
+"""Everything that knows the inside of a transformers model.
+
+Besides, `decoding.py` uses transformers' cache for the plain model, and `sampling.py` its logits processors.
+`tests/test_transformers_contract.py` says what is leaned on.
+"""

@@ -94,7 +94,7 @@ def decoder_parts(model: PreTrainedModel) -> DecoderParts:
         apply_rotary=apply_rotary,
         kv_heads=getattr(config, "num_key_value_heads", None) or heads,
         head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
-        window=usable_window(config, name, attentions),
+        window=window_of(config, name, attentions),
         name=name,
     )
 
@@ -146,7 +146,7 @@ def _projection_names(attention: nn.Module, name: str) -> tuple[str, ...]:
     )
 
 
-def usable_window(config: Any, name: str, attentions: Iterable[nn.Module] = ()) -> Window:
+def window_of(config: Any, name: str, attentions: Iterable[nn.Module] = ()) -> Window:
     """The smallest of: trained positions, original positions of length-dependent RoPE, sliding window.
 
     Args:

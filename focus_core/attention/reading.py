@@ -20,9 +20,10 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
+from focus_core.attention.passes import KeysAndValues
+
 READER_ATTENTION = "focusllm_reader"
 
-KeysAndValues = tuple[Tensor, Tensor]
 
 # Scores of a tile in float32: on a CPU 16 MiB, about what a last-level cache keeps; on a GPU 256 MiB, so that few
 # tiles have to be started (not measured).

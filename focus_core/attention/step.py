@@ -13,7 +13,8 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from focus_core.attention.reading import KeysAndValues, ReaderPass, as_bias
+from focus_core.attention.passes import KeysAndValues
+from focus_core.attention.reading import ReaderPass, as_bias
 
 
 @dataclass(frozen=True)

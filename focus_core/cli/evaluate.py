@@ -62,7 +62,7 @@ def evaluate(
             for cut in (False, True) if control else (False,):
                 with progress_bar(f"{name}, {length:,} tokens") as progress:
                     result = run(
-                        engine, name, length, trials=trials, seed=seed, haystack=haystack, cut=cut, watch=progress
+                        engine, name, length, trials=trials, seed=seed, haystack=haystack, cut=cut, report=progress
                     )
                 typer.echo(_line(result))
                 if out is not None:

@@ -11,7 +11,7 @@ import typer
 
 from focus_core.cli import options
 from focus_core.cli.loading import load_engine, read_documents
-from focus_core.config import FocusConfig
+from focus_core.config import DEFAULT_NEW_TOKENS, FocusConfig
 from focus_core.progress import sign_of_life
 
 if TYPE_CHECKING:
@@ -23,13 +23,13 @@ _SHORT_QUESTION = 32  # tokens, with its template
 
 
 @dataclass(frozen=True)
-class Reading:
+class Needs:
     """What it takes to read documents.
 
     Attributes:
         chunks: 0 where the plain model reads everything
-        cache_bytes: keys and values of all chunks
-        prompt_bytes: keys and values of what one question and its answer append to the chunks, at most
+        cache_bytes: keys and values of the documents
+        prompt_bytes: keys and values of one question and its answer behind every chunk, of default length at most
         free_bytes: what the device can still hold
         room: positions that the window leaves for question and answer
     """
@@ -75,15 +75,15 @@ def info(
     with sign_of_life("counting tokens"):
         lengths = [tokens] if tokens else [engine.count_tokens(text) for text in texts]
     described = _describe(engine)
-    reading = _reading(engine, lengths) if lengths else None
+    needs = _needs(engine, lengths) if lengths else None
     if as_json:
-        found = None if reading is None else {**asdict(reading), "fits": reading.fits}
+        found = None if needs is None else {**asdict(needs), "fits": needs.fits}
         typer.echo(json.dumps({**described, "reading": found}))
         return
     for name, value in described.items():
         typer.echo(f"{name.replace('_', ' '):<24}{_shown(value)}")
-    if reading is not None:
-        typer.echo(f"\n{_explain(reading)}")
+    if needs is not None:
+        typer.echo(f"\n{_explain(needs)}")
 
 
 def _describe(engine: FocusEngine) -> dict[str, Any]:
@@ -105,24 +105,30 @@ def _describe(engine: FocusEngine) -> dict[str, Any]:
     }
 
 
-def _reading(engine: FocusEngine, lengths: Sequence[int]) -> Reading:
+def _needs(engine: FocusEngine, lengths: Sequence[int]) -> Needs:
     from focus_core.device import free_memory
     from focus_core.tokenizer import bos_of
 
     config, focus = engine.config, engine.focus
+    tokens, bos, per_token = sum(lengths), int(bos_of(engine.tokenizer) is not None), focus.cache_bytes_per_token
     # As a question would be planned that takes little room itself.
-    plain = config.reads_plainly(sum(lengths) + _SHORT_QUESTION, config.expected_answer)
-    chunks = 0 if plain else sum(-(-length // config.chunk_size) for length in lengths)
-    has_bos = bos_of(engine.tokenizer) is not None
-    starts = 0 if not has_bos or plain else chunks if config.bos_per_chunk else len(lengths)
-    return Reading(
+    if config.reads_plainly(tokens + _SHORT_QUESTION, config.expected_answer):
+        per_token = per_token // (focus.parts.num_layers - 1) * focus.parts.num_layers  # it keeps the last layer's, too
+        chunks, starts, behind = 0, bos, _SHORT_QUESTION + config.expected_answer
+    else:
+        chunks = sum(-(-length // config.chunk_size) for length in lengths)
+        starts = bos * (chunks if config.bos_per_chunk else len(lengths))
+        prompt, longest = config.dynamic_prompt + bos, min(max(lengths), config.chunk_size) + bos
+        left = config.window - max(longest + prompt, chunks + _SHORT_QUESTION)
+        behind = chunks * (prompt + min(DEFAULT_NEW_TOKENS, max(left, 1)))
+    return Needs(
         documents=len(lengths),
-        tokens=sum(lengths),
+        tokens=tokens,
         chunks=chunks,
-        cache_bytes=(sum(lengths) + starts) * focus.cache_bytes_per_token,
-        prompt_bytes=chunks * (config.dynamic_prompt + config.expected_answer) * focus.cache_bytes_per_token,
+        cache_bytes=(tokens + starts) * per_token,
+        prompt_bytes=behind * per_token,
         free_bytes=free_memory(focus.device),
-        room=config.window - (sum(lengths) if plain else chunks),
+        room=config.window - (chunks or tokens),
     )
 
 
@@ -136,18 +142,18 @@ def _shown(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def _explain(reading: Reading) -> str:
-    how = f"{reading.chunks:,} chunks" if reading.chunks else "read whole by the plain model"
-    plural = "s" if reading.documents > 1 else ""
+def _explain(needs: Needs) -> str:
+    how = f"{needs.chunks:,} chunks" if needs.chunks else "read whole by the plain model"
+    plural = "s" if needs.documents > 1 else ""
     lines = [
-        f"{reading.documents} document{plural}, {reading.tokens:,} tokens: {how}.",
-        f"Keys and values take {_gib(reading.cache_bytes)}, and up to {_gib(reading.prompt_bytes)} for a question and "
-        f"its answer, of {_gib(reading.free_bytes)} free.",
-        f"The window leaves {max(reading.room, 0):,} positions for question and answer.",
+        f"{needs.documents} document{plural}, {needs.tokens:,} tokens: {how}.",
+        f"Keys and values take {_gib(needs.cache_bytes)}, and up to {_gib(needs.prompt_bytes)} for a question and "
+        f"its answer, of {_gib(needs.free_bytes)} free.",
+        f"The window leaves {max(needs.room, 0):,} positions for question and answer.",
     ]
-    if reading.fits:
+    if needs.fits:
         return "\n".join([*lines, "It fits."])
-    short = "memory" if reading.needed_bytes > reading.free_bytes else "window"
+    short = "memory" if needs.needed_bytes > needs.free_bytes else "window"
     way_out = {
         "memory": "Use fewer documents, --dtype bfloat16 or a smaller model.",
         "window": "Use fewer documents or a larger --chunk-size.",

@@ -97,31 +97,29 @@ class Fact:
     value: str
     kind: str = "fact"
 
-    def statement(self, rng: random.Random, form: int | None = None) -> str:
-        """A sentence that states the fact (``form`` picks one; otherwise it is drawn)."""
+    def statement(self, rng: random.Random) -> str:
+        """A sentence that states the fact."""
         if self.kind == "key":
             return f"{self.entity}: {self.value}"
-        return self._fill(rng, PASS_KEY_STATEMENTS if self.kind == "passkey" else STATEMENTS, form)
+        return self._fill(rng, PASS_KEY_STATEMENTS if self.kind == "passkey" else STATEMENTS)
 
     def question(self, rng: random.Random, form: int | None = None) -> str:
-        """A question that the fact answers."""
+        """A question that the fact answers (``form`` picks one; otherwise it is drawn)."""
         forms = {"key": KEY_QUESTIONS, "passkey": PASS_KEY_QUESTIONS, "fact": QUESTIONS}
         return self._fill(rng, forms[self.kind], form)
 
     def reworded_question(self, rng: random.Random) -> str:
         """A question about a fact (of kind "fact") in words that no training uses."""
-        return self._fill(rng, REWORDED_QUESTIONS, None)
+        return self._fill(rng, REWORDED_QUESTIONS)
 
-    def restatement(self, rng: random.Random, form: int | None = None) -> str:
+    def restatement(self, rng: random.Random) -> str:
         """The beginning of a sentence that the value completes, for a model prompted without a question."""
         forms = {"key": KEY_RESTATEMENTS, "passkey": PASS_KEY_RESTATEMENTS, "fact": RESTATEMENTS}
-        return self._fill(rng, forms[self.kind], form)
+        return self._fill(rng, forms[self.kind])
 
-    def _fill(self, rng: random.Random, forms: Sequence[str], form: int | None) -> str:
+    def _fill(self, rng: random.Random, forms: Sequence[str], form: int | None = None) -> str:
         text = forms[rng.randrange(len(forms)) if form is None else form]
-        return text.format(
-            a=self.attribute, e=self.entity, v=self.value, E=_capital(self.entity), V=_capital(self.value)
-        )
+        return text.format(a=self.attribute, e=self.entity, v=self.value, E=_capital(self.entity))
 
 
 @dataclass(frozen=True)
@@ -261,10 +259,10 @@ def filler_sentences(rng: random.Random, count: int) -> list[str]:
 
 
 def split_sentences(text: str) -> list[str]:
-    """Text cut after full stops, question marks and line ends; the pieces joined give the text again."""
+    """Text cut after line ends and spaces behind ``.?!;``; the pieces joined give the text again."""
     pieces, start = [], 0
     for index, letter in enumerate(text):
-        if letter == "\n" or (letter in " " and index and text[index - 1] in ".?!;"):
+        if letter == "\n" or (letter == " " and index and text[index - 1] in ".?!;"):
             pieces.append(text[start : index + 1])
             start = index + 1
     return [*pieces, text[start:]] if start < len(text) else pieces

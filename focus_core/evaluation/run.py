@@ -6,15 +6,14 @@ import math
 import random
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from focus_core.engine import FocusEngine
 from focus_core.errors import ConfigError
 from focus_core.evaluation.tasks import Haystack, Sheet, Trial, task_named
-
-Watch = Callable[[int, int], None]  # trials done, and in all
+from focus_core.progress import Report
 
 
 @dataclass(frozen=True)
@@ -57,18 +56,20 @@ def evaluate(
     seed: int = 0,
     haystack: Haystack | None = None,
     cut: bool = False,
-    watch: Watch | None = None,
+    report: Report | None = None,
 ) -> Result:
     """Ask `trials` questions about seeded documents of about `tokens` tokens.
 
     Args:
         haystack: where the text around the facts comes from; generated sentences by default
         cut: the control: the plain model, on as much of the end of the text as its window holds
-        watch: called after every document
+        report: called with the number of trials done and in all, after every document
 
     Raises:
         ConfigError: an unknown task or an impossible size
     """
+    if trials < 1:
+        raise ConfigError(f"trials={trials}: must be at least 1.")
     if tokens < 256:
         raise ConfigError(f"tokens={tokens}: a task needs at least 256 tokens of text.")
     reader = _plain(engine) if cut else engine
@@ -82,8 +83,8 @@ def evaluate(
         right += sum(_ask(reader, sheet, cut))
         seconds.append(time.perf_counter() - started)
         asked += len(sheet.trials)
-        if watch is not None:
-            watch(asked, trials)
+        if report is not None:
+            report(asked, trials)
     low, high = wilson(right, asked)
     middle = round(statistics.median(sizes))
     return Result(task, "cut" if cut else "focus", middle, asked, right, low, high, statistics.median(seconds), seed)
@@ -118,6 +119,7 @@ def _ask(engine: FocusEngine, sheet: Sheet, cut: bool) -> list[bool]:
         chat_template=first.chat_template,
         max_new_tokens=first.new_tokens,
     )
+    assert not (cut and answers[0].usage.chunks), "the control read in chunks"
     return [trial.is_right(answer.text) for trial, answer in zip(sheet.trials, answers, strict=True)]
 
 
@@ -142,5 +144,6 @@ def _end_of(engine: FocusEngine, sheet: Sheet) -> str:
 
 
 def _needed(engine: FocusEngine, trial: Trial) -> int:
-    template = 32  # the chat template, BOS, and what decoding and encoding again may add
-    return engine.count_tokens(trial.question) + trial.new_tokens + template
+    slack = 16  # separators, and what decoding and encoding the text again may add
+    asked = engine.count_question_tokens(trial.question, chat_template=trial.chat_template)
+    return asked + trial.new_tokens + slack

@@ -44,7 +44,7 @@ class Trial:
         White space around it and a full stop behind it do not count.
         """
         said, answer = (words.strip().removesuffix(".") for words in (text, self.answer))
-        return said == answer or (self.chat_template and said.endswith((f" {answer}", f": {answer}")))
+        return said == answer or (self.chat_template and said.endswith(f" {answer}"))
 
 
 @dataclass(frozen=True)

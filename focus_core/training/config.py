@@ -61,6 +61,7 @@ class TrainingConfig:
     evaluate_every: int = 0  # 0: only at the end
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "output", Path(self.output))
         for name in ("steps", "accumulation", "max_chunks", "targets_per_span", "save_every", "log_every"):
             _require(getattr(self, name) >= 1, f"{name}={getattr(self, name)}: must be at least 1.")
         for name in ("warm_up", "weight_decay", "evaluate_every", "final_share"):
@@ -99,8 +100,8 @@ class TrainingConfig:
             raise ConfigError("objectives: all are off, so there is nothing to learn.")
 
     @classmethod
-    def from_toml(cls, path: str | Path, **changes: Any) -> TrainingConfig:
-        """Read a file; paths in it are relative to it. `changes` replace what the file says.
+    def from_toml(cls, path: str | Path) -> TrainingConfig:
+        """Read a file; paths in it are relative to it.
 
         Raises:
             ConfigError: names the file and the key, and for an unknown key the known ones
@@ -115,15 +116,15 @@ class TrainingConfig:
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise ConfigError(f"{path} is not TOML: {error}.") from error
         try:
-            return cls.from_dict(settings, folder=path.parent, **changes)
+            return cls.from_dict(settings, folder=path.parent)
         except ConfigError as error:
             raise ConfigError(f"{path}: {error}") from error
 
     @classmethod
-    def from_dict(cls, settings: Mapping[str, Any], *, folder: Path = Path(), **changes: Any) -> TrainingConfig:
-        """From plain values, as TOML and JSON have them."""
+    def from_dict(cls, settings: Mapping[str, Any], *, folder: Path = Path()) -> TrainingConfig:
+        """From plain values, as TOML and JSON have them; paths are relative to `folder`."""
         known = {f.name for f in fields(cls)}
-        values = {**settings, **{name: value for name, value in changes.items() if value is not None}}
+        values = dict(settings)
         for name in values:
             if name not in known:
                 near = difflib.get_close_matches(name, known, 1)
@@ -133,7 +134,7 @@ class TrainingConfig:
             raise ConfigError("the key 'output' is missing: a folder for the adapter, the checkpoint and the log.")
         for name in ("output", "data"):
             if name in values:
-                values[name] = _under(folder if name not in changes else Path(), values[name], name)
+                values[name] = _under(folder, values[name], name)
         for name in ("model", "adapter"):
             if isinstance(values.get(name), str) and (folder / values[name]).is_dir():
                 values[name] = str(folder / values[name])

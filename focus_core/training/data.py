@@ -19,6 +19,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from focus_core.chunking import TextLayout, TokenIds
@@ -195,9 +196,12 @@ class FileExamples:
         if not asked.templated or not self._tokenizer.chat_template:
             return asked.text, asked.answer
         turn = [{"role": "user", "content": asked.text}]
-        prompt: str = self._tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
-        turn.append({"role": "assistant", "content": asked.answer})
-        whole: str = self._tokenizer.apply_chat_template(turn, tokenize=False)
+        try:
+            prompt: str = self._tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
+            turn.append({"role": "assistant", "content": asked.answer})
+            whole: str = self._tokenizer.apply_chat_template(turn, tokenize=False)
+        except TemplateError as error:
+            raise ConfigError(f"The model's chat template refuses a question with its answer: {error}") from error
         return prompt, whole.removeprefix(prompt) if whole.startswith(prompt) else asked.answer
 
     # --- sizes --------------------------------------------------------------------------------------------------------

@@ -34,7 +34,7 @@ class LossLog:
     def __init__(self, config: TrainingConfig, first: int, accelerator: Accelerator) -> None:
         self._config, self._first, self._accelerator = config, first, accelerator
         self._examples: list[tuple[str, float, int]] = []
-        self._steps, self._norms, self._began = 0, 0.0, time.monotonic()
+        self._steps, self._norms, self._seconds, self._began = 0, 0.0, 0.0, time.monotonic()
         self._last = first, 0.0
         self._console = Console(stderr=True)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
@@ -61,6 +61,10 @@ class LossLog:
     ) -> None:
         self._progress.stop()
 
+    def start(self) -> None:
+        """A step begins: what comes between two steps, saving and evaluation, is none of its time."""
+        self._began = time.monotonic()
+
     def example(self, objective: str, loss: float, targets: int) -> None:
         """Note the loss of one example."""
         self._examples.append((objective, loss, targets))
@@ -70,6 +74,7 @@ class LossLog:
         self._progress.update(self._task, completed=done)
         self._steps += 1
         self._norms += norm
+        self._seconds += time.monotonic() - self._began
         self._last = done, rate
         if done % self._config.log_every == 0 or done == self._config.steps:
             self.flush()
@@ -92,8 +97,8 @@ class LossLog:
 
     def _write(self, done: int, rate: float) -> None:
         examples: list[tuple[str, float, int]] = gather_object(self._examples)
-        seconds, norm = (time.monotonic() - self._began) / self._steps, self._norms / self._steps
-        self._examples, self._steps, self._norms, self._began = [], 0, 0.0, time.monotonic()
+        seconds, norm = self._seconds / self._steps, self._norms / self._steps
+        self._examples, self._steps, self._norms, self._seconds = [], 0, 0.0, 0.0
         if not self._accelerator.is_main_process:
             return
         common = {"step": done, "learning_rate": rate, "gradient_norm": norm, "seconds": seconds}

@@ -25,18 +25,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from focus_core.attention.candidates import candidate_reader
 from focus_core.attention.memory import Memory
-from focus_core.attention.passes import PassCache, until_done
+from focus_core.attention.passes import KeysAndValues, PassCache, until_done
 from focus_core.attention.reading import ReaderPass, reading
-from focus_core.attention.rope import RotaryPositions
 from focus_core.chunk_cache import ChunkCache
 from focus_core.decoding import pad_left
 from focus_core.device import tokens_per_pass
 from focus_core.model import FocusModel
 from focus_core.training.examples import TrainingExample
-
-KeysAndValues = tuple[Tensor, Tensor]
 
 
 class FocusLoss(nn.Module):
@@ -158,8 +154,6 @@ class _Method:
     def __init__(self, model: FocusModel, recompute: bool) -> None:
         self.model = model
         self._parts = model.parts
-        self._reader = candidate_reader(model.model, model.parts, model.projections)
-        self._positions = RotaryPositions(model.parts)
         self._recompute = recompute
 
     @torch.no_grad()
@@ -206,7 +200,7 @@ class _Method:
         keys, values = (torch.cat(states, dim=1).transpose(1, 3) for states in zip(*groups, strict=True))
         positions = _positions_behind(cache, 0, cache.chunks, targets.candidate_offsets)
         distance = cache.slots - positions.T
-        return Memory(self._positions.move(keys, distance), values)
+        return Memory(self.model.positions.move(keys, distance), values)
 
     def local_losses(self, memory: Memory, targets: Targets) -> Tensor:
         """Cross-entropy of each target given its memory and its row of local context (paper eq. 6): `[targets]`."""
@@ -245,7 +239,7 @@ class _Method:
             return
         cache = PassCache(self._parts.num_layers, store, last=last, run_through=False)
         with reading(group), until_done():
-            self._reader.get_decoder()(
+            self.model.reader.get_decoder()(
                 input_ids=token_ids.expand(len(positions), -1),
                 position_ids=positions,
                 past_key_values=cache,

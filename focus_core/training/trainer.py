@@ -197,6 +197,7 @@ class _Run:
             for group in optimizer.param_groups:
                 group["lr"] = rate
         norm = 0.0
+        log.start()
         for example in islice(ready, self.config.accumulation):
             with self.accelerator.accumulate(self.loss):
                 loss = self.loss(example)
@@ -398,13 +399,21 @@ def _focus_model(
         settings = FocusConfig(bos_per_chunk=config.bos_per_chunk)
         focus = FocusModel(loaded.model, projections, config=settings, trained_with=loaded.trained_with)
         name = loaded.model_id
-    if config.mixed_precision == "no" and focus.dtype != torch.float32:
-        raise ConfigError(
-            f"mixed_precision='no' with a base model in {focus.dtype}: what learns is float32, and without "
-            "mixed precision the two do not go together. Set dtype='float32', or mixed_precision='bf16'."
-        )
+    _check_precision(config, focus)
     focus.projections.float()  # what learns is float32, whatever the frozen model is kept in
     return focus, config.model or name
+
+
+def _check_precision(config: TrainingConfig, focus: FocusModel) -> None:
+    """What learns is float32; the frozen model may be kept in what mixed precision computes in."""
+    half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.mixed_precision)
+    if focus.dtype not in (torch.float32, half):
+        raise ConfigError(
+            f"mixed_precision={config.mixed_precision!r} with a base model in {focus.dtype}: they do not go together. "
+            "Set dtype='float32', or mixed_precision='bf16' with dtype='bfloat16'."
+        )
+    if config.mixed_precision == "fp16" and focus.device.type == "cpu":
+        raise ConfigError("mixed_precision='fp16' on a CPU: it has no such arithmetic. Set 'bf16' or 'no'.")
 
 
 def _loaded(config: TrainingConfig, device: torch.device, model: PreTrainedModel | None) -> LoadedModel:

@@ -246,11 +246,17 @@ def test_pipes_and_broken_links_do_not_stop_a_folder(folder: Path) -> None:
     assert told[0] == f"{folder / 'gone.txt'}: there is no such file."
 
 
-@pytest.mark.parametrize("name", ["empty", "missing"])
-def test_folder_without_text(tmp_path: Path, name: str) -> None:
-    (tmp_path / "empty").mkdir()
+def test_folder_without_text(tmp_path: Path) -> None:
     with pytest.raises(DocumentError, match="no text files below this folder"):
-        list(read_folder(tmp_path / name))
+        list(read_folder(tmp_path))
+
+
+def test_no_folder(tmp_path: Path) -> None:
+    """A slip of the pen would look like a folder without text."""
+    (tmp_path / "a.txt").write_text("text")
+    for name in ("missing", "a.txt"):
+        with pytest.raises(DocumentError, match="there is no such folder"):
+            list(read_folder(tmp_path / name))
 
 
 def test_office_documents_and_linked_folders_are_told_of(tmp_path: Path) -> None:

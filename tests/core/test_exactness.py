@@ -287,7 +287,7 @@ def test_a_step_is_one_pass_unless_chunks_need_several(parallel_chunks: int | No
     decoding = FocusDecoding(focus, prefilled(focus, CASE), [CASE.local], [CASE.prompt])
     decoding.start()
     tokens: list[int] = []
-    for model in (focus.model, focus._reader):
+    for model in (focus.model, focus.reader):
         model.get_decoder().embed_tokens.register_forward_hook(lambda _, given, __: tokens.append(given[0].numel()))
     decoding.step(torch.tensor([3]))
     local = len(CASE.local) + 1
@@ -470,7 +470,7 @@ def test_no_second_copy_of_the_weights(llama: PreTrainedModel, focus: FocusModel
     """The reader would double the memory that a model takes."""
     own = {parameter.data_ptr() for parameter in llama.parameters()}
     candidates = {parameter.data_ptr() for parameter in focus.projections.parameters()}
-    assert {parameter.data_ptr() for parameter in focus._reader.parameters()} == own | candidates
+    assert {parameter.data_ptr() for parameter in focus.reader.parameters()} == own | candidates
 
 
 def test_base_model_and_questions_in_several_threads(llama: PreTrainedModel, focus: FocusModel) -> None:

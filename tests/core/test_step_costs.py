@@ -48,7 +48,7 @@ def counting_logits(focus: FocusModel) -> Iterator[list[int]]:
     def note(_: object, __: object, logits: Tensor) -> None:
         counts.append(logits.shape[:-1].numel())
 
-    handles = [model.lm_head.register_forward_hook(note) for model in (focus.model, focus._reader)]
+    handles = [model.lm_head.register_forward_hook(note) for model in (focus.model, focus.reader)]
     yield counts
     for handle in handles:
         handle.remove()
