@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, cast
 
 import torch
@@ -28,7 +27,7 @@ from transformers.utils import logging
 from focus_core.attention.candidates import CandidateProjections, names_per_layer
 from focus_core.attention.modules import DecoderParts, decoder_parts, window_of
 from focus_core.config import FocusConfig
-from focus_core.device import choose_device, choose_dtype, naming_lack_of_memory
+from focus_core.device import LOAD_LESS, choose_device, choose_dtype, naming_lack_of_memory
 from focus_core.errors import AdapterError, ConfigError, UnsupportedModelError, first_line
 
 ADAPTER_CONFIG = "focusllm_adapter.json"
@@ -94,7 +93,7 @@ def load_model(
         )
     place = choose_device(device)
     base = _load_base(str(model), choose_dtype(dtype, place), arguments)
-    with naming_lack_of_memory("Use dtype='bfloat16', a smaller model, or device='cpu'."):
+    with naming_lack_of_memory(LOAD_LESS):
         base = base.to(place)
     loaded = LoadedModel(base, str(model))
     access = {key: arguments[key] for key in _HUB_ACCESS if key in arguments}
@@ -207,17 +206,18 @@ def load_adapter(
         raise AdapterError(
             f"The adapter in {folder} projects {description['projections']}, this model has {list(parts.projections)}."
         )
-    with naming_lack_of_memory("Use dtype='bfloat16', a smaller model, or device='cpu'."):
-        projections = CandidateProjections(parts, rank=description["rank"])
-    _fill(projections, _read_weights(folder), folder)
     known = {f.name for f in fields(FocusConfig)}
     foreign = sorted(set(description["config"]) - known)
     if foreign:
         raise AdapterError(f"{folder / ADAPTER_CONFIG}: unknown settings {foreign}; a newer version wrote it. Upgrade.")
     try:
-        return projections, FocusConfig(**description["config"])
+        trained_with = FocusConfig(**description["config"])
+        with naming_lack_of_memory(LOAD_LESS):
+            projections = CandidateProjections(parts, rank=description["rank"])
     except ConfigError as error:
         raise AdapterError(f"{folder / ADAPTER_CONFIG}: {error}") from error
+    _fill(projections, _read_weights(folder), folder)
+    return projections, trained_with
 
 
 def fingerprint(model: PreTrainedModel, parts: DecoderParts) -> dict[str, Any]:
@@ -491,7 +491,7 @@ def _load_bin(path: Path) -> dict[str, Tensor]:
     try:
         mapped = zipfile.is_zipfile(path)  # torch wrote another format before 1.6
         return cast(dict[str, Tensor], torch.load(path, map_location="cpu", weights_only=True, mmap=mapped))
-    except (OSError, RuntimeError, UnpicklingError, EOFError, KeyError, ValueError) as error:
+    except Exception as error:  # over bytes of another kind unpickling stumbles in any way
         raise AdapterError(
             f"{path} is damaged or cut short: {first_line(error)}. Save or download it again."
         ) from error

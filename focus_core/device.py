@@ -14,6 +14,7 @@ from focus_core.errors import ConfigError, OutOfMemoryError, first_line
 
 _CPU_TOKENS_PER_PASS = 4096  # beyond that a CPU pass gets no faster, it only leaves the caches
 _GPU_SHARE_FOR_ACTIVATIONS = 0.25
+LOAD_LESS = "Use dtype='bfloat16', a smaller model, or device='cpu'."
 _READ_LESS = (
     "Set parallel_chunks to a small number, hand over fewer documents or questions at once, or use dtype='bfloat16' or "
     "a smaller model."
@@ -87,6 +88,11 @@ def _left_by_limits() -> Iterator[int]:
 def lacking_memory(nbytes: int, device: torch.device) -> int:
     """How many of so many bytes are not free."""
     return max(0, nbytes - free_memory(device))
+
+
+def room_for(nbytes: int, device: torch.device) -> int:
+    """How many pieces of so many bytes are free."""
+    return free_memory(device) // nbytes
 
 
 def require_memory(nbytes: int, device: torch.device, *, what: str) -> None:

@@ -29,7 +29,7 @@ from focus_core.chunk_cache import ChunkBlock, ChunkCache, ChunkRow, PromptCache
 from focus_core.chunking import TextLayout
 from focus_core.config import FocusConfig, ResolvedConfig
 from focus_core.decoding import Decoding, FocusDecoding, PlainDecoding
-from focus_core.device import free_memory, lacking_memory, require_memory, tokens_per_pass
+from focus_core.device import lacking_memory, require_memory, room_for, tokens_per_pass
 from focus_core.errors import ConfigError, UnsupportedModelError
 from focus_core.planning import make_plan
 from focus_core.progress import Report
@@ -404,7 +404,7 @@ class FocusModel:
     @property
     def free_tokens(self) -> int:
         """Of how many tokens the device could still hold the keys and values."""
-        return free_memory(self.device) // self.cache_bytes_per_token
+        return room_for(self.cache_bytes_per_token, self.device)
 
     def lacking_memory_for(self, lengths: Sequence[int]) -> int:
         """Bytes that would have to become free before such chunks fit the device."""

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from focus_core.attention.candidates import CandidateProjections
 from focus_core.attention.modules import decoder_parts
 from focus_core.checkpoint import LoadedModel, is_folder, load_model
-from focus_core.device import choose_device, choose_dtype, free_memory, naming_lack_of_memory
+from focus_core.device import LOAD_LESS, choose_device, choose_dtype, free_memory, naming_lack_of_memory
 from focus_core.errors import ConfigError, UnsupportedModelError
 from focus_core.store import ChunkStore
 from focus_core.tokenizer import load_tokenizer
@@ -94,7 +94,7 @@ class SharedModel:
             version: what tells this model from another one under the same name
             of_its_own: no other model is taken for the same, whatever its name
         """
-        with naming_lack_of_memory("Use dtype='bfloat16', a smaller model, or device='cpu'."):
+        with naming_lack_of_memory(LOAD_LESS):
             projections = loaded.projections or CandidateProjections(decoder_parts(loaded.model))
         budget = int(free_memory(loaded.model.device) * _STORE_SHARE) if store_bytes is None else store_bytes
         config = loaded.model.config.get_text_config()

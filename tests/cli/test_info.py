@@ -104,6 +104,9 @@ def test_a_text_that_fits_is_read_by_the_plain_model(focusllm: Focusllm, model_f
     reading = json.loads(result.stdout)["reading"]
     assert reading["chunks"] == 0
     assert reading["room"] == WINDOW - 100
+    per_token = 2 * 3 * 2 * 8 * 4  # it keeps the last layer's keys and values, too
+    assert reading["cache_bytes"] == (100 + 1) * per_token
+    assert reading["prompt_bytes"] == (32 + 256) * per_token
 
 
 @pytest.mark.parametrize("arguments", [("--tokens", "0"), ("--tokens", "5", "-d", "-"), ("a word",)])

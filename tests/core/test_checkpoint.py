@@ -133,6 +133,8 @@ def _edit(**changes: object) -> Callable[[Path], None]:
         (_edit(config=None), "damaged: config=None"),
         (_edit(projections=["qkv_proj"]), r"projects \['qkv_proj'\]"),
         (_edit(config={"chunk_sise": 3}), "chunk_sise"),
+        (_edit(config={"chunk_size": "896"}), rf"{ADAPTER_CONFIG}: chunk_size='896'"),
+        (_edit(rank=0), f"{ADAPTER_CONFIG}: rank=0"),
     ],
 )
 def test_damaged_adapters_are_refused(

@@ -103,6 +103,18 @@ def test_plain_text_is_one_large_chunk_with_its_question() -> None:
     assert layout.plain([[]], [20, 21]) == [20, 21]
 
 
+@pytest.mark.parametrize("bos", [BOS, None])
+@pytest.mark.parametrize("separator", [(), (7,), (7, 8)])
+@pytest.mark.parametrize("documents", [[], [[]], [[10]], [[BOS, 10], [11, 12]], [[10, 11], [], [BOS, 12]]])
+@pytest.mark.parametrize("local", [[20], [BOS, 20]])
+def test_length_of_a_plain_text(
+    bos: int | None, separator: tuple[int, ...], documents: list[list[int]], local: list[int]
+) -> None:
+    """What decides between the plain model and chunks is computed without putting the text together."""
+    layout = replace(_layout(bos=bos), separator=separator)
+    assert layout.plain_length(documents, local) == len(layout.plain(documents, local))
+
+
 _SAYS_BOS = "{{ bos_token }}{% for m in messages %}{{ m.content }}{% endfor %}"
 _SAYS_NONE = "{% for m in messages %}{{ m.content }}{% endfor %}"
 _REFUSES = "{{ raise_exception('no') }}"

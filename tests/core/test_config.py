@@ -117,6 +117,13 @@ def test_messages_say_what_limits_the_window() -> None:
         FocusConfig(chunk_size=64).resolve(64, window_is="its sliding window")
 
 
+def test_a_window_that_came_with_the_adapter_was_not_set_by_hand() -> None:
+    """Users of the authors' checkpoints would look for a setting that they never made."""
+    trained_with = FocusConfig(window=4096)
+    assert FocusConfig().resolve(2048, trained_with).window_is == "set with the adapter"
+    assert FocusConfig(window=1024).resolve(2048, trained_with).window_is == "set by hand"
+
+
 def test_window_set_by_hand_goes_before_the_models() -> None:
     """The setting would do nothing."""
     resolved = FocusConfig(window=1000).resolve(64)

@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,9 +19,10 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 
+from focus_core import device
 from focus_core.attention.candidates import CandidateProjections
 from focus_core.decoding import Decoding, FocusDecoding, PlainDecoding
-from focus_core.device import choose_device
+from focus_core.device import choose_device, free_memory
 from focus_core.errors import ConfigError
 from focus_core.model import FocusModel
 from focus_core.training.loss import FocusLoss
@@ -160,3 +162,38 @@ def test_the_watch_sees_mistakes(mistake: Callable[[Tensor], object]) -> None:
     with _Watch() as watch, suppress(RuntimeError, NotImplementedError):
         mistake(x)
     assert len(watch.found) == 1
+
+
+# --- memory -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("line", "folder", "names", "cached"),
+    [
+        ("0::/job/step", "job", ("memory.max", "memory.current"), "inactive_file"),
+        (
+            "4:cpu,memory:/job/step",
+            "memory/job",
+            ("memory.limit_in_bytes", "memory.usage_in_bytes"),
+            "total_inactive_file",
+        ),
+    ],
+)
+def test_the_limit_of_a_container_counts(
+    line: str, folder: str, names: tuple[str, str], cached: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With 8 GiB of a host's 256, half of 256 would be kept for later, and the process killed instead of refused."""
+    cpu = torch.device("cpu")
+    limit, used, reclaimable = free_memory(cpu) // 2, 1000, 200
+    (tmp_path / "own").write_text(f"1:cpuset:/elsewhere\n{line}\n")
+    group = tmp_path / folder
+    (group / "step").mkdir(parents=True)
+    (group / "step" / names[0]).write_text("max\n")
+    for name, number in zip(names, (limit, used), strict=True):
+        (group / name).write_text(f"{number}\n")
+    (group / "memory.stat").write_text(f"anon 5\n{cached} {reclaimable}\n")
+    monkeypatch.setattr(device, "_GROUPS", tmp_path)
+    monkeypatch.setattr(device, "_OWN_GROUPS", tmp_path / "own")
+    assert free_memory(cpu) == limit - used + reclaimable
+    monkeypatch.setattr(device, "_OWN_GROUPS", tmp_path / "no Linux")
+    assert free_memory(cpu) > limit

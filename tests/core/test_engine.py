@@ -275,13 +275,32 @@ def test_lack_of_memory_in_a_pass_names_the_way_out(engine: FocusEngine, monkeyp
 
 
 def test_room_for_questions_is_asked_for_before_any_work(engine: FocusEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What questions and answers append to every chunk takes memory too, and with many questions most of it."""
+    """What a question and its answer append to every chunk takes memory too."""
     monkeypatch.setattr(device_module, "free_memory", lambda _: 400 * engine.focus.cache_bytes_per_token)
     read: list[int] = []
     engine.generate(QUESTION, [A], max_new_tokens=8)
     with pytest.raises(OutOfMemoryError):
-        engine.generate([QUESTION] * 20, [B], max_new_tokens=8, report=lambda done, _: read.append(done))
+        engine.generate(QUESTION, [B], max_new_tokens=100, report=lambda done, _: read.append(done))
     assert read == []
+
+
+def test_a_batch_is_divided_by_what_the_memory_holds(engine: FocusEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twenty questions, each of which could be asked alone, were refused together."""
+    questions = [f"{QUESTION} {number}" for number in range(20)]
+    together = engine.generate(questions, [A], max_new_tokens=8)
+    monkeypatch.setattr(device_module, "free_memory", lambda _: 500 * engine.focus.cache_bytes_per_token)
+    sizes: list[int] = []
+    made = FocusDecoding.__init__
+
+    def noting(self: FocusDecoding, *arguments: Any) -> None:
+        made(self, *arguments)
+        sizes.append(len(arguments[2]))
+
+    monkeypatch.setattr(FocusDecoding, "__init__", noting)
+    divided = engine.generate(questions, [A], max_new_tokens=8)
+    assert [answer.text for answer in divided] == [answer.text for answer in together]
+    assert sum(sizes) == 20
+    assert 1 <= max(sizes) < 20
 
 
 def test_a_tokenizer_without_bos_has_none_whatever_the_model_says() -> None:

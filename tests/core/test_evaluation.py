@@ -106,4 +106,12 @@ def test_the_control_is_the_plain_model_whatever_the_settings(
     evaluate(small, "passkey", 1000, trials=1, cut=False)
     assert chunks.pop() > 1
     evaluate(small, "passkey", 1000, trials=1, cut=True)
-    assert chunks == [0]
+    assert chunks.pop() == 0
+    monkeypatch.setattr(small.tokenizer, "chat_template", "You are very helpful. " * 5 + small.tokenizer.chat_template)
+    evaluate(small, "passkey", 1000, trials=1, cut=True)  # a long template leaves less room
+    assert chunks.pop() == 0
+
+
+def test_no_trials_are_refused(engine: FocusEngine) -> None:
+    with pytest.raises(ConfigError, match="trials=0"):
+        evaluate(engine, "passkey", 1000, trials=0)

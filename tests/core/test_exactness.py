@@ -21,6 +21,7 @@ from focus_core.attention.modules import decoder_parts
 from focus_core.chunk_cache import ChunkCache
 from focus_core.config import FocusConfig
 from focus_core.decoding import FocusDecoding, PlainDecoding
+from focus_core.errors import ConfigError
 from focus_core.model import FocusModel
 from tests.cases import (
     TOLERANCE,
@@ -327,6 +328,34 @@ def test_finished_questions_leave(focus: FocusModel, reference: Reference) -> No
     for row, i in enumerate(alive):
         wanted = reference.logits(CASE.chunks, QUESTIONS[i].prompt, QUESTIONS[i].local, ANSWERS[i])
         assert_equal_logits(logits[row], wanted)
+
+
+def test_padding_leaves_with_the_question_that_needed_it(focus: FocusModel) -> None:
+    """Until the last answer ended, every step would compute the columns of the longest question that there was."""
+    cache = prefilled(focus, CASE)
+    decoding = FocusDecoding(focus, cache, [q.local for q in QUESTIONS], [q.prompt for q in QUESTIONS])
+    forced(decoding, [[answer[0] for answer in ANSWERS]])
+    decoding.select_questions(torch.tensor([2, 3]))  # local contexts of 12 and 1, of up to 30; prompts of 12 and 1
+    sizes: list[int] = []
+    focus.reader.get_decoder().embed_tokens.register_forward_hook(lambda _, given, __: sizes.append(given[0].numel()))
+    decoding.step(torch.tensor([ANSWERS[2][1], ANSWERS[3][1]]))
+    assert sizes == [2 * 2 * len(CASE.chunks) + 2 * (12 + 2)]
+    assert cache.prompt is not None
+    decoding.select_questions(torch.tensor([1]))
+    assert cache.prompt.length == 1 + 2
+
+
+def test_chunks_that_come_again_are_a_run_of_their_own(focus: FocusModel) -> None:
+    """In single rows a step over them would take twice the time."""
+    stored = prefilled(focus, random_case([24] * 6)).rows()
+    again = ChunkCache.from_rows([*stored, *stored[2:5], *stored])
+    assert [run.chunks for run in again.runs] == [6, 6, 3]
+    assert again.rows() == [*stored, *stored[2:5], *stored]
+
+
+def test_a_step_needs_a_dynamic_prompt_first(focus: FocusModel) -> None:
+    with pytest.raises(ConfigError, match="decode_candidates"):
+        focus.decode_step(prefilled(focus, CASE), torch.tensor([[1, 2]]), torch.tensor([CASE.local]))
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3"])

@@ -7,9 +7,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
-from focus_core import FocusModel, split_authors_checkpoint
+from focus_core import AdapterError, FocusModel, checkpoint, split_authors_checkpoint
 from tests.cases import assert_equal_logits
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
@@ -45,3 +46,24 @@ def test_shards_of_the_authors_give_the_golden_logits(tmp_path: Path, name: str,
     logits = model.generate(golden["input_ids"], max_new_tokens=steps, return_logits=True).logits
     assert logits is not None
     assert_equal_logits(logits, golden["logits"], atol=2e-5)
+
+
+def test_a_damaged_bin_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "pytorch_model.bin").write_bytes(b"these are no weights")
+    with pytest.raises(AdapterError, match=r"pytorch_model\.bin is damaged or cut short"):
+        split_authors_checkpoint(tmp_path, base=tmp_path / "b", adapter=tmp_path / "a")
+
+
+def test_a_bin_file_is_loaded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files of the format before torch 1.6 are read whole, and were once for every tensor."""
+    folder = tmp_path / "model"
+    shutil.copytree(GOLDEN / "gqa_partial_chunk", folder)
+    torch.save(
+        load_file(folder / "model.safetensors"), folder / "pytorch_model.bin", _use_new_zipfile_serialization=False
+    )
+    (folder / "model.safetensors").unlink()
+    loaded: list[Path] = []
+    load = checkpoint._load_bin
+    monkeypatch.setattr(checkpoint, "_load_bin", lambda path: loaded.append(path) or load(path))
+    FocusModel.from_pretrained(folder, device="cpu")
+    assert len(loaded) == 3  # twice for the names, once for the tensors

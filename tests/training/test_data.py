@@ -89,6 +89,14 @@ def test_questions_of_one_record_share_its_chunks(tmp_path: Path) -> None:
     assert without_bos(example.chunks) == ids(text(10)) + ids(text(3))
 
 
+def test_a_template_that_refuses_is_named(tmp_path: Path) -> None:
+    """Its own kind of error would end the command in a traceback."""
+    record = {"documents": [text(9)], "question": "word", "answer": "word"}
+    made = examples(tmp_path, record, template="{{ raise_exception('alternate, please') }}")
+    with pytest.raises(ConfigError, match=r"chat template refuses .*alternate, please"):
+        made(0)
+
+
 def test_a_question_without_chat_template_is_taken_as_it_stands(tmp_path: Path) -> None:
     record = {"documents": [text(10)], "question": "w1", "answer": "w2"}
     question = examples(tmp_path, record, template=None)(0).questions[0]

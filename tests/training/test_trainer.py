@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import time
 from codecs import BOM_UTF8
 from dataclasses import replace
 from pathlib import Path
@@ -192,6 +193,24 @@ def test_evaluation_is_logged_and_changes_nothing(straight: tuple[FocusModel, Pa
     assert all(torch.equal(weights(model)[name], tensor) for name, tensor in weights(straight[0]).items())
 
 
+def test_a_cpu_has_no_float16(tmp_path: Path) -> None:
+    """It would train in float32, and say fp16."""
+    with pytest.raises(ConfigError, match="mixed_precision='fp16' on a CPU"):
+        train(config_for(tmp_path, mixed_precision="fp16"), model=focus_model(), examples=numbered)
+
+
+def test_seconds_per_step_are_those_of_the_steps(tmp_path: Path) -> None:
+    """Minutes of evaluation would look like slow steps."""
+
+    def evaluate(model: FocusModel) -> dict[str, float]:
+        time.sleep(1.0)
+        return {}
+
+    train(config_for(tmp_path, steps=3, evaluate_every=1), model=focus_model(), examples=numbered, evaluate=evaluate)
+    with (tmp_path / "losses.csv").open(newline="") as file:
+        assert all(float(row["seconds"]) < 0.9 for row in csv.DictReader(file))
+
+
 def test_learning_rate_warms_up_and_falls_to_its_end() -> None:
     config = config_for(Path(), steps=100, warm_up=10, learning_rate=1.0, final_share=0.1)
     rates = [learning_rate(config, step) for step in range(100)]
@@ -227,8 +246,9 @@ def test_a_base_in_bfloat16_trains_and_is_evaluated(tmp_path: Path) -> None:
     config = config_for(tmp_path, steps=1, mixed_precision="bf16")
     train(config, model=base, examples=numbered, evaluate=evaluate)
     assert [len(tokens) for tokens in asked] == [2]
-    with pytest.raises(ConfigError, match=r"mixed_precision='no' with a base model in torch\.bfloat16"):
-        train(replace(config, mixed_precision="no"), model=base, examples=numbered)
+    for precision in ("no", "fp16"):
+        with pytest.raises(ConfigError, match=rf"mixed_precision='{precision}' with a base model in torch\.bfloat16"):
+            train(replace(config, mixed_precision=precision), model=base, examples=numbered)
 
 
 def test_from_toml_and_jsonl_to_an_adapter(tmp_path: Path) -> None:

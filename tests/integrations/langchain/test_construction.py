@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,13 @@ import pytest
 from langchain_core.runnables import ConfigurableField
 from pydantic import ValidationError
 
-from focus_core import FocusEngine
+from focus_core import FocusEngine, registry
 from focus_core.errors import ConfigError, UnsupportedModelError
 from focus_integrations.engines import EMBEDDED, MODEL_VARIABLE
 from focus_integrations.langchain import ChatFocusLLM
 from tests.integrations.langchain.conftest import EngineCall, text_of
 from tests.model_zoo import build
-from tests.tiny import CHUNK, WINDOW, byte_tokenizer
+from tests.tiny import CHUNK, WINDOW, byte_tokenizer, save_tiny_model
 
 DOCUMENT = "A document that is longer than the local window, so that it is read in chunks. " * 4
 
@@ -185,6 +186,34 @@ def test_the_second_question_finds_the_document_read_by_another_wrapper(
     assert answer.usage_metadata is not None
     assert answer.usage_metadata["input_token_details"] == {"cache_read": len(document), "cache_creation": 0}
     assert len(asked) == 2
+
+
+def test_who_has_an_engine_waits_for_no_other_to_be_loaded(
+    tiny_settings: dict[str, Any], engine: FocusEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An answer would wait until another model has been downloaded."""
+    folder = save_tiny_model(tmp_path / "other", readable=True)
+    loading, go_on = threading.Event(), threading.Event()
+    load, in_time = registry.load_model, list[bool]()
+
+    def slow(*arguments: Any, **more: Any) -> Any:
+        loading.set()
+        in_time.append(go_on.wait(30))
+        return load(*arguments, **more)
+
+    monkeypatch.setattr(registry, "load_model", slow)
+    first = threading.Thread(target=ChatFocusLLM(model=str(folder), max_tokens=1).invoke, args=("Who?",))
+    second = threading.Thread(target=ChatFocusLLM(**tiny_settings).invoke, args=("Who?",))
+    first.start()
+    try:
+        assert loading.wait(60)
+        FocusEngine.from_pretrained(tiny_settings["model"], adapter=tiny_settings["adapter"])
+        second.start()
+        second.join(60)
+    finally:
+        go_on.set()
+        first.join()
+    assert in_time == [True]  # nobody waited until the loading had given up
 
 
 # --- what a chat model says about itself ------------------------------------------------------------------------------
