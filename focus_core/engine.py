@@ -141,7 +141,7 @@ class FocusEngine:
             adapter: folder or hub id of candidate projections. Without them a model other than the embedded one
                 uses copies of its own maps, which find little: train an adapter for it
             device: `"auto"` takes the GPU where there is one
-            dtype: `"auto"` is bfloat16 on a GPU and float32 on a CPU
+            dtype: `"auto"` is bfloat16 on a GPU, and float32 on a CPU and for the embedded model
             config: chunking; what is `None` comes from the adapter, or suits the model
             store_bytes: how much the store of read chunks may hold, for all engines of this model; by default half of
                 the memory that is free when the model is loaded

@@ -135,6 +135,8 @@ def shared_model(
     for what, given in (("model", model), ("adapter", adapter)):
         if given == "":
             raise ConfigError(f"{what}='': name a folder or a hub id, or leave it out.")
+    if model is None and dtype == "auto":
+        dtype = "float32"  # in bfloat16 it finds less (its card), and it is small enough for any device
     name = EMBEDDED if model is None else str(model)
     place = choose_device(device)
     key = (

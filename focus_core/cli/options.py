@@ -13,7 +13,13 @@ Adapter = Annotated[
     str | None, typer.Option(metavar="NAME", help="Candidate projections trained for the model: folder or hub id.")
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, … auto takes the GPU where there is one.")]
-Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
+Dtype = Annotated[
+    str,
+    typer.Option(
+        help="auto, float32, bfloat16 or float16. auto is bfloat16 on a GPU, float32 elsewhere and for the "
+        "embedded model."
+    ),
+]
 ChunkSize = Annotated[
     int | None, typer.Option(min=1, help="Tokens per chunk. Default: what the adapter was trained with.")
 ]
@@ -30,8 +36,8 @@ Documents = Annotated[
         "--document",
         "-d",
         metavar="FILE",
-        help="Text or PDF in any encoding, a folder with such files, or - for standard input. Give it several times "
-        "for several documents.",
+        help="Text in any encoding, PDF (extra `pdf`), a folder with such files, or - for standard input. Give it "
+        "several times for several documents.",
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]

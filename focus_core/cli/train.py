@@ -17,7 +17,9 @@ def train(
 ) -> None:
     """Train candidate projections; the model itself stays as it is.
 
-    Prints the folder of the adapter. Ctrl-C saves the state before it stops.
+    CONFIG.toml names at least the model, the data (JSON lines: {"documents": […], "question": …, "answer": …} or
+    {"text": …}) and the output folder; docs/training.md has all settings. Prints the folder of the adapter. Ctrl-C
+    saves the state before it stops.
     """
     with sign_of_life("starting"):
         from focus_core.training.config import TrainingConfig

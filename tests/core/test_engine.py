@@ -27,6 +27,7 @@ from focus_core import (
     FocusModel,
     OutOfMemoryError,
     PreparedDocuments,
+    registry,
 )
 from focus_core import device as device_module
 from focus_core import engine as engine_module
@@ -636,6 +637,23 @@ def test_a_special_token_as_stop_string_ends_the_answer(engine: FocusEngine, mon
 def test_impossible_store_sizes_are_named(model_folder: Path, nbytes: Any) -> None:
     with pytest.raises(ConfigError, match=f"store_bytes={nbytes!r}"):
         FocusEngine.from_pretrained(model_folder, device="cpu", store_bytes=nbytes)
+
+
+def test_the_embedded_model_is_never_rounded_unasked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU "auto" is bfloat16, in which it finds less than its card says."""
+
+    class LoadingError(Exception):
+        pass
+
+    def load(*_: Any, dtype: str, **__: Any) -> None:
+        raise LoadingError(dtype)
+
+    monkeypatch.setattr(registry, "load_model", load)
+    monkeypatch.setattr(registry, "_shared", {})
+    monkeypatch.setattr(registry, "_resolve", lambda name: (name, None))
+    for model, asked, wanted in ((None, "auto", "float32"), (None, "bfloat16", "bfloat16"), ("a/b", "auto", "auto")):
+        with pytest.raises(LoadingError, match=wanted):
+            FocusEngine.from_pretrained(model, dtype=asked)
 
 
 @pytest.mark.parametrize("name", ["model", "adapter"])
