@@ -225,11 +225,6 @@ class ChunkCache:
     def _on_device(self, numbers: Sequence[int]) -> Tensor:
         return torch.tensor(numbers, dtype=torch.long, device=self.runs[0].block.keys.device if self.runs else None)
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of keys and values of the chunks, without the prompt."""
-        return sum(run.block.nbytes // run.block.chunks * run.chunks for run in self.runs)
-
     def between(self, start: int, stop: int) -> list[ChunkRun]:
         """The runs that hold the chunks `start` to `stop - 1`, as they lie in their blocks."""
         found, offset = [], 0

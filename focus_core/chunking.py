@@ -63,13 +63,9 @@ class TextLayout:
     def plain_length(self, documents: Sequence[Sequence[int]], local_context: Sequence[int]) -> int:
         """How long `plain` is, without putting it together."""
         rows = [document for document in documents if document]
-        between = len(self.separator) * max(len(rows) - 1, 0)
-        return (
-            sum(map(len, rows))
-            + between
-            + len(self.plain([row[:1] for row in rows[:1]], local_context))
-            - len(rows[:1])
-        )
+        first = [row[:1] for row in rows[:1]]  # all that a BOS depends on
+        left_out = sum(map(len, rows)) - len(first) + len(self.separator) * max(len(rows) - 1, 0)
+        return len(self.plain(first, local_context)) + left_out
 
     def with_bos(self, tokens: Sequence[int]) -> TokenIds:
         """`tokens` with a BOS in front, unless they start with one or the model has none."""

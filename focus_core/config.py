@@ -141,7 +141,7 @@ class SamplingConfig:
             not 0 < self.temperature < 1e-3, f"temperature={self.temperature}: too small to divide by. Use 0 (greedy)."
         )
         _require(0 < self.top_p <= 1, f"top_p={self.top_p}: must be above 0 and at most 1.")
-        _require(isinstance(self.top_k, int), f"top_k={self.top_k!r}: must be a whole number.")
+        _require(type(self.top_k) is int, f"top_k={self.top_k!r}: must be a whole number.")
         _require(self.top_k >= 0, f"top_k={self.top_k}: must be 0 (off) or more.")
         _require(0 <= self.min_p <= 1, f"min_p={self.min_p}: must lie between 0 and 1.")
         _require(self.seed is None or 0 <= self.seed < 2**63, f"seed={self.seed}: must lie between 0 and {2**63 - 1}.")

@@ -35,9 +35,6 @@ class CandidateProjections(nn.Module):
     def layer(self, index: int) -> nn.ModuleDict:
         return cast(nn.ModuleDict, self.layers[index])
 
-    def num_parameters(self) -> int:
-        return sum(parameter.numel() for parameter in self.parameters())
-
 
 def names_per_layer(parts: DecoderParts) -> list[tuple[str, ...]]:
     """Which maps are projected in each layer.

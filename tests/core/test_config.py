@@ -33,6 +33,7 @@ def test_plain_up_to_may_be_zero_but_not_less() -> None:
         ({"temperature": -0.1}, r"temperature=-0.1: must be 0 \(greedy\) or more"),
         ({"top_p": 0.0}, r"top_p=0.0: must be above 0 and at most 1"),
         ({"top_p": 1.1}, r"top_p=1.1: must be above 0 and at most 1"),
+        ({"top_k": True}, r"top_k=True: must be a whole number"),
         ({"top_k": -1}, r"top_k=-1: must be 0 \(off\) or more"),
         ({"min_p": 1.5}, r"min_p=1.5: must lie between 0 and 1"),
         ({"min_p": -0.5}, r"min_p=-0.5: must lie between 0 and 1"),
