@@ -18,7 +18,7 @@ LIMIT = 15_000_000  # bytes, model, adapter and tokenizer together
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--base", type=Path, default=Path("runs/embedded/memory"))
+    parser.add_argument("--base", type=Path, default=Path("runs/embedded/memory2"))
     parser.add_argument("--adapter", type=Path, default=Path("runs/embedded/adapter/adapter"))
     parser.add_argument("--out", type=Path, default=EMBEDDED_FOLDER)
     args = parser.parse_args()
