@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from hashlib import sha256
 from pathlib import Path
@@ -280,8 +280,7 @@ class FocusEngine:
                     usage=Usage(sum(map(len, texts)) + len(local), document_tokens=sum(map(len, texts))),
                 )
             )
-        groups = _with_same_chunks(requests, tokens_per_pass(self.focus.model), self.focus.free_tokens // 2)
-        for members in groups:
+        for members in _with_same_chunks(requests, tokens_per_pass(self.focus.model), self._room_behind):
             yield from self._answers({index: requests[index] for index in members}, report)
 
     # --- reading ------------------------------------------------------------------------------------------------------
@@ -384,6 +383,10 @@ class FocusEngine:
                 self._remembered_tokens -= len(self._texts.popitem(last=False)[1])
         return tokens
 
+    def _room_behind(self, chunks: list[TokenIds]) -> int:
+        """For how many tokens of questions and answers there is memory, once `chunks` have been read."""
+        return self.focus.free_tokens - self._reader.unread_tokens(chunks)
+
     def _answers(self, requests: dict[int, _Request], report: Report | None) -> Iterator[tuple[int, Piece]]:
         """Pieces of the answers to questions about the same chunks; nothing of them is held behind the last."""
         with progress_bar("reading chunks", visible=self._progress, report=report) as progress:
@@ -447,20 +450,27 @@ class FocusEngine:
         return Piece(text + request.text.finish(), reason, request.usage)
 
 
-def _with_same_chunks(requests: Sequence[_Request], most_in_pass: int, most_behind: int) -> list[list[int]]:
+def _with_same_chunks(
+    requests: Sequence[_Request], most_in_pass: int, room_behind: Callable[[list[TokenIds]], int]
+) -> list[list[int]]:
     """Indices of the requests, those together that can be answered in the same passes.
 
     Args:
         most_in_pass: how many tokens of local contexts a pass may have
-        most_behind: for how many tokens of questions and answers behind all chunks there is memory
+        room_behind: for how many tokens of questions and answers behind given chunks there is memory
     """
     groups: list[list[int]] = []
+    rooms: dict[int, int] = {}  # of each group, by its first request
 
     def fits(group: list[int], request: _Request) -> bool:
         plans = [*(requests[index].plan for index in group), request.plan]
         in_pass = len(plans) * max(len(plan.local) for plan in plans)
         behind = len(plans) * len(plans[0].chunks) * max(len(plan.prompt) + plan.new_tokens for plan in plans)
-        return in_pass <= most_in_pass and behind <= most_behind and plans[0].chunks == request.plan.chunks
+        if in_pass > most_in_pass or plans[0].chunks != request.plan.chunks:
+            return False
+        if group[0] not in rooms:
+            rooms[group[0]] = room_behind(plans[0].chunks)
+        return behind <= rooms[group[0]]
 
     for index, request in enumerate(requests):
         group = next((group for group in groups if fits(group, request)), None)

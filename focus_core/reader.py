@@ -68,6 +68,12 @@ class ChunkReader:
             tokens_read=sum(self._text_tokens(wanted[key]) for key in missing),
         )
 
+    def unread_tokens(self, chunks: Sequence[TokenIds]) -> int:
+        """Tokens of the chunks that the store does not have, BOS included."""
+        wanted = {chunk_key(self._shared.identity, chunk): len(chunk) for chunk in chunks}
+        known = self._stored(wanted)
+        return sum(length for key, length in wanted.items() if key not in known)
+
     def _stored(self, keys: Iterable[ChunkKey]) -> dict[ChunkKey, ChunkRow]:
         found = {key: self._shared.store.get(key) for key in keys}
         return {key: row for key, row in found.items() if row is not None}

@@ -34,7 +34,7 @@ class TextStream:
     _started: bool = False
 
     def __post_init__(self) -> None:
-        if self.behind is not None and not self._decode([self.behind]).endswith(_UNFINISHED):
+        if self.behind is not None:
             self._tokens, self._decoded_to = [self.behind], 1
 
     def push(self, token: int) -> str:

@@ -48,7 +48,7 @@ Evaluate = Callable[[FocusModel], dict[str, float]]
 
 CHECKPOINT = "checkpoint.pt"
 ADAPTER = "adapter"
-_STATE = ("done", "config", "identity", "projections", "optimizers", "scaler", "random")  # in a checkpoint
+_STATE = ("done", "config", "identity", "projections", "optimizers", "scaler")  # in a checkpoint
 _EXAMPLES_AHEAD = 4
 _LEARN_FROM_LESS = (
     "Set recompute=true, lower max_chunks, the largest of chunk_sizes or targets_per_span, or use dtype='bfloat16'."
@@ -237,7 +237,6 @@ class _Run:
             "projections": self.focus.projections.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "scaler": None if scaler is None else scaler.state_dict(),
-            "random": {"torch": torch.get_rng_state(), "python": random.getstate()},
         }
         try:
             replace_file(self.config.output / CHECKPOINT, lambda path: torch.save(state, path))
@@ -291,8 +290,6 @@ class _Run:
             optimizer.load_state_dict(saved)
         if self.accelerator.scaler is not None and state["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
-        torch.set_rng_state(state["random"]["torch"])
-        random.setstate(state["random"]["python"])
         return int(state["done"])
 
     # --- evaluation and stopping --------------------------------------------------------------------------------------
@@ -302,14 +299,8 @@ class _Run:
         return self.accelerator.is_main_process and (done == self.config.steps or (every > 0 and done % every == 0))
 
     def _evaluate(self, evaluate: Evaluate) -> dict[str, float]:
-        """Evaluation may draw random numbers; training goes on as if it had not."""
-        torch_state, python_state = torch.get_rng_state(), random.getstate()
-        try:
-            with torch.no_grad(), self.accelerator.autocast():
-                return evaluate(self.focus)
-        finally:
-            torch.set_rng_state(torch_state)
-            random.setstate(python_state)
+        with torch.no_grad(), self.accelerator.autocast():
+            return evaluate(self.focus)
 
     def _any_process(self, flag: bool) -> bool:
         """Processes stop together: the others would wait for the gradients of the one that stopped."""

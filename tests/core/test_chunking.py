@@ -47,7 +47,7 @@ def test_long_prompt() -> None:
     assert local == [1, 15, 16, 17, 18, 19]
 
 
-@pytest.mark.parametrize("tokens", [[], [10], [10, 11, 12, 13, 14]])
+@pytest.mark.parametrize("tokens", [[], [10], [10, 11, 12, 13], [10, 11, 12, 13, 14]])
 def test_short_prompt_is_all_local(tokens: list[int]) -> None:
     """A prompt that fits the local window would be cut."""
     assert _layout().long_prompt(tokens) == ([], [1, *tokens])

@@ -74,6 +74,27 @@ def test_what_cannot_help_is_not_advised() -> None:
         check_plain_room(CONFIG, prompt=70, new_tokens=1000)
     assert "Lower" not in str(raised.value)
 
+    with pytest.raises(ContextOverflowError) as raised:
+        check_plain_room(CONFIG, prompt=64, new_tokens=1)
+    assert "Lower" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("chunks", "local", "room"), [(1, 3, 64 - 31 - 4), (40, 3, 64 - 40 - 4), (20, 30, 64 - 20 - 31)]
+)
+def test_an_answer_of_default_length_takes_what_the_window_leaves(chunks: int, local: int, room: int) -> None:
+    """Of a row and of the local context behind the memory, whichever leaves less."""
+    config = FocusConfig(chunk_size=30, local_window=30, dynamic_prompt=3, plain_up_to=0).resolve(64)
+    documents = [[5] * (30 if chunks == 1 else 1) for _ in range(chunks)]
+    assert make_plan(TextLayout(config, bos=1), [1, *range(5, 5 + local)], documents).new_tokens == room
+
+
+def test_no_room_for_an_answer_of_default_length() -> None:
+    """The message would speak of a negative number of tokens."""
+    config = FocusConfig(chunk_size=30, local_window=30, dynamic_prompt=3, plain_up_to=0).resolve(64)
+    with pytest.raises(ContextOverflowError, match="max_new_tokens=1 "):
+        make_plan(TextLayout(config, bos=1), [1, 5, 6], [[5]] * 70)
+
 
 def test_plain_room() -> None:
     """The same borders for the plain model."""

@@ -195,5 +195,7 @@ def test_the_limit_of_a_container_counts(
     monkeypatch.setattr(device, "_GROUPS", tmp_path)
     monkeypatch.setattr(device, "_OWN_GROUPS", tmp_path / "own")
     assert free_memory(cpu) == limit - used + reclaimable
+    (group / names[1]).write_text(str(2 * limit))
+    assert free_memory(cpu) == 0
     monkeypatch.setattr(device, "_OWN_GROUPS", tmp_path / "no Linux")
     assert free_memory(cpu) > limit

@@ -285,6 +285,39 @@ def test_room_for_questions_is_asked_for_before_any_work(engine: FocusEngine, mo
     assert read == []
 
 
+def test_room_for_a_question_is_asked_for_where_all_has_been_read(
+    engine: FocusEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared = engine.prepare(A)
+    monkeypatch.setattr(device_module, "free_memory", lambda _: 20 * engine.focus.cache_bytes_per_token)
+    with pytest.raises(OutOfMemoryError):
+        engine.generate(QUESTION, prepared, max_new_tokens=8)
+
+
+def test_what_the_question_itself_needs_does_not_give_way(engine: FocusEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would stay in memory all the same, and be counted as free."""
+    store = engine.shared.store
+    engine.prepare(A)
+    kept = store.nbytes
+    monkeypatch.setattr(device_module, "free_memory", lambda _: kept - store.nbytes)
+    with pytest.raises(OutOfMemoryError):
+        engine.generate(QUESTION, [A, C], max_new_tokens=1)
+    assert store.nbytes == kept
+
+
+def test_a_batch_leaves_room_for_what_is_still_to_be_read(engine: FocusEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory that the questions' keys and values took would be missing for the documents, and the batch refused."""
+    questions = [f"{QUESTION} {number}" for number in range(6)]
+    alone = cold(questions[0], [A])
+    chunks = sum(map(len, engine._layout.chunks_of([engine.tokenize(A)])))
+    one = 3 * (32 + 1 + 8)  # three chunks; a prompt, its BOS and an answer
+    store, capacity = engine.shared.store, (chunks + 2 * one) * engine.focus.cache_bytes_per_token
+    monkeypatch.setattr(device_module, "free_memory", lambda _: capacity - store.nbytes)
+    answers = engine.generate(questions, [A], max_new_tokens=8)
+    assert answers[0].text == alone
+    assert len(answers) == 6
+
+
 def test_a_batch_is_divided_by_what_the_memory_holds(engine: FocusEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     """Twenty questions, each of which could be asked alone, were refused together."""
     questions = [f"{QUESTION} {number}" for number in range(20)]
@@ -616,6 +649,66 @@ def test_the_repetition_penalty_counts_the_local_context(monkeypatch: pytest.Mon
     engine.generate(A, chat_template=False, max_new_tokens=1)
     engine.generate("Why?", [A], chat_template=False, max_new_tokens=1)
     assert seen == [engine.config.local_window + 1, len("Why?") + 1]  # and a BOS
+
+
+def test_the_repetition_penalty_never_counts_documents(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read by the plain model, they stand in the same row as the question."""
+    engine, seen = make_engine(plain_up_to=400), list[int]()
+    make = engine_module.Sampler
+
+    def noting(config: Any, tokens: torch.Tensor) -> Any:
+        seen.append(len(tokens))
+        return make(config, tokens)
+
+    monkeypatch.setattr(engine_module, "Sampler", noting)
+    answer = engine.generate("Why?", [A], chat_template=False, max_new_tokens=1)
+    assert answer.usage.chunks == 0
+    assert seen == [len("Why?") + 1]
+
+
+def test_an_answer_ends_where_the_tokenizer_says(engine: FocusEngine) -> None:
+    """Some models have no generation config."""
+    model = engine.shared.loaded.model
+    model.generation_config = None
+    tokenizer = byte_tokenizer()
+    assert FocusEngine.from_model(model, tokenizer)._eos == {tokenizer.eos_token_id}
+
+
+def test_chunks_are_counted_up_to_the_last(engine: FocusEngine) -> None:
+    """The count would begin again with every block of chunks."""
+    seen: list[tuple[int, int]] = []
+    engine.prepare("".join(f"line {number}\n" for number in range(500)), report=lambda *done: seen.append(done))
+    total = seen[-1][1]
+    assert total > 64
+    assert [done for done, _ in seen] == sorted({done for done, _ in seen})
+    assert seen[-1] == (total, total)
+
+
+def test_tokens_of_a_document_are_counted_without_a_bos_that_is_not_there(engine: FocusEngine) -> None:
+    """Under the authors' rule only the first chunk has one."""
+    config = FocusConfig(chunk_size=64, dynamic_prompt=32, local_window=128, plain_up_to=0, bos_per_chunk=False)
+    answer = FocusEngine(engine.shared, config=config).generate(QUESTION, [A], max_new_tokens=1)
+    assert answer.usage.document_tokens == len(A)
+
+
+def test_weights_are_shared_by_all_who_ask_for_the_same(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By default or by name, one after the other or at the same time; and by nobody else."""
+
+    def load(**settings: Any) -> Any:
+        return FocusEngine.from_pretrained(tiny_folder, device="cpu", **settings).shared
+
+    made: list[Any] = []
+    threads = [threading.Thread(target=lambda: made.append(load())) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len({id(shared) for shared in made}) == 1
+    assert load(dtype="float32") is made[0]
+    assert load(dtype="bfloat16") is not made[0]
+    assert load(attn_implementation="eager") is not made[0]
+    (tiny_folder / "generation_config.json").write_text("{}")  # written again
+    assert load() is not made[0]
 
 
 def test_a_special_token_as_stop_string_ends_the_answer(engine: FocusEngine, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -330,7 +330,7 @@ def test_finished_questions_leave(focus: FocusModel, reference: Reference) -> No
         assert_equal_logits(logits[row], wanted)
 
 
-def test_padding_leaves_with_the_question_that_needed_it(focus: FocusModel) -> None:
+def test_padding_leaves_with_the_question_that_needed_it(focus: FocusModel, reference: Reference) -> None:
     """Until the last answer ended, every step would compute the columns of the longest question that there was."""
     cache = prefilled(focus, CASE)
     decoding = FocusDecoding(focus, cache, [q.local for q in QUESTIONS], [q.prompt for q in QUESTIONS])
@@ -340,9 +340,24 @@ def test_padding_leaves_with_the_question_that_needed_it(focus: FocusModel) -> N
     focus.reader.get_decoder().embed_tokens.register_forward_hook(lambda _, given, __: sizes.append(given[0].numel()))
     decoding.step(torch.tensor([ANSWERS[2][1], ANSWERS[3][1]]))
     assert sizes == [2 * 2 * len(CASE.chunks) + 2 * (12 + 2)]
-    assert cache.prompt is not None
     decoding.select_questions(torch.tensor([1]))
-    assert cache.prompt.length == 1 + 2
+    logits = decoding.step(torch.tensor([ANSWERS[3][2]]))
+    assert cache.prompt is not None
+    assert cache.prompt.length == 1 + 3
+    question = QUESTIONS[3]
+    wanted = reference.logits(question.chunks, question.prompt, question.local, ANSWERS[3][:3])
+    assert_equal_logits(logits[0], wanted)
+
+
+def test_long_questions_together_equal_each_alone(focus: FocusModel, reference: Reference) -> None:
+    """Prompts of many tokens attend to a copy of the chunks, where rows of chunks and questions could be mixed up."""
+    questions = [CASE.asking(prompt=prompt, local=20, seed=prompt) for prompt in (20, 17, 5)]
+    decoding = FocusDecoding(focus, prefilled(focus, CASE), [q.local for q in questions], [q.prompt for q in questions])
+    logits = forced(decoding, [[answer[step] for answer in ANSWERS[:3]] for step in range(2)])
+    for i, question in enumerate(questions):
+        for step in (0, 2):
+            wanted = reference.logits(question.chunks, question.prompt, question.local, ANSWERS[i][:step])
+            assert_equal_logits(logits[step, i], wanted)
 
 
 def test_chunks_that_come_again_are_a_run_of_their_own(focus: FocusModel) -> None:

@@ -45,6 +45,12 @@ def test_beginning_of_a_stop_string_that_does_not_come_is_given_back() -> None:
     assert not stream.stopped
 
 
+def test_the_longest_possible_beginning_is_held_back() -> None:
+    """Another stop string, of which less is there, would let the first letters of this one out."""
+    stream = TextStream(TOKENIZER, stop=["abc", "bx"])
+    assert "".join(map(stream.push, TOKENIZER("1ab", add_special_tokens=False)["input_ids"])) == "1"
+
+
 def test_text_is_not_held_back_without_need() -> None:
     """With a stop string of two characters at most one character may wait."""
     stream = TextStream(TOKENIZER, stop=["\n\n"])
@@ -84,4 +90,23 @@ def test_spaces_between_words_survive(tokens: list[int], behind: int | None, tex
 def test_an_answer_behind_half_a_character_is_whole() -> None:
     first, *rest = TOKENIZER("é!", add_special_tokens=False)["input_ids"]
     stream = TextStream(TOKENIZER, behind=first)
-    assert "".join([*map(stream.push, rest), stream.finish()]).endswith("!")
+    assert "".join([*map(stream.push, rest), stream.finish()]) == "!"
+
+
+class PieceTokenizer:
+    """Tokens of several words, and one that ends in what looks like half a character."""
+
+    pieces = ("one two three", " STOP it \ufffd")
+
+    def decode(self, tokens: list[int], **_: object) -> str:
+        return "".join(self.pieces[token] for token in tokens)
+
+
+def test_the_first_stop_string_of_a_token_wins() -> None:
+    stream = TextStream(PieceTokenizer(), stop=["three", "two"])  # type: ignore[arg-type]
+    assert stream.push(0) == "one "
+
+
+def test_a_stop_string_in_what_was_held_back_to_the_end() -> None:
+    stream = TextStream(PieceTokenizer(), stop=["STOP"])  # type: ignore[arg-type]
+    assert [stream.push(1), stream.finish()] == ["", " "]

@@ -211,6 +211,13 @@ def test_seconds_per_step_are_those_of_the_steps(tmp_path: Path) -> None:
         assert all(float(row["seconds"]) < 0.9 for row in csv.DictReader(file))
 
 
+def test_signals_are_the_programs_own_again(tmp_path: Path) -> None:
+    """Behind a training, Ctrl-C would do nothing."""
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    train(config_for(tmp_path, steps=1), model=focus_model(), examples=numbered)
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
 def test_learning_rate_warms_up_and_falls_to_its_end() -> None:
     config = config_for(Path(), steps=100, warm_up=10, learning_rate=1.0, final_share=0.1)
     rates = [learning_rate(config, step) for step in range(100)]
