@@ -108,6 +108,13 @@ def _spoil_fingerprint(folder: Path) -> None:
     path.write_text(json.dumps(description))
 
 
+def _spoil_layer(folder: Path) -> None:
+    path = folder / ADAPTER_CONFIG
+    description = json.loads(path.read_text())
+    description["fingerprint"]["weights"]["layer 0"] = ""
+    path.write_text(json.dumps(description))
+
+
 def _edit(**changes: object) -> Callable[[Path], None]:
     def edit(folder: Path) -> None:
         path = folder / ADAPTER_CONFIG
@@ -128,6 +135,7 @@ def _edit(**changes: object) -> Callable[[Path], None]:
         (_reshape_tensor, r"\[3, 5\] instead of"),
         (_spoil_tensor, "something else than finite"),
         (_spoil_fingerprint, "weights of embedding: adapter a b c d…"),
+        (_spoil_layer, "weights of layer 0: adapter …"),
         (_edit(format_version=99), "format version 99"),
         (_edit(format="else"), "format 'else'"),
         (_edit(fingerprint={}), "damaged: fingerprint="),
@@ -277,6 +285,8 @@ _BEACON_Q = "model.layers.0.self_attn.beacon_q_proj"
     [
         ({f"{_BEACON_Q}.weight": None}, rf"of {_BEACON_Q} there is \[\], and the model has \['weight'\]"),
         ({f"{_BEACON_Q}.bias": torch.zeros(64)}, r"there is \['bias', 'weight'\], and the model has \['weight'\]"),
+        ({f"{_BEACON_Q}.bias": torch.zeros(64), f"{_BEACON_Q}.weight": None}, r"there is \['bias'\]"),
+        ({"model.layers.0.self_attn.beacon_o_proj.bias": torch.zeros(64)}, r"of .*beacon_o_proj there is"),
         ({f"{_BEACON_Q}.weight": torch.zeros(1, 64)}, rf"{_BEACON_Q} has the shape \[1, 64\], and the model needs"),
     ],
 )

@@ -97,6 +97,13 @@ def test_steps(family: str, parallel_chunks: int | None) -> None:
     assert len(logits) == len(CASE.generated) + 1
 
 
+def test_projections_go_where_the_model_is() -> None:
+    model = build("llama")
+    projections = random_projections(model)
+    FocusModel(model.to("meta"), projections)
+    assert all(parameter.is_meta for parameter in projections.parameters())
+
+
 def test_no_chunks() -> None:
     """Where there is nothing, nothing says on which device it lies."""
     model = focus_model(*_on_meta("llama"))

@@ -15,13 +15,14 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
+from focus_core import device
 from focus_core.attention import reading
 from focus_core.attention.candidates import CandidateProjections
 from focus_core.attention.modules import decoder_parts
 from focus_core.chunk_cache import ChunkCache
 from focus_core.config import FocusConfig
 from focus_core.decoding import FocusDecoding, PlainDecoding
-from focus_core.errors import ConfigError
+from focus_core.errors import ConfigError, OutOfMemoryError
 from focus_core.model import FocusModel
 from tests.cases import (
     TOLERANCE,
@@ -366,6 +367,20 @@ def test_chunks_that_come_again_are_a_run_of_their_own(focus: FocusModel) -> Non
     again = ChunkCache.from_rows([*stored, *stored[2:5], *stored])
     assert [run.chunks for run in again.runs] == [6, 6, 3]
     assert again.rows() == [*stored, *stored[2:5], *stored]
+
+
+def test_chunks_between_which_others_were_read(focus: FocusModel) -> None:
+    """Prepared together and asked without one of them."""
+    stored = prefilled(focus, random_case([24] * 4)).rows()
+    cache = ChunkCache.from_rows([stored[0], stored[2]])
+    assert cache.rows() == [stored[0], stored[2]]
+    assert [run.chunks for run in cache.runs] == [1, 1]
+
+
+def test_prefill_refuses_what_the_memory_does_not_hold(focus: FocusModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "free_memory", lambda _: 1000)
+    with pytest.raises(OutOfMemoryError, match="300 tokens"):
+        focus.prefill([torch.ones(300, dtype=torch.long)])
 
 
 def test_a_step_needs_a_dynamic_prompt_first(focus: FocusModel) -> None:

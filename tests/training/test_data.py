@@ -169,6 +169,13 @@ def test_a_question_must_fit_behind_the_most_chunks_that_may_be_drawn(tmp_path: 
                 found.check(lambda done, all_: None)
 
 
+def test_an_answer_must_fit_behind_the_longest_chunk_that_may_be_drawn(tmp_path: Path) -> None:
+    record = {"documents": [text(30)], "question": "w1", "answer": text(95)}
+    examples(tmp_path, record, chunk_sizes=(8,)).check(lambda done, all_: None)
+    with pytest.raises(ConfigError, match="A chunk of 31 tokens"):
+        examples(tmp_path, record, chunk_sizes=(8, 64)).check(lambda done, all_: None)
+
+
 def test_the_check_looks_at_every_record_once(tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
     records = ({"text": text(9)}, {"documents": ["w1"], "question": "w1", "answer": "w2"})
@@ -216,6 +223,9 @@ def test_an_objective_without_data_is_refused(tmp_path: Path) -> None:
 
 
 def test_sizes_beyond_the_window_are_refused(tmp_path: Path) -> None:
+    examples(tmp_path, {"text": text(9)}, chunk_sizes=(118,))  # a prompt of 5, two BOS and 3 targets
+    with pytest.raises(ConfigError, match="need up to 129 positions"):
+        examples(tmp_path, {"text": text(9)}, chunk_sizes=(119,))
     with pytest.raises(ConfigError, match="usable window has 128"):
         examples(tmp_path, {"text": text(9)}, chunk_sizes=(128,))
     with pytest.raises(ConfigError, match="usable window has 128"):
