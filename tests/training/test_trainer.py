@@ -289,6 +289,11 @@ def test_settings_that_no_engine_could_use_are_refused_before_the_first_step(tmp
         train(config, model=focus_model(), examples=numbered)
 
 
+def test_an_output_may_be_a_string() -> None:
+    """As paths are written in Python; it ended in an AttributeError behind the loading of the model."""
+    assert TrainingConfig(output="runs/x").output == Path("runs/x")  # type: ignore[arg-type]
+
+
 def test_an_output_that_is_a_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"output='.*file' cannot be a folder"):
