@@ -70,7 +70,7 @@ class StepPass:
         appended_value, local_value = self._apart(value)
         memory = self.place(layer, self._slots(appended_key)), self._slots(appended_value)
         keys, values = (torch.cat(pair, dim=2) for pair in zip(memory, (local_key, local_value), strict=True))
-        mask = self._local_mask(query.shape[1] // keys.shape[1], torch.float32 if softcap else query.dtype)
+        mask = self._local_mask(query.shape[1] // keys.shape[1], query.dtype)
         local = _attend(local_query, keys, values, mask, softcap)
         prompt = self.store(layer, appended_key, appended_value)
         appended = self.reader.attend(layer, appended_query, *prompt, softcap)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import logging
 
 from focus_core import (
     AdapterError,
@@ -316,6 +317,19 @@ def test_a_truncated_checkpoint_of_the_authors_is_named(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(AdapterError, match=r"model\.safetensors is damaged or cut short"):
         split_authors_checkpoint(folder, base=tmp_path / "b", adapter=tmp_path / "a")
+
+
+def test_loading_leaves_transformers_as_talkative_as_it_was(model_folder: Path) -> None:
+    before, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    try:
+        logging.set_verbosity_info()
+        logging.enable_progress_bar()
+        FocusModel.from_pretrained(model_folder, device="cpu")
+        assert logging.get_verbosity() == logging.INFO
+        assert logging.is_progress_bar_enabled()
+    finally:
+        logging.set_verbosity(before)
+        (logging.enable_progress_bar if bar else logging.disable_progress_bar)()
 
 
 def test_a_model_without_all_of_its_tensors_is_refused(model_folder: Path, tmp_path: Path) -> None:

@@ -296,6 +296,30 @@ def test_a_step_is_one_pass_unless_chunks_need_several(parallel_chunks: int | No
     assert tokens == ([4, 4, 2, local] if parallel_chunks == 2 else [2 * len(CASE.chunks) + local])
 
 
+def test_long_local_contexts_have_a_pass_of_their_own(focus: FocusModel, reference: Reference) -> None:
+    """What passes the model together would take more memory than one pass may."""
+    cache = prefilled(focus, CASE)
+    decoding = FocusDecoding(focus, cache, [CASE.local], [CASE.prompt])
+    decoding.start()
+    assert cache.prompt is not None
+    cache.prompt.tokens_per_pass = 2 * len(CASE.chunks)
+    passes: list[int] = []
+    hook = focus.model.get_decoder().embed_tokens.register_forward_hook(lambda *_: passes.append(1))
+    logits = decoding.step(torch.tensor([3]))
+    hook.remove()
+    assert passes == [1]  # of the decoder itself; in one pass all goes through the reader
+    assert_equal_logits(logits[0], reference.logits(CASE.chunks, CASE.prompt, CASE.local, [3]))
+
+
+def test_tokens_are_the_same_without_logits(focus: FocusModel) -> None:
+    text = random_tokens(150, seed=8)
+    with_logits = focus.generate(text, max_new_tokens=6, return_logits=True)
+    without = focus.generate(text, max_new_tokens=6)
+    assert without.logits is None
+    assert torch.equal(without.tokens, with_logits.tokens)
+    assert len(set(without.tokens.tolist())) > 1
+
+
 def test_the_last_layer_of_a_step_is_computed_for_one_token(llama: PreTrainedModel) -> None:
     """A layer of work on tokens of which only keys and values are used would come with every token."""
     focus = focus_model(llama, random_projections(llama))

@@ -289,6 +289,16 @@ def test_settings_that_no_engine_could_use_are_refused_before_the_first_step(tmp
         train(config, model=focus_model(), examples=numbered)
 
 
+def test_a_gradient_that_is_not_finite_ends_the_run(tmp_path: Path) -> None:
+    """Hours later nothing but NaN would have been saved."""
+    model = focus_model()
+    with torch.no_grad():
+        next(model.projections.parameters()).fill_(torch.nan)
+    with pytest.raises(FocusError, match="Step 1: the gradient is nan"):
+        train(config_for(tmp_path), model=model, examples=numbered)
+    assert not (tmp_path / CHECKPOINT).exists()
+
+
 def test_an_output_may_be_a_string() -> None:
     """As paths are written in Python; it ended in an AttributeError behind the loading of the model."""
     assert TrainingConfig(output="runs/x").output == Path("runs/x")  # type: ignore[arg-type]
