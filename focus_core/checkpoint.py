@@ -27,7 +27,7 @@ from transformers.utils import logging
 from focus_core.attention.candidates import CandidateProjections, names_per_layer
 from focus_core.attention.modules import DecoderParts, decoder_parts, window_of
 from focus_core.config import FocusConfig
-from focus_core.device import LOAD_LESS, choose_device, choose_dtype, naming_lack_of_memory
+from focus_core.device import choose_device, choose_dtype, naming_lack_of_memory
 from focus_core.errors import AdapterError, ConfigError, UnsupportedModelError, first_line
 
 ADAPTER_CONFIG = "focusllm_adapter.json"
@@ -51,6 +51,7 @@ _TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json"),
     *("vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json"),
 )
+_LOAD_LESS = "Use dtype='bfloat16', a smaller model, or device='cpu'."
 _LOADS_IN_A_BLINK = 500 * 2**20
 _speaking = threading.RLock()  # held while transformers is told what to say
 
@@ -93,7 +94,7 @@ def load_model(
         )
     place = choose_device(device)
     base = _load_base(str(model), choose_dtype(dtype, place), arguments)
-    with naming_lack_of_memory(LOAD_LESS):
+    with naming_lack_of_memory(_LOAD_LESS):
         base = base.to(place)
     loaded = LoadedModel(base, str(model))
     access = {key: arguments[key] for key in _HUB_ACCESS if key in arguments}
@@ -212,12 +213,21 @@ def load_adapter(
         raise AdapterError(f"{folder / ADAPTER_CONFIG}: unknown settings {foreign}; a newer version wrote it. Upgrade.")
     try:
         trained_with = FocusConfig(**description["config"])
-        with naming_lack_of_memory(LOAD_LESS):
-            projections = CandidateProjections(parts, rank=description["rank"])
+        projections = fresh_projections(model, rank=description["rank"])
     except ConfigError as error:
         raise AdapterError(f"{folder / ADAPTER_CONFIG}: {error}") from error
     _fill(projections, _read_weights(folder), folder)
     return projections, trained_with
+
+
+def fresh_projections(model: PreTrainedModel, *, rank: int | None = None) -> CandidateProjections:
+    """Untrained ones for `model`, on its device.
+
+    Raises:
+        OutOfMemoryError: the device does not hold them beside the model
+    """
+    with naming_lack_of_memory(_LOAD_LESS):
+        return CandidateProjections(decoder_parts(model), rank=rank)
 
 
 def fingerprint(model: PreTrainedModel, parts: DecoderParts) -> dict[str, Any]:
@@ -434,7 +444,7 @@ def _authors_projections(folder: Path, model: PreTrainedModel) -> tuple[Candidat
     if "mlp" in settings.get("beacon_param", []):
         raise UnsupportedModelError(f"{folder}: beacon_param has 'mlp'; only q, k, v and o are candidate projections.")
     parts = decoder_parts(model)
-    projections = CandidateProjections(parts)
+    projections = fresh_projections(model)
     trained = {f"{letter}_proj" for letter in settings.get("beacon_param", [])}
     files = _tensor_files(folder)
     load_bin = lru_cache(maxsize=1)(_load_bin)  # neighbours lie in the same file

@@ -235,7 +235,7 @@ class ChunkCache:
             offset += run.chunks
         return found
 
-    def select_questions(self, keep: Tensor, unused: int = 0) -> None:
+    def select_questions(self, keep: Tensor, unused: int) -> None:
         """Forget the questions whose indices are not in `keep`, and columns that are padding in all that stay."""
         assert self.prompt is not None
         self.prompt.select_questions(keep, unused)

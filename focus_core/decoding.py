@@ -66,9 +66,9 @@ class FocusDecoding:
     def select_questions(self, keep: Tensor) -> None:
         keep = keep.to(self._local.device)
         # Padding beside a longer question goes with it; it lies on the CPU, so this is no wait for a device.
-        self._prompt_padding, unused = _without_unused(self._prompt_padding[keep])
+        self._prompt_padding, unused = without_unused(self._prompt_padding[keep])
         self._cache.select_questions(keep, unused)
-        self._local_padding, unused = _without_unused(self._local_padding[keep])
+        self._local_padding, unused = without_unused(self._local_padding[keep])
         self._local, self._pending = self._local[keep, unused:], self._pending[keep]
 
 
@@ -112,7 +112,7 @@ class PlainDecoding:
         return logits
 
 
-def _without_unused(padding: Tensor) -> tuple[Tensor, int]:
+def without_unused(padding: Tensor) -> tuple[Tensor, int]:
     """Padding without what all rows have of it, and how much that is."""
     unused = int(padding.min())
     return padding - unused, unused

@@ -14,11 +14,11 @@ from focus_core.errors import ConfigError, OutOfMemoryError, first_line
 
 _CPU_TOKENS_PER_PASS = 4096  # beyond that a CPU pass gets no faster, it only leaves the caches
 _GPU_SHARE_FOR_ACTIVATIONS = 0.25
-LOAD_LESS = "Use dtype='bfloat16', a smaller model, or device='cpu'."
 _READ_LESS = (
     "Set parallel_chunks to a small number, hand over fewer documents or questions at once, or use dtype='bfloat16' or "
     "a smaller model."
 )
+# Where Linux keeps the limits of control groups, and says to which of them this process belongs.
 _GROUPS, _OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 

@@ -280,7 +280,7 @@ class FocusEngine:
                     usage=Usage(sum(map(len, texts)) + len(local), document_tokens=sum(map(len, texts))),
                 )
             )
-        for members in _with_same_chunks(requests, tokens_per_pass(self.focus.model), self._room_behind):
+        for members in _with_same_chunks(requests, tokens_per_pass(self.focus.model), self._reader.room_behind):
             yield from self._answers({index: requests[index] for index in members}, report)
 
     # --- reading ------------------------------------------------------------------------------------------------------
@@ -383,10 +383,6 @@ class FocusEngine:
                 self._remembered_tokens -= len(self._texts.popitem(last=False)[1])
         return tokens
 
-    def _room_behind(self, chunks: list[TokenIds]) -> int:
-        """For how many tokens of questions and answers there is memory, once `chunks` have been read."""
-        return self.focus.free_tokens - self._reader.unread_tokens(chunks)
-
     def _answers(self, requests: dict[int, _Request], report: Report | None) -> Iterator[tuple[int, Piece]]:
         """Pieces of the answers to questions about the same chunks; nothing of them is held behind the last."""
         with progress_bar("reading chunks", visible=self._progress, report=report) as progress:
@@ -465,12 +461,12 @@ def _with_same_chunks(
     def fits(group: list[int], request: _Request) -> bool:
         plans = [*(requests[index].plan for index in group), request.plan]
         in_pass = len(plans) * max(len(plan.local) for plan in plans)
-        behind = len(plans) * len(plans[0].chunks) * max(len(plan.prompt) + plan.new_tokens for plan in plans)
-        if in_pass > most_in_pass or plans[0].chunks != request.plan.chunks:
+        chunks = plans[0].chunks
+        if in_pass > most_in_pass or chunks != request.plan.chunks:
             return False
         if group[0] not in rooms:
-            rooms[group[0]] = room_behind(plans[0].chunks)
-        return behind <= rooms[group[0]]
+            rooms[group[0]] = room_behind(chunks)
+        return len(plans) * len(chunks) * max(len(plan.prompt) + plan.new_tokens for plan in plans) <= rooms[group[0]]
 
     for index, request in enumerate(requests):
         group = next((group for group in groups if fits(group, request)), None)

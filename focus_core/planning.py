@@ -46,27 +46,32 @@ def make_plan(
         ContextOverflowError: it does not fit, with both numbers and what to change
     """
     config = layout.config
-    whole = layout.plain_length(documents, local)
-    behind = local
+    whole, context = layout.plain_length(documents, local), local
     if documents:
         chunks = layout.chunks_of(documents) if chunks is None else chunks
     else:
-        chunks, behind = layout.long_prompt(local)
+        chunks, context = layout.long_prompt(local)
     # Without a wish of the user's, the plain model is not used where it would leave no room to speak of.
     expected = config.expected_answer if new_tokens is None else new_tokens
     if not chunks or config.reads_plainly(whole, expected):
-        new_tokens = _wished_or_room(new_tokens, config.window - whole)
+        new_tokens = wished_or_room(new_tokens, config.window - whole)
         check_plain_room(config, prompt=whole, new_tokens=new_tokens)
         return Plan([], layout.plain(documents, local), [], new_tokens)
-    local, prompt = behind, layout.dynamic_prompt(behind)
+    prompt = layout.dynamic_prompt(context)
     lengths = [len(chunk) for chunk in chunks]
-    room = config.window - max(max(lengths) + len(prompt), len(chunks) + len(local))
-    new_tokens = _wished_or_room(new_tokens, room)
-    check_room(config, chunk_lengths=lengths, prompt=len(prompt), local=len(local), new_tokens=new_tokens)
-    return Plan(chunks, local, prompt, new_tokens)
+    room = room_for_answer(config, chunks=len(chunks), longest=max(lengths), prompt=len(prompt), local=len(context))
+    new_tokens = wished_or_room(new_tokens, room)
+    check_room(config, chunk_lengths=lengths, prompt=len(prompt), local=len(context), new_tokens=new_tokens)
+    return Plan(chunks, context, prompt, new_tokens)
 
 
-def _wished_or_room(new_tokens: int | None, room: int) -> int:
+def room_for_answer(config: ResolvedConfig, *, chunks: int, longest: int, prompt: int, local: int) -> int:
+    """Positions that the window leaves: behind the longest chunk, and behind memory and local context."""
+    return config.window - max(longest + prompt, chunks + local)
+
+
+def wished_or_room(new_tokens: int | None, room: int) -> int:
+    """How many tokens an answer may have: as many as the user says, else 256 or what there is room for."""
     return min(DEFAULT_NEW_TOKENS, max(room, 1)) if new_tokens is None else new_tokens
 
 

@@ -68,11 +68,11 @@ class ChunkReader:
             tokens_read=sum(self._text_tokens(wanted[key]) for key in missing),
         )
 
-    def unread_tokens(self, chunks: Sequence[TokenIds]) -> int:
-        """Tokens of the chunks that the store does not have, BOS included."""
+    def room_behind(self, chunks: Sequence[TokenIds]) -> int:
+        """For how many tokens of questions and answers there is memory, once the chunks have been read."""
         wanted = {chunk_key(self._shared.identity, chunk): len(chunk) for chunk in chunks}
         known = self._stored(wanted)
-        return sum(length for key, length in wanted.items() if key not in known)
+        return self._focus.free_tokens - sum(length for key, length in wanted.items() if key not in known)
 
     def _stored(self, keys: Iterable[ChunkKey]) -> dict[ChunkKey, ChunkRow]:
         found = {key: self._shared.store.get(key) for key in keys}

@@ -15,9 +15,8 @@ from weakref import WeakValueDictionary
 from transformers import PreTrainedTokenizerBase
 
 from focus_core.attention.candidates import CandidateProjections
-from focus_core.attention.modules import decoder_parts
-from focus_core.checkpoint import LoadedModel, is_folder, load_model
-from focus_core.device import LOAD_LESS, choose_device, choose_dtype, free_memory, naming_lack_of_memory
+from focus_core.checkpoint import LoadedModel, fresh_projections, is_folder, load_model
+from focus_core.device import choose_device, choose_dtype, free_memory, naming_lack_of_memory
 from focus_core.errors import ConfigError, UnsupportedModelError
 from focus_core.store import ChunkStore
 from focus_core.tokenizer import load_tokenizer
@@ -94,8 +93,7 @@ class SharedModel:
             version: what tells this model from another one under the same name
             of_its_own: no other model is taken for the same, whatever its name
         """
-        with naming_lack_of_memory(LOAD_LESS):
-            projections = loaded.projections or CandidateProjections(decoder_parts(loaded.model))
+        projections = loaded.projections or fresh_projections(loaded.model)
         budget = int(free_memory(loaded.model.device) * _STORE_SHARE) if store_bytes is None else store_bytes
         config = loaded.model.config.get_text_config()
         version = version or str(getattr(config, "_commit_hash", None))
@@ -115,10 +113,11 @@ class SharedModel:
             yield turn
 
 
-Key = tuple[Any, ...]  # all that two who ask must have in common to share weights
+_Key = tuple[Any, ...]  # all that two who ask must have in common to share weights
 
-_shared: WeakValueDictionary[Key, SharedModel] = WeakValueDictionary()
-_loading: dict[Key, threading.Lock] = {}  # whoever loads holds it; others wait for the same weights only
+_shared: WeakValueDictionary[_Key, SharedModel] = WeakValueDictionary()
+# Whoever loads holds it; others wait for the same weights only.
+_loading: WeakValueDictionary[_Key, threading.Lock] = WeakValueDictionary()
 _lock = threading.Lock()  # around the two
 
 

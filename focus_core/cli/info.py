@@ -11,7 +11,8 @@ import typer
 
 from focus_core.cli import options
 from focus_core.cli.loading import load_engine, read_documents
-from focus_core.config import DEFAULT_NEW_TOKENS, FocusConfig
+from focus_core.config import FocusConfig
+from focus_core.planning import room_for_answer, wished_or_room
 from focus_core.progress import sign_of_life
 
 if TYPE_CHECKING:
@@ -114,13 +115,14 @@ def _needs(engine: FocusEngine, lengths: Sequence[int]) -> Needs:
     # As a question would be planned that takes little room itself.
     if config.reads_plainly(tokens + _SHORT_QUESTION, config.expected_answer):
         per_token = per_token // (focus.parts.num_layers - 1) * focus.parts.num_layers  # it keeps the last layer's, too
-        chunks, starts, behind = 0, bos, _SHORT_QUESTION + config.expected_answer
+        left = config.window - tokens - _SHORT_QUESTION
+        chunks, starts, behind = 0, bos, _SHORT_QUESTION + wished_or_room(None, left)
     else:
         chunks = sum(-(-length // config.chunk_size) for length in lengths)
         starts = bos * (chunks if config.bos_per_chunk else len(lengths))
         prompt, longest = config.dynamic_prompt + bos, min(max(lengths), config.chunk_size) + bos
-        left = config.window - max(longest + prompt, chunks + _SHORT_QUESTION)
-        behind = chunks * (prompt + min(DEFAULT_NEW_TOKENS, max(left, 1)))
+        left = room_for_answer(config, chunks=chunks, longest=longest, prompt=prompt, local=_SHORT_QUESTION)
+        behind = chunks * (prompt + wished_or_room(None, left))
     return Needs(
         documents=len(lengths),
         tokens=tokens,

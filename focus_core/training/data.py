@@ -169,7 +169,7 @@ class FileExamples:
 
     def _example(self, record: Record, documents: Sequence[TokenIds], layout: TextLayout) -> TrainingExample:
         chunks = layout.chunks_of(documents)
-        questions = [self._question(layout, asked) for asked in record.questions]
+        questions = [self._question(layout, asked, record.where) for asked in record.questions]
         for question in questions:
             self._check_room(record, chunks, question)
         return TrainingExample(chunks, questions)
@@ -182,9 +182,9 @@ class FileExamples:
         except ContextOverflowError as error:
             raise ConfigError(f"{record.where}: {error}") from error
 
-    def _question(self, layout: TextLayout, asked: Asked) -> Question:
+    def _question(self, layout: TextLayout, asked: Asked, where: str) -> Question:
         """Prompt and answer as the engine would have them, ended by what ends a turn."""
-        prompt, answer = self._rendered(asked)
+        prompt, answer = self._rendered(asked, where)
         tokens, end = list(self._tokenize(answer)), self._tokenizer.eos_token_id
         if end in tokens:
             tokens = tokens[: tokens.index(end) + 1]
@@ -192,7 +192,7 @@ class FileExamples:
             tokens.append(end)
         return Question.of(layout, self._tokenize(prompt), tokens)
 
-    def _rendered(self, asked: Asked) -> tuple[str, str]:
+    def _rendered(self, asked: Asked, where: str) -> tuple[str, str]:
         if not asked.templated or not self._tokenizer.chat_template:
             return asked.text, asked.answer
         turn = [{"role": "user", "content": asked.text}]
@@ -201,7 +201,7 @@ class FileExamples:
             turn.append({"role": "assistant", "content": asked.answer})
             whole: str = self._tokenizer.apply_chat_template(turn, tokenize=False)
         except TemplateError as error:
-            raise ConfigError(f"The model's chat template refuses a question with its answer: {error}") from error
+            raise ConfigError(f"{where}: the model's chat template refuses the question: {error}") from error
         return prompt, whole.removeprefix(prompt) if whole.startswith(prompt) else asked.answer
 
     # --- sizes --------------------------------------------------------------------------------------------------------

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import math
-import time
 from collections import defaultdict
 from pathlib import Path
 from types import TracebackType
@@ -34,7 +33,7 @@ class LossLog:
     def __init__(self, config: TrainingConfig, first: int, accelerator: Accelerator) -> None:
         self._config, self._first, self._accelerator = config, first, accelerator
         self._examples: list[tuple[str, float, int]] = []
-        self._steps, self._norms, self._seconds, self._began = 0, 0.0, 0.0, time.monotonic()
+        self._steps, self._norms, self._seconds = 0, 0.0, 0.0
         self._last = first, 0.0
         self._console = Console(stderr=True)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
@@ -61,20 +60,16 @@ class LossLog:
     ) -> None:
         self._progress.stop()
 
-    def start(self) -> None:
-        """A step begins: what comes between two steps, saving and evaluation, is none of its time."""
-        self._began = time.monotonic()
-
     def example(self, objective: str, loss: float, targets: int) -> None:
         """Note the loss of one example."""
         self._examples.append((objective, loss, targets))
 
-    def step(self, done: int, rate: float, norm: float) -> None:
+    def step(self, done: int, rate: float, norm: float, seconds: float) -> None:
         """After an optimizer step: move the bar, and write when it is time."""
         self._progress.update(self._task, completed=done)
         self._steps += 1
         self._norms += norm
-        self._seconds += time.monotonic() - self._began
+        self._seconds += seconds
         self._last = done, rate
         if done % self._config.log_every == 0 or done == self._config.steps:
             self.flush()

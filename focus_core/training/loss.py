@@ -29,7 +29,7 @@ from focus_core.attention.memory import Memory
 from focus_core.attention.passes import KeysAndValues, PassCache, until_done
 from focus_core.attention.reading import ReaderPass, reading
 from focus_core.chunk_cache import ChunkCache
-from focus_core.decoding import pad_left
+from focus_core.decoding import pad_left, without_unused
 from focus_core.device import tokens_per_pass
 from focus_core.model import FocusModel
 from focus_core.training.examples import TrainingExample
@@ -220,9 +220,8 @@ class _Method:
 
     def _next_token_logits(self, memory: Memory, local_ids: Tensor, padding: Tensor) -> Tensor:
         """`FocusModel.next_token_logits` with gradient, without the padding that no row of the group needs."""
-        unused = int(padding.min())
-        padding = (padding - unused).to(local_ids.device)
-        output = self.model.model(**memory.read_by(local_ids[:, unused:], padding))
+        padding, unused = without_unused(padding)
+        output = self.model.model(**memory.read_by(local_ids[:, unused:], padding.to(local_ids.device)))
         return cast(Tensor, output.logits[:, -1])
 
     def _read(

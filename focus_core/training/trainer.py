@@ -12,6 +12,7 @@ import math
 import random
 import signal
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -30,9 +31,15 @@ from accelerate.utils import GradientAccumulationPlugin  # type: ignore[import-u
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
-from focus_core.attention.candidates import CandidateProjections
-from focus_core.attention.modules import decoder_parts
-from focus_core.checkpoint import LoadedModel, fingerprint, load_adapter, load_model, replace_file, save_adapter
+from focus_core.checkpoint import (
+    LoadedModel,
+    fingerprint,
+    fresh_projections,
+    load_adapter,
+    load_model,
+    replace_file,
+    save_adapter,
+)
 from focus_core.config import FocusConfig
 from focus_core.device import choose_device, naming_lack_of_memory
 from focus_core.errors import ConfigError, FocusError
@@ -196,8 +203,7 @@ class _Run:
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = rate
-        norm = 0.0
-        log.start()
+        norm, began = 0.0, time.monotonic()
         for example in islice(ready, self.config.accumulation):
             with self.accelerator.accumulate(self.loss):
                 loss = self.loss(example)
@@ -212,7 +218,7 @@ class _Run:
             log.example(example.objective, loss.item(), example.num_targets)
         if not math.isfinite(norm) and self.config.mixed_precision != "fp16":
             raise FocusError(f"Step {step + 1}: the gradient is {norm}. Lower learning_rate, or look at the data.")
-        log.step(step + 1, rate, norm)
+        log.step(step + 1, rate, norm, time.monotonic() - began)
 
     # --- examples -----------------------------------------------------------------------------------------------------
 
@@ -386,7 +392,7 @@ def _focus_model(
         focus, name = model, model.model.name_or_path
     else:
         loaded = _loaded(config, device, model)
-        projections = loaded.projections or CandidateProjections(decoder_parts(loaded.model), rank=config.rank)
+        projections = loaded.projections or fresh_projections(loaded.model, rank=config.rank)
         settings = FocusConfig(bos_per_chunk=config.bos_per_chunk)
         focus = FocusModel(loaded.model, projections, config=settings, trained_with=loaded.trained_with)
         name = loaded.model_id

@@ -102,18 +102,14 @@ def _spoil_tensor(folder: Path) -> None:
     save_file(tensors, folder / ADAPTER_WEIGHTS)
 
 
-def _spoil_fingerprint(folder: Path) -> None:
-    path = folder / ADAPTER_CONFIG
-    description = json.loads(path.read_text())
-    description["fingerprint"]["weights"]["embedding"] = "a b c d"
-    path.write_text(json.dumps(description))
+def _spoil_sample(name: str, sample: str) -> Callable[[Path], None]:
+    def spoil(folder: Path) -> None:
+        path = folder / ADAPTER_CONFIG
+        description = json.loads(path.read_text())
+        description["fingerprint"]["weights"][name] = sample
+        path.write_text(json.dumps(description))
 
-
-def _spoil_layer(folder: Path) -> None:
-    path = folder / ADAPTER_CONFIG
-    description = json.loads(path.read_text())
-    description["fingerprint"]["weights"]["layer 0"] = ""
-    path.write_text(json.dumps(description))
+    return spoil
 
 
 def _edit(**changes: object) -> Callable[[Path], None]:
@@ -135,8 +131,8 @@ def _edit(**changes: object) -> Callable[[Path], None]:
         (_drop_tensor, "missing"),
         (_reshape_tensor, r"\[3, 5\] instead of"),
         (_spoil_tensor, "something else than finite"),
-        (_spoil_fingerprint, "weights of embedding: adapter a b c d…"),
-        (_spoil_layer, "weights of layer 0: adapter …"),
+        (_spoil_sample("embedding", "a b c d"), "weights of embedding: adapter a b c d…"),
+        (_spoil_sample("layer 0", ""), "weights of layer 0: adapter …"),
         (_edit(format_version=99), "format version 99"),
         (_edit(format="else"), "format 'else'"),
         (_edit(fingerprint={}), "damaged: fingerprint="),

@@ -73,7 +73,6 @@ def test_what_cannot_help_is_not_advised() -> None:
     with pytest.raises(ContextOverflowError, match=r"\. Hand the text over as documents") as raised:
         check_plain_room(CONFIG, prompt=70, new_tokens=1000)
     assert "Lower" not in str(raised.value)
-
     with pytest.raises(ContextOverflowError) as raised:
         check_plain_room(CONFIG, prompt=64, new_tokens=1)
     assert "Lower" not in str(raised.value)

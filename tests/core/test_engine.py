@@ -636,9 +636,10 @@ def test_what_one_model_prepared_is_not_read_by_another_made_in_python(model_fol
         second.generate(QUESTION, first.prepare(A))
 
 
-def test_the_repetition_penalty_counts_the_local_context(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of one long prompt, what is read in chunks does not count, as documents do not."""
-    engine, seen = make_engine(), list[int]()
+@pytest.fixture
+def penalised(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many tokens of each question count for the repetition penalty."""
+    seen: list[int] = []
     make = engine_module.Sampler
 
     def noting(config: Any, tokens: torch.Tensor) -> Any:
@@ -646,24 +647,21 @@ def test_the_repetition_penalty_counts_the_local_context(monkeypatch: pytest.Mon
         return make(config, tokens)
 
     monkeypatch.setattr(engine_module, "Sampler", noting)
+    return seen
+
+
+def test_the_repetition_penalty_counts_the_local_context(engine: FocusEngine, penalised: list[int]) -> None:
+    """Of one long prompt, what is read in chunks does not count, as documents do not."""
     engine.generate(A, chat_template=False, max_new_tokens=1)
     engine.generate("Why?", [A], chat_template=False, max_new_tokens=1)
-    assert seen == [engine.config.local_window + 1, len("Why?") + 1]  # and a BOS
+    assert penalised == [engine.config.local_window + 1, len("Why?") + 1]  # and a BOS
 
 
-def test_the_repetition_penalty_never_counts_documents(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_repetition_penalty_never_counts_documents(penalised: list[int]) -> None:
     """Read by the plain model, they stand in the same row as the question."""
-    engine, seen = make_engine(plain_up_to=400), list[int]()
-    make = engine_module.Sampler
-
-    def noting(config: Any, tokens: torch.Tensor) -> Any:
-        seen.append(len(tokens))
-        return make(config, tokens)
-
-    monkeypatch.setattr(engine_module, "Sampler", noting)
-    answer = engine.generate("Why?", [A], chat_template=False, max_new_tokens=1)
+    answer = make_engine(plain_up_to=400).generate("Why?", [A], chat_template=False, max_new_tokens=1)
     assert answer.usage.chunks == 0
-    assert seen == [len("Why?") + 1]
+    assert penalised == [len("Why?") + 1]
 
 
 def test_an_answer_ends_where_the_tokenizer_says(engine: FocusEngine) -> None:
@@ -691,7 +689,7 @@ def test_tokens_of_a_document_are_counted_without_a_bos_that_is_not_there(engine
     assert answer.usage.document_tokens == len(A)
 
 
-def test_weights_are_shared_by_all_who_ask_for_the_same(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_are_shared_by_all_who_ask_for_the_same(tiny_folder: Path) -> None:
     """By default or by name, one after the other or at the same time; and by nobody else."""
 
     def load(**settings: Any) -> Any:

@@ -103,10 +103,10 @@ class PieceTokenizer:
 
 
 def test_the_first_stop_string_of_a_token_wins() -> None:
-    stream = TextStream(PieceTokenizer(), stop=["three", "two"])  # type: ignore[arg-type]
+    stream = TextStream(PieceTokenizer(), stop=["three", "two"])
     assert stream.push(0) == "one "
 
 
 def test_a_stop_string_in_what_was_held_back_to_the_end() -> None:
-    stream = TextStream(PieceTokenizer(), stop=["STOP"])  # type: ignore[arg-type]
+    stream = TextStream(PieceTokenizer(), stop=["STOP"])
     assert [stream.push(1), stream.finish()] == ["", " "]

@@ -93,7 +93,7 @@ def test_a_template_that_refuses_is_named(tmp_path: Path) -> None:
     """Its own kind of error would end the command in a traceback."""
     record = {"documents": [text(9)], "question": "word", "answer": "word"}
     made = examples(tmp_path, record, template="{{ raise_exception('alternate, please') }}")
-    with pytest.raises(ConfigError, match=r"chat template refuses .*alternate, please"):
+    with pytest.raises(ConfigError, match=r"data\.jsonl, line 1: .*chat template refuses .*alternate, please"):
         made(0)
 
 

@@ -301,7 +301,7 @@ def test_a_gradient_that_is_not_finite_ends_the_run(tmp_path: Path) -> None:
 
 def test_an_output_may_be_a_string() -> None:
     """As paths are written in Python; it ended in an AttributeError behind the loading of the model."""
-    assert TrainingConfig(output="runs/x").output == Path("runs/x")  # type: ignore[arg-type]
+    assert TrainingConfig(output="runs/x").output == Path("runs/x")
 
 
 def test_an_output_that_is_a_file_is_named(tmp_path: Path) -> None:
