@@ -29,7 +29,7 @@ from benchmarks.floors import Shape, Work
 from benchmarks.ways import FULL_ATTENTION, ONE_BY_ONE, OURS, WAYS, Measurement, Text
 from focus_core.config import FocusConfig
 from focus_core.device import choose_device, choose_dtype
-from focus_core.model import FocusModel
+from focus_core.methods.focus import FocusModel
 
 SHAPES = {
     "tiny": Shape(hidden=64, layers=3, heads=4, kv_heads=2, intermediate=96, vocabulary=96),

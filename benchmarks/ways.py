@@ -17,9 +17,9 @@ from transformers.generation.streamers import BaseStreamer
 
 from benchmarks.machine import Peak, now, peak_memory
 from benchmarks.one_by_one import OneByOne
-from focus_core.chunk_cache import ChunkCache
-from focus_core.decoding import FocusDecoding
-from focus_core.model import FocusModel
+from focus_core.cache.chunks import ChunkCache
+from focus_core.methods.decoding import FocusDecoding
+from focus_core.methods.focus import FocusModel
 
 OURS, ONE_BY_ONE, FULL_ATTENTION = "ours", "one-by-one", "full-attention"
 

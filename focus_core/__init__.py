@@ -21,20 +21,20 @@ from focus_core.errors import (
 
 if TYPE_CHECKING:
     from focus_core.attention.memory import Memory
-    from focus_core.checkpoint import save_adapter, split_authors_checkpoint
-    from focus_core.chunk_cache import ChunkCache
-    from focus_core.documents import PreparedDocuments, read_file, read_folder
-    from focus_core.engine import Answer, FocusEngine, Piece, Usage
-    from focus_core.model import FocusModel, TokenGeneration
+    from focus_core.loading.checkpoint import save_adapter, split_authors_checkpoint
+    from focus_core.cache.chunks import ChunkCache
+    from focus_core.text.files import PreparedDocuments, read_file, read_folder
+    from focus_core.engine.engine import Answer, FocusEngine, Piece, Usage
+    from focus_core.methods.focus import FocusModel, TokenGeneration
 else:
     # Importing torch takes seconds, so it waits until a name is asked for that needs it: `focusllm --help` is instant.
     _MODULES = {
         "attention.memory": ("Memory",),
-        "checkpoint": ("save_adapter", "split_authors_checkpoint"),
-        "chunk_cache": ("ChunkCache",),
-        "documents": ("PreparedDocuments", "read_file", "read_folder"),
-        "engine": ("Answer", "FocusEngine", "Piece", "Usage"),
-        "model": ("FocusModel", "TokenGeneration"),
+        "loading.checkpoint": ("save_adapter", "split_authors_checkpoint"),
+        "cache.chunks": ("ChunkCache",),
+        "text.files": ("PreparedDocuments", "read_file", "read_folder"),
+        "engine.engine": ("Answer", "FocusEngine", "Piece", "Usage"),
+        "methods.focus": ("FocusModel", "TokenGeneration"),
     }
     _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 

@@ -12,7 +12,7 @@ from pydantic import AliasChoices, BaseModel, Field, PrivateAttr
 
 from focus_core import FocusConfig, FocusEngine, PreparedDocuments
 from focus_core.config import DEFAULT_NEW_TOKENS
-from focus_core.documents import require_sequence
+from focus_core.text.files import require_sequence
 from focus_core.errors import ConfigError, DocumentError
 from focus_integrations.engines import EngineSettings, default_model, longest_input, name_engine, shared_engine
 

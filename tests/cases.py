@@ -10,10 +10,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from focus_core.attention.candidates import CandidateProjections
-from focus_core.chunk_cache import ChunkCache
+from focus_core.cache.chunks import ChunkCache
 from focus_core.config import FocusConfig
-from focus_core.decoding import Decoding, FocusDecoding
-from focus_core.model import FocusModel
+from focus_core.methods.decoding import Decoding, FocusDecoding
+from focus_core.methods.focus import FocusModel
 from tests.model_zoo import random_tokens
 from tests.reference import Reference
 

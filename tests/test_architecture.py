@@ -214,7 +214,7 @@ def test_users_take_root_names_or_public_modules(folder: str) -> None:
 
 
 def test_users_import_public_names() -> None:
-    """`from focus_core.model import _visible` would be as bad as a private module."""
+    """`from focus_core.methods.focus import _visible` would be as bad as a private module."""
     violations = [
         f"{imported}: {imported.name} is private to {imported.target}"
         for folder in (*USERS, "focus_core")
@@ -241,7 +241,7 @@ def test_the_reader_of_imports_sees_them(tmp_path: Path) -> None:
         "import transformers.utils\n"
         "from focus_core import chunking, FocusConfig\n"
         "from typing import TYPE_CHECKING\n"
-        "if TYPE_CHECKING:\n    from focus_core.model import FocusModel\n"
+        "if TYPE_CHECKING:\n    from focus_core.methods.focus import FocusModel\n"
         "def f():\n    from focus_core.attention.memory import Memory\n"
     )
     found = list(imports_of(path))

@@ -21,7 +21,7 @@ from focus_core.attention.candidates import candidate_reader
 from focus_core.attention.memory import Memory
 from focus_core.attention.modules import decoder_parts
 from focus_core.attention.passes import PassCache, until_done
-from focus_core.attention.reading import READER_ATTENTION
+from focus_core.attention.chunk_pass import READER_ATTENTION
 from tests.cases import assert_equal_logits, computed, expected, focus_model, random_case
 from tests.model_zoo import FAMILIES, build, random_projections, random_tokens
 from tests.reference import Reference

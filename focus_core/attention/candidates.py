@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from focus_core.attention.modules import DecoderParts
-from focus_core.attention.reading import READER_ATTENTION, candidates_in_pass, wanted_in_pass
+from focus_core.attention.chunk_pass import READER_ATTENTION, candidates_in_pass, wanted_in_pass
 from focus_core.errors import ConfigError, UnsupportedModelError
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from focus_core.attention.passes import KeysAndValues
-from focus_core.attention.reading import ReaderPass, as_bias
+from focus_core.attention.chunk_pass import ReaderPass, as_bias
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from focus_core.cli.loading import load_engine, read_documents
 from focus_core.config import FocusConfig
 
 if TYPE_CHECKING:
-    from focus_core.engine import FocusEngine, Piece, Usage
+    from focus_core.engine.engine import FocusEngine, Piece, Usage
 
 
 def ask(

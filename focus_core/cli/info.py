@@ -12,13 +12,13 @@ import typer
 from focus_core.cli import options
 from focus_core.cli.loading import load_engine, read_documents
 from focus_core.config import FocusConfig
-from focus_core.planning import room_for_answer, wished_or_room
+from focus_core.methods.limits import room_for_answer, wished_or_room
 from focus_core.progress import sign_of_life
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from focus_core.engine import FocusEngine
+    from focus_core.engine.engine import FocusEngine
 
 _SHORT_QUESTION = 32  # tokens, with its template
 
@@ -108,7 +108,7 @@ def _describe(engine: FocusEngine) -> dict[str, Any]:
 
 def _needs(engine: FocusEngine, lengths: Sequence[int]) -> Needs:
     from focus_core.device import free_memory
-    from focus_core.tokenizer import bos_of
+    from focus_core.text.tokenizer import bos_of
 
     config, focus = engine.config, engine.focus
     tokens, bos, per_token = sum(lengths), int(bos_of(engine.tokenizer) is not None), focus.cache_bytes_per_token

@@ -13,7 +13,7 @@ from focus_core.progress import sign_of_life
 
 if TYPE_CHECKING:
     from focus_core.config import FocusConfig
-    from focus_core.engine import FocusEngine
+    from focus_core.engine.engine import FocusEngine
     from focus_core.errors import DocumentError
 
 _NAMED_AT_MOST = 5  # files that could not be read are named up to this number
@@ -37,7 +37,7 @@ def load_engine(
     with sign_of_life("starting"):
         from transformers.utils import logging
 
-        from focus_core.engine import FocusEngine
+        from focus_core.engine.engine import FocusEngine
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
     with sign_of_life("loading the model"):
@@ -47,8 +47,8 @@ def load_engine(
 
 
 def _texts(name: str) -> list[str]:
-    from focus_core.checkpoint import is_folder
-    from focus_core.documents import document_text, read_file
+    from focus_core.loading.checkpoint import is_folder
+    from focus_core.text.files import document_text, read_file
 
     if name == "-":
         return [document_text(sys.stdin.buffer.read(), name="standard input")]
@@ -58,7 +58,7 @@ def _texts(name: str) -> list[str]:
 
 
 def _folder_texts(folder: Path) -> list[str]:
-    from focus_core.documents import read_folder
+    from focus_core.text.files import read_folder
 
     unread: list[DocumentError] = []
     texts = [text for _, text in read_folder(folder, passed_over=unread.append)]

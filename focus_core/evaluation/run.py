@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from focus_core.engine import FocusEngine
+from focus_core.engine.engine import FocusEngine
 from focus_core.errors import ConfigError
 from focus_core.evaluation.tasks import Haystack, Sheet, Trial, task_named
 from focus_core.progress import Report

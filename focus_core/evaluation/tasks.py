@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from focus_core.engine import FocusEngine
+from focus_core.engine.engine import FocusEngine
 from focus_core.errors import ConfigError
 from focus_core.evaluation.facts import (
     Fact,

@@ -22,13 +22,13 @@ from typing import Any
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from focus_core.chunking import TextLayout, TokenIds
+from focus_core.text.chunking import TextLayout, TokenIds
 from focus_core.config import ResolvedConfig
 from focus_core.errors import ConfigError, ContextOverflowError
-from focus_core.model import FocusModel
-from focus_core.planning import check_room
+from focus_core.methods.focus import FocusModel
+from focus_core.methods.limits import check_room
 from focus_core.progress import Report
-from focus_core.tokenizer import bos_of, load_tokenizer
+from focus_core.text.tokenizer import bos_of, load_tokenizer
 from focus_core.training.config import TrainingConfig
 from focus_core.training.examples import Question, TrainingExample
 

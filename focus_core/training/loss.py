@@ -27,11 +27,11 @@ from torch.utils.checkpoint import checkpoint
 
 from focus_core.attention.memory import Memory
 from focus_core.attention.passes import KeysAndValues, PassCache, until_done
-from focus_core.attention.reading import ReaderPass, reading
-from focus_core.chunk_cache import ChunkCache
-from focus_core.decoding import pad_left, without_unused
+from focus_core.attention.chunk_pass import ReaderPass, reading
+from focus_core.cache.chunks import ChunkCache
+from focus_core.methods.decoding import pad_left, without_unused
 from focus_core.device import tokens_per_pass
-from focus_core.model import FocusModel
+from focus_core.methods.focus import FocusModel
 from focus_core.training.examples import TrainingExample
 
 

@@ -31,7 +31,7 @@ from accelerate.utils import GradientAccumulationPlugin  # type: ignore[import-u
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
-from focus_core.checkpoint import (
+from focus_core.loading.checkpoint import (
     LoadedModel,
     fingerprint,
     fresh_projections,
@@ -43,7 +43,7 @@ from focus_core.checkpoint import (
 from focus_core.config import FocusConfig
 from focus_core.device import choose_device, naming_lack_of_memory
 from focus_core.errors import ConfigError, FocusError
-from focus_core.model import FocusModel
+from focus_core.methods.focus import FocusModel
 from focus_core.progress import progress_bar
 from focus_core.training.config import TrainingConfig
 from focus_core.training.examples import TrainingExample

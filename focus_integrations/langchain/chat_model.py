@@ -15,7 +15,7 @@ from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.config import get_config_list, patch_config, run_in_executor
 from pydantic import ConfigDict, model_validator
 
-from focus_core.engine import Answer, FinishReason, Piece
+from focus_core.engine.engine import Answer, FinishReason, Piece
 from focus_core.errors import ConfigError, FocusError
 from focus_integrations.langchain.batching import Gathering
 from focus_integrations.langchain.documents import texts_of

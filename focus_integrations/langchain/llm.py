@@ -10,7 +10,7 @@ from langchain_core.language_models import BaseLLM, LangSmithParams
 from langchain_core.outputs import Generation, GenerationChunk, LLMResult
 from pydantic import ConfigDict, PrivateAttr
 
-from focus_core.engine import Answer, Piece
+from focus_core.engine.engine import Answer, Piece
 from focus_integrations.langchain.shared import LangChainSettings, usage_metadata
 from focus_integrations.settings import Call, fingerprint
 from focus_integrations.streams import in_thread

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from langchain_core.messages import AIMessage, BaseMessage, ChatMessage, HumanMessage, SystemMessage
 
-from focus_core.engine import Message
+from focus_core.engine.engine import Message
 from focus_core.errors import ConfigError, DocumentError
 from focus_integrations.conversations import merged
 

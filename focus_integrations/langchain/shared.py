@@ -7,7 +7,7 @@ from typing import Any
 from langchain_core.language_models import LangSmithParams
 from langchain_core.messages.ai import InputTokenDetails, UsageMetadata
 
-from focus_core.engine import Usage
+from focus_core.engine.engine import Usage
 from focus_integrations.langchain.documents import texts_of
 from focus_integrations.settings import Call, FocusSettings
 

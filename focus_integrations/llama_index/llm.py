@@ -27,7 +27,7 @@ from llama_index.core.schema import BaseNode, MetadataMode
 from pydantic import ConfigDict
 
 from focus_core import PreparedDocuments
-from focus_core.engine import Answer, FinishReason, Piece, Question, Usage
+from focus_core.engine.engine import Answer, FinishReason, Piece, Question, Usage
 from focus_core.errors import ConfigError
 from focus_integrations.conversations import merged
 from focus_integrations.settings import Call, FocusSettings, Text, read_each

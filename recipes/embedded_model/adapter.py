@@ -14,9 +14,9 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from focus_core.chunking import TextLayout
+from focus_core.text.chunking import TextLayout
 from focus_core.config import FocusConfig
-from focus_core.model import FocusModel
+from focus_core.methods.focus import FocusModel
 from focus_core.training.config import TrainingConfig
 from focus_core.training.examples import Question, TrainingExample
 from focus_core.training.trainer import train

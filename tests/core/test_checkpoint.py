@@ -24,7 +24,7 @@ from focus_core import (
 )
 from focus_core.attention.candidates import CandidateProjections
 from focus_core.attention.modules import decoder_parts
-from focus_core.checkpoint import ADAPTER_CONFIG, ADAPTER_WEIGHTS, load_adapter, save_adapter
+from focus_core.loading.checkpoint import ADAPTER_CONFIG, ADAPTER_WEIGHTS, load_adapter, save_adapter
 from tests.tiny import byte_tokenizer
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"

@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 from tokenizers import processors
 
-from focus_core.chunking import TextLayout
+from focus_core.text.chunking import TextLayout
 from focus_core.config import FocusConfig
-from focus_core.tokenizer import bos_of
+from focus_core.text.tokenizer import bos_of
 from tests.tiny import byte_tokenizer
 
 BOS = 1

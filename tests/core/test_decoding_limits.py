@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from focus_core.chunking import TextLayout
+from focus_core.text.chunking import TextLayout
 from focus_core.config import FocusConfig, ResolvedConfig
 from focus_core.errors import ContextOverflowError
-from focus_core.model import FocusModel
-from focus_core.planning import check_plain_room, check_room, make_plan
+from focus_core.methods.focus import FocusModel
+from focus_core.methods.limits import check_plain_room, check_room, make_plan
 from tests.cases import assert_equal_logits
 from tests.model_zoo import BOS, build, random_projections, random_tokens
 from tests.reference import Reference

@@ -21,10 +21,10 @@ from transformers import PreTrainedModel
 
 from focus_core import device
 from focus_core.attention.candidates import CandidateProjections
-from focus_core.decoding import Decoding, FocusDecoding, PlainDecoding
+from focus_core.methods.decoding import Decoding, FocusDecoding, PlainDecoding
 from focus_core.device import choose_device, free_memory
 from focus_core.errors import ConfigError
-from focus_core.model import FocusModel
+from focus_core.methods.focus import FocusModel
 from focus_core.training.loss import FocusLoss
 from tests.cases import computed, focus_model, forced, prefilled
 from tests.core.test_exactness import ANSWERS, CASE, QUESTIONS

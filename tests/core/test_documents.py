@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from pypdf import PageObject, PdfWriter
 
-from focus_core.documents import decode_text, read_file, read_folder
+from focus_core.text.files import decode_text, read_file, read_folder
 from focus_core.errors import DocumentError
 
 FRENCH = "Le contrat a été signé à Genève ; les frais, déjà élevés, seront répartis dès la première année. "

@@ -27,14 +27,14 @@ from focus_core import (
     FocusModel,
     OutOfMemoryError,
     PreparedDocuments,
-    registry,
 )
 from focus_core import device as device_module
-from focus_core import engine as engine_module
-from focus_core.checkpoint import ADAPTER_WEIGHTS
-from focus_core.decoding import FocusDecoding
-from focus_core.planning import make_plan
-from focus_core.sampling import Sampler
+from focus_core.engine import engine as engine_module
+from focus_core.engine import shared as registry
+from focus_core.loading.checkpoint import ADAPTER_WEIGHTS
+from focus_core.methods.decoding import FocusDecoding
+from focus_core.methods.limits import make_plan
+from focus_core.engine.sampling import Sampler
 from tests.model_zoo import random_projections
 from tests.tiny import byte_tokenizer
 

@@ -19,11 +19,11 @@ from focus_core import device
 from focus_core.attention import reading
 from focus_core.attention.candidates import CandidateProjections
 from focus_core.attention.modules import decoder_parts
-from focus_core.chunk_cache import ChunkCache
+from focus_core.cache.chunks import ChunkCache
 from focus_core.config import FocusConfig
-from focus_core.decoding import FocusDecoding, PlainDecoding
+from focus_core.methods.decoding import FocusDecoding, PlainDecoding
 from focus_core.errors import ConfigError, OutOfMemoryError
-from focus_core.model import FocusModel
+from focus_core.methods.focus import FocusModel
 from tests.cases import (
     TOLERANCE,
     assert_equal_logits,

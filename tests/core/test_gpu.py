@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from focus_core.config import FocusConfig
-from focus_core.decoding import FocusDecoding
-from focus_core.model import FocusModel
+from focus_core.methods.decoding import FocusDecoding
+from focus_core.methods.focus import FocusModel
 from tests.cases import Case, assert_equal_logits, computed, expected, focus_model, forced, prefilled, random_case
 from tests.core.test_exactness import ANSWERS, CASE, CHUNKINGS, GOLDEN, QUESTIONS
 from tests.model_zoo import FAMILIES, build, random_projections, random_tokens

@@ -10,8 +10,9 @@ import pytest
 import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
 
-from focus_core import AdapterError, FocusModel, checkpoint
-from focus_core.checkpoint import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from focus_core import AdapterError, FocusModel
+from focus_core.loading import checkpoint
+from focus_core.loading.checkpoint import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 

@@ -7,7 +7,7 @@ import torch
 
 from focus_core import FocusEngine
 from focus_core.config import SamplingConfig
-from focus_core.sampling import Sampler, choose
+from focus_core.engine.sampling import Sampler, choose
 from tests.core.test_engine import QUESTION, A, make_engine
 from tests.tiny import byte_tokenizer
 

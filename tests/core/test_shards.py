@@ -10,7 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from focus_core import AdapterError, FocusModel, checkpoint, split_authors_checkpoint
+from focus_core import AdapterError, FocusModel, split_authors_checkpoint
+from focus_core.loading import checkpoint
 from tests.cases import assert_equal_logits
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"

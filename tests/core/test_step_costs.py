@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from focus_core.decoding import FocusDecoding, PlainDecoding
-from focus_core.model import FocusModel
+from focus_core.methods.decoding import FocusDecoding, PlainDecoding
+from focus_core.methods.focus import FocusModel
 from tests.cases import focus_model, prefilled, random_case
 from tests.model_zoo import build, random_projections, random_tokens
 

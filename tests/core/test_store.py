@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from focus_core.chunk_cache import ChunkBlock
-from focus_core.store import ChunkStore, chunk_key
+from focus_core.cache.chunks import ChunkBlock
+from focus_core.cache.store import ChunkStore, chunk_key
 
 
 def _block(chunks: int = 1) -> ChunkBlock:

@@ -11,10 +11,10 @@ import transformers
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
 
 from focus_core.attention.modules import Window, decoder_parts
-from focus_core.checkpoint import saved_window
+from focus_core.loading.checkpoint import saved_window
 from focus_core.config import FocusConfig
 from focus_core.errors import UnsupportedModelError
-from focus_core.model import FocusModel
+from focus_core.methods.focus import FocusModel
 from tests.cases import assert_equal_logits, computed, expected, focus_model, random_case
 from tests.model_zoo import BOS, VOCABULARY, build, random_projections, randomise
 from tests.reference import Reference

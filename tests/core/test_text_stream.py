@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from focus_core.text_stream import TextStream
+from focus_core.text.stream import TextStream
 from tests.tiny import byte_tokenizer
 
 TOKENIZER = byte_tokenizer()

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import pytest
 
 from focus_core import ContextOverflowError, FocusEngine
-from focus_core.engine import Usage
+from focus_core.engine.engine import Usage
 from focus_integrations.engines import EngineSettings, shared_engine
 from tests.tiny import save_tiny_model
 

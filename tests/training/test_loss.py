@@ -14,9 +14,9 @@ from focus_core.attention.candidates import CandidateProjections, LowRankChange
 from focus_core.attention.memory import Memory
 from focus_core.attention.modules import decoder_parts
 from focus_core.attention.rope import RotaryPositions
-from focus_core.chunking import TextLayout
+from focus_core.text.chunking import TextLayout
 from focus_core.config import FocusConfig
-from focus_core.model import FocusModel
+from focus_core.methods.focus import FocusModel
 from focus_core.training.examples import Question, TrainingExample
 from focus_core.training.loss import FocusLoss
 from tests.model_zoo import FAMILIES as ZOO

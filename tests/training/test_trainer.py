@@ -19,10 +19,10 @@ from accelerate.state import PartialState
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from focus_core.checkpoint import ADAPTER_CONFIG, load_adapter
+from focus_core.loading.checkpoint import ADAPTER_CONFIG, load_adapter
 from focus_core.config import FocusConfig
 from focus_core.errors import ConfigError, FocusError, OutOfMemoryError, UnsupportedModelError
-from focus_core.model import FocusModel
+from focus_core.methods.focus import FocusModel
 from focus_core.training import trainer as trainer_module
 from focus_core.training.config import TrainingConfig
 from focus_core.training.examples import TrainingExample

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from focus_core import FocusEngine
-from focus_core.engine import FinishReason, Piece, Usage
+from focus_core.engine.engine import FinishReason, Piece, Usage
 from focus_integrations.langchain import ChatFocusLLM, FocusLLM
 
 

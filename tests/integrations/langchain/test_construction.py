@@ -12,7 +12,8 @@ import pytest
 from langchain_core.runnables import ConfigurableField
 from pydantic import ValidationError
 
-from focus_core import FocusEngine, registry
+from focus_core import FocusEngine
+from focus_core.engine import shared as registry
 from focus_core.errors import ConfigError, UnsupportedModelError
 from focus_integrations.engines import EMBEDDED, MODEL_VARIABLE
 from focus_integrations.langchain import ChatFocusLLM

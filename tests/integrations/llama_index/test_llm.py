@@ -22,7 +22,7 @@ from llama_index.core.schema import Document, NodeWithScore, TextNode
 from pydantic import BaseModel, ValidationError
 
 from focus_core import FocusEngine
-from focus_core.engine import Piece, Usage
+from focus_core.engine.engine import Piece, Usage
 from focus_core.errors import ConfigError, ContextOverflowError, DocumentError
 from focus_integrations import engines
 from focus_integrations.llama_index import FocusLLM

@@ -27,7 +27,7 @@ from llama_index.core.storage.docstore import SimpleDocumentStore
 from pydantic import BaseModel
 
 from focus_core import FocusEngine
-from focus_core.engine import Piece, Usage
+from focus_core.engine.engine import Piece, Usage
 from focus_core.errors import ConfigError, ContextOverflowError, DocumentError
 from focus_integrations.llama_index import FocusLLM, FocusSynthesizer
 from tests.integrations.conformance import TOKENS

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from focus_core.chunking import TextLayout, TokenIds
+from focus_core.text.chunking import TextLayout, TokenIds
 from focus_core.config import DEFAULT_NEW_TOKENS, ResolvedConfig
 from focus_core.errors import ContextOverflowError
 

@@ -11,7 +11,7 @@ from array import array
 from collections import OrderedDict
 from collections.abc import Collection, Sequence
 
-from focus_core.chunk_cache import ChunkBlock, ChunkRow
+from focus_core.cache.chunks import ChunkBlock, ChunkRow
 from focus_core.errors import ConfigError
 
 ChunkKey = bytes

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from focus_core.chunk_cache import ChunkCache
+from focus_core.cache.chunks import ChunkCache
 
 if TYPE_CHECKING:
-    from focus_core.model import FocusModel
+    from focus_core.methods.focus import FocusModel
 
 
 class Decoding(Protocol):

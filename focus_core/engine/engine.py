@@ -17,21 +17,21 @@ import torch
 from jinja2 import TemplateError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from focus_core.checkpoint import LoadedModel
-from focus_core.chunking import TextLayout, TokenIds
+from focus_core.loading.checkpoint import LoadedModel
+from focus_core.text.chunking import TextLayout, TokenIds
 from focus_core.config import FocusConfig, ResolvedConfig, SamplingConfig
-from focus_core.decoding import Decoding, FocusDecoding, PlainDecoding
+from focus_core.methods.decoding import Decoding, FocusDecoding, PlainDecoding
 from focus_core.device import tokens_per_pass
-from focus_core.documents import PreparedDocuments, require_sequence
+from focus_core.text.files import PreparedDocuments, require_sequence
 from focus_core.errors import ConfigError, DocumentError
-from focus_core.model import FocusModel
-from focus_core.planning import Plan, check_room, make_plan
+from focus_core.methods.focus import FocusModel
+from focus_core.methods.limits import Plan, check_room, make_plan
 from focus_core.progress import Report, progress_bar, sign_of_life
-from focus_core.reader import ChunkReader
-from focus_core.registry import SharedModel, shared_model
-from focus_core.sampling import Sampler, choose
-from focus_core.text_stream import TextStream
-from focus_core.tokenizer import bos_of
+from focus_core.engine.prefill import ChunkReader
+from focus_core.engine.shared import SharedModel, shared_model
+from focus_core.engine.sampling import Sampler, choose
+from focus_core.text.stream import TextStream
+from focus_core.text.tokenizer import bos_of
 
 Message = Mapping[str, str]
 Question = str | Sequence[Message]

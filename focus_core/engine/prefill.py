@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import torch
 
-from focus_core.chunk_cache import ChunkBlock, ChunkCache, ChunkRow
-from focus_core.chunking import TokenIds
-from focus_core.model import FocusModel
+from focus_core.cache.chunks import ChunkBlock, ChunkCache, ChunkRow
+from focus_core.text.chunking import TokenIds
+from focus_core.methods.focus import FocusModel
 from focus_core.progress import Report
-from focus_core.registry import SharedModel
-from focus_core.store import ChunkKey, chunk_key
+from focus_core.engine.shared import SharedModel
+from focus_core.cache.store import ChunkKey, chunk_key
 
 _CHUNKS_PER_BLOCK = 32  # read, kept and dropped together; whoever stops in between loses at most so many
 

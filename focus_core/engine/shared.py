@@ -15,14 +15,14 @@ from weakref import WeakValueDictionary
 from transformers import PreTrainedTokenizerBase
 
 from focus_core.attention.candidates import CandidateProjections
-from focus_core.checkpoint import LoadedModel, fresh_projections, is_folder, load_model
+from focus_core.loading.checkpoint import LoadedModel, fresh_projections, is_folder, load_model
 from focus_core.device import choose_device, choose_dtype, free_memory, naming_lack_of_memory
 from focus_core.errors import ConfigError, UnsupportedModelError
-from focus_core.store import ChunkStore
-from focus_core.tokenizer import load_tokenizer
+from focus_core.cache.store import ChunkStore
+from focus_core.text.tokenizer import load_tokenizer
 
 EMBEDDED = "embedded"
-EMBEDDED_FOLDER = Path(__file__).parent / "embedded"
+EMBEDDED_FOLDER = Path(__file__).parents[1] / "embedded"
 _STORE_SHARE = 0.5  # of the memory that is free once the weights are loaded
 _of_their_own = itertools.count(1)
 

@@ -1,0 +1,1 @@
+"""Keys and values: of chunks, of what questions and answers append to them, and where they are kept."""

@@ -1,0 +1,1 @@
+"""How chunks become logits: one file for each method."""
