@@ -1,40 +1,44 @@
 """FocusLLM: answers from documents that are longer than a model's window (arXiv 2408.11745).
 
-A text is cut into chunks (`chunking`); each is read once, alone, and its keys and values are kept (`model.prefill`,
-`store`). The end of the question is appended to every chunk, and a candidate token in each condenses it
-(`model.decode_candidates`). The candidates' keys and values are a memory in front of the question, behind which the
-frozen decoder gives the next token (`model.next_token_logits`). `engine` is text in, text out.
+A text is cut into chunks (`text`); each is read once, alone, and its keys and values are kept (`cache`). The end of the
+question is appended to every chunk, a candidate token in each condenses it, and their keys and values are a memory from
+which the frozen decoder gives the next token (`methods.focus`). `engine` is text in, text out.
 """
 
 from typing import TYPE_CHECKING, Any
 
-from focus_core.config import FocusConfig, SamplingConfig
+from focus_core.config import FocusConfig
 from focus_core.errors import (
     AdapterError,
     ConfigError,
     ContextOverflowError,
     DocumentError,
     FocusError,
+    FocusWarning,
     OutOfMemoryError,
     UnsupportedModelError,
 )
 
 if TYPE_CHECKING:
-    from focus_core.attention.memory import Memory
-    from focus_core.loading.checkpoint import save_adapter, split_authors_checkpoint
-    from focus_core.cache.chunks import ChunkCache
-    from focus_core.text.files import PreparedDocuments, read_file, read_folder
-    from focus_core.engine.engine import Answer, FocusEngine, Piece, Usage
-    from focus_core.methods.focus import FocusModel, TokenGeneration
+    from focus_core.engine.answers import Answer, Finished, Piece, Usage
+    from focus_core.engine.engine import FocusEngine
+    from focus_core.engine.options import Options
+    from focus_core.engine.prepared import PreparedDocuments
+    from focus_core.loading.checkpoint import save_adapter
+    from focus_core.methods.focus import FocusModel
+    from focus_core.text.documents import Document
+    from focus_core.text.files import read_file, read_folder
 else:
     # Importing torch takes seconds, so it waits until a name is asked for that needs it: `focusllm --help` is instant.
     _MODULES = {
-        "attention.memory": ("Memory",),
-        "loading.checkpoint": ("save_adapter", "split_authors_checkpoint"),
-        "cache.chunks": ("ChunkCache",),
-        "text.files": ("PreparedDocuments", "read_file", "read_folder"),
-        "engine.engine": ("Answer", "FocusEngine", "Piece", "Usage"),
-        "methods.focus": ("FocusModel", "TokenGeneration"),
+        "engine.answers": ("Answer", "Finished", "Piece", "Usage"),
+        "engine.engine": ("FocusEngine",),
+        "engine.options": ("Options",),
+        "engine.prepared": ("PreparedDocuments",),
+        "loading.checkpoint": ("save_adapter",),
+        "methods.focus": ("FocusModel",),
+        "text.documents": ("Document",),
+        "text.files": ("read_file", "read_folder"),
     }
     _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
@@ -52,25 +56,24 @@ __version__ = "0.1.0"
 __all__ = [
     "AdapterError",
     "Answer",
-    "ChunkCache",
     "ConfigError",
     "ContextOverflowError",
+    "Document",
     "DocumentError",
+    "Finished",
     "FocusConfig",
     "FocusEngine",
     "FocusError",
     "FocusModel",
-    "Memory",
+    "FocusWarning",
+    "Options",
     "OutOfMemoryError",
     "Piece",
     "PreparedDocuments",
-    "SamplingConfig",
-    "TokenGeneration",
     "UnsupportedModelError",
     "Usage",
     "__version__",
     "read_file",
     "read_folder",
     "save_adapter",
-    "split_authors_checkpoint",
 ]

@@ -7,7 +7,7 @@ from typing import Any
 
 from focus_core.errors import ConfigError
 
-DEFAULT_NEW_TOKENS = 256  # that an answer may have where nobody says how many, if the window leaves so many
+DEFAULT_NEW_TOKENS = 256  # default `max_new_tokens`; less if the window is smaller
 
 
 @dataclass(frozen=True)
@@ -40,10 +40,7 @@ class FocusConfig:
         """Every `None` replaced: first by what the adapter was trained with, then by what `window` positions allow.
 
         Args:
-            window_is: what limits the window, for messages
-
-        Raises:
-            ConfigError: a chunk with its dynamic prompt, or the local window, leaves no room for an answer.
+            window_is: name of the limit, for messages
         """
         known = self if trained_with is None else self.filled_from(trained_with)
         if known.window:
@@ -52,7 +49,7 @@ class FocusConfig:
         chunk_size = known.chunk_size or max(1, min(2048, window // 2))
         local_window = known.local_window or max(1, min(2048, window // 2))
         dynamic_prompt = known.dynamic_prompt or max(1, min(512, window // 4))
-        resolved = ResolvedConfig(
+        return ResolvedConfig(
             chunk_size=chunk_size,
             local_window=local_window,
             dynamic_prompt=min(dynamic_prompt, chunk_size, local_window),
@@ -62,8 +59,6 @@ class FocusConfig:
             window=window,
             window_is=window_is,
         )
-        resolved.check_sizes()
-        return resolved
 
     def filled_from(self, other: FocusConfig) -> FocusConfig:
         """This config, with what is `None` here taken from `other`; the authors' BOS rule if either has it."""
@@ -97,29 +92,6 @@ class ResolvedConfig:
         """For messages: "the model's usable window has 1024 positions (its sliding window)"."""
         return f"the model's usable window has {self.window} positions ({self.window_is})"
 
-    @property
-    def expected_answer(self) -> int:
-        """Tokens that an answer is expected to take where nobody says how many."""
-        return min(DEFAULT_NEW_TOKENS, self.window // 4)
-
-    def reads_plainly(self, tokens: int, new_tokens: int) -> bool:
-        """Whether the plain model reads a text of so many tokens: up to its window, as in the paper (§4.1)."""
-        return tokens + new_tokens <= self.window and (self.plain_up_to is None or tokens <= self.plain_up_to)
-
-    def check_sizes(self) -> None:
-        """Refuse sizes that cannot hold even one new token."""
-        row = self.chunk_size + self.dynamic_prompt + _MARKERS_PER_ROW
-        if row >= self.window:
-            raise ConfigError(
-                f"chunk_size={self.chunk_size} and dynamic_prompt={self.dynamic_prompt} need {row + 1} positions with "
-                f"one new token, but {self.usable_window}. Lower one of the two."
-            )
-        if self.local_window + _MARKERS_PER_ROW >= self.window:
-            raise ConfigError(
-                f"local_window={self.local_window} leaves no room for memory and answer, for {self.usable_window}. "
-                "Lower it."
-            )
-
 
 @dataclass(frozen=True)
 class SamplingConfig:
@@ -146,9 +118,6 @@ class SamplingConfig:
         _require(0 <= self.min_p <= 1, f"min_p={self.min_p}: must lie between 0 and 1.")
         _require(self.seed is None or 0 <= self.seed < 2**63, f"seed={self.seed}: must lie between 0 and {2**63 - 1}.")
         _require(self.repetition_penalty > 0, f"repetition_penalty={self.repetition_penalty}: must be above 0.")
-
-
-_MARKERS_PER_ROW = 2  # a BOS before the chunk and one before the dynamic prompt
 
 
 def _require_number(name: str, value: Any) -> None:

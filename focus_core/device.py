@@ -90,11 +90,6 @@ def lacking_memory(nbytes: int, device: torch.device) -> int:
     return max(0, nbytes - free_memory(device))
 
 
-def room_for(nbytes: int, device: torch.device) -> int:
-    """How many pieces of so many bytes are free."""
-    return free_memory(device) // nbytes
-
-
 def require_memory(nbytes: int, device: torch.device, *, what: str) -> None:
     """Refuse, before any work, what the device cannot hold.
 

@@ -34,6 +34,10 @@ class DocumentError(FocusError):
     """A document cannot be read as text, or holds none."""
 
 
+class FocusWarning(UserWarning):
+    """Something works, but not as its user may expect."""
+
+
 def first_line(error: Exception) -> str:
     """What another library says of its error, in one line; its kind where it says nothing."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

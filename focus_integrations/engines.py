@@ -1,4 +1,4 @@
-"""Engines for the wrappers: made when the first question comes, and shared by all that ask for the same.
+"""Engines for the wrappers: made for the first question, and shared by all wrappers with the same settings.
 
 Frameworks build wrappers freely (`configurable_fields` makes a new one for every call), so an engine must not belong to
 one of them.
@@ -13,16 +13,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
 from typing import Any
-from weakref import WeakValueDictionary
 
 from focus_core import FocusConfig, FocusEngine
-from focus_core.loading.checkpoint import saved_window
 from focus_core.config import ResolvedConfig
 from focus_core.errors import ConfigError
+from focus_core.loading.checkpoint import saved_window
+from focus_core.methods.limits import longest_documents
 
 EMBEDDED = "embedded"
 MODEL_VARIABLE = "FOCUSLLM_MODEL"
-_GIVEN = "engine://"  # begins the name of an engine that the user made, and no path or hub id
 _KEPT = 2  # engines that stay in memory although no wrapper holds them
 
 
@@ -44,7 +43,6 @@ def default_model() -> str:
 
 
 _engines: OrderedDict[EngineSettings, FocusEngine] = OrderedDict()
-_given: WeakValueDictionary[str, FocusEngine] = WeakValueDictionary()
 _lock = Lock()
 
 
@@ -55,26 +53,15 @@ def shared_engine(settings: EngineSettings) -> FocusEngine:
         FocusError: what `FocusEngine.from_pretrained` raises
     """
     with _lock:
-        given = _given.get(settings.model)
-        if given is not None:
-            return given
         engine = _engines.get(settings)
     if engine is None:
-        engine = _load(settings)  # takes long; whoever asks for another one has nothing to wait for
+        engine = _load(settings)  # outside the lock: it takes long, and other engines need not wait for it
     with _lock:
         engine = _engines.pop(settings, engine)  # of two that were made at the same time, the first
         _engines[settings] = engine
         while len(_engines) > _KEPT:
             _engines.popitem(last=False)
         return engine
-
-
-def name_engine(engine: FocusEngine) -> str:
-    """A model name under which `shared_engine` finds an engine that the user made, for as long as it lives."""
-    name = f"{_GIVEN}{engine.shared.identity}#{id(engine):x}"
-    with _lock:
-        _given[name] = engine
-    return name
 
 
 def release_engines() -> None:
@@ -84,8 +71,6 @@ def release_engines() -> None:
 
 
 def _load(settings: EngineSettings) -> FocusEngine:
-    if settings.model.startswith(_GIVEN):
-        raise ConfigError(f"The engine {settings.model!r} is gone. Keep it, or the wrapper made from it, alive.")
     revision: dict[str, Any] = {"revision": settings.revision} if settings.revision else {}
     return FocusEngine.from_pretrained(
         None if settings.model == EMBEDDED else settings.model,
@@ -97,17 +82,14 @@ def _load(settings: EngineSettings) -> FocusEngine:
     )
 
 
-def longest_input(settings: EngineSettings, new_tokens: int) -> int | None:
+def longest_input(settings: EngineSettings, new_tokens: int, engine: FocusEngine | None = None) -> int | None:
     """About how many tokens of documents fit, with `new_tokens` left for the answer; `None` if only loading could tell.
 
     Looks at an engine that is there, else at files that are there: loads no weights and asks no network.
     """
-    engine = _given.get(settings.model) or _engines.get(settings)
-    sizes = _sizes_on_disk(settings) if engine is None else engine.config
-    if sizes is None:
-        return None
-    read_plainly = sizes.window - new_tokens
-    return max(read_plainly, (read_plainly - sizes.local_window) * sizes.chunk_size, 1)
+    engine = engine or _engines.get(settings)
+    config = _sizes_on_disk(settings) if engine is None else engine.config
+    return None if config is None else longest_documents(config, new_tokens)
 
 
 def _sizes_on_disk(settings: EngineSettings) -> ResolvedConfig | None:

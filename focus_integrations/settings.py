@@ -8,43 +8,45 @@ from functools import cached_property
 from hashlib import sha256
 from typing import Any, TypeVar
 
-from pydantic import AliasChoices, BaseModel, Field, PrivateAttr
+from pydantic import AliasChoices, BaseModel, Field, PrivateAttr, SkipValidation
 
-from focus_core import FocusConfig, FocusEngine, PreparedDocuments
+from focus_core import Document, FocusConfig, FocusEngine, Options, PreparedDocuments
 from focus_core.config import DEFAULT_NEW_TOKENS
-from focus_core.text.files import require_sequence
+from focus_core.engine.options import nearest
 from focus_core.errors import ConfigError, DocumentError
-from focus_integrations.engines import EngineSettings, default_model, longest_input, name_engine, shared_engine
+from focus_core.text.documents import require_sequence
+from focus_integrations.engines import EngineSettings, default_model, longest_input, shared_engine
 
-Text = str | PreparedDocuments
+WholeText = Document | PreparedDocuments
 Wrapper = TypeVar("Wrapper", bound="FocusSettings")
 
-PER_CALL = ("max_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed", "chat_template")
-_SYNONYMS = {"max_new_tokens": "max_tokens"}
+_RENAMED = {"max_new_tokens": "max_tokens", "system": "system_prompt"}  # as LangChain and LlamaIndex call them
+_ONLY_ENGINE = {"report", "stop"}  # a call's `stop` is an argument of the frameworks
+PER_CALL = tuple(_RENAMED.get(name, name) for name in Options.__annotations__ if name not in _ONLY_ENGINE)
 
 
 @dataclass(frozen=True)
 class Call:
-    """One request to the engine: what is asked of it besides the question."""
+    """One request to the engine: everything besides the question."""
 
-    documents: list[Text] = field(default_factory=list)
+    documents: list[WholeText] = field(default_factory=list)
     options: dict[str, Any] = field(default_factory=dict)
     system_prompt: str | None = None
 
     @cached_property
-    def texts(self) -> list[Text]:
+    def texts(self) -> list[WholeText]:
         """The documents, equal ones once."""
         return without_duplicates(self.documents)
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """For `FocusEngine.stream_batch`, without questions and system prompt."""
+        """For `FocusEngine.stream`, without question and system prompt."""
         return {"documents": self.texts or None, **self.options}
 
     @property
-    def group(self) -> str:
-        """Calls with the same value can be answered together."""
-        return fingerprint([self.texts, self.options])
+    def digest(self) -> str:
+        """Of everything that a call asks for besides the question."""
+        return content_digest([self.texts, self.options])
 
 
 class FocusSettings(BaseModel):
@@ -76,36 +78,42 @@ class FocusSettings(BaseModel):
     chat_template: bool = True
     """False hands a prompt to the model as it stands, to be continued."""
 
+    method: str = "auto"
+    """"focus", "plain" or "auto": the plain model for texts that fit its window with the question."""
+    given_engine: SkipValidation[FocusEngine | None] = Field(default=None, exclude=True, repr=False)
+    """An engine that is there already, instead of one by the name of a model: see `from_engine`."""
+
     _engine: FocusEngine | None = PrivateAttr(default=None)
 
     @classmethod
     def from_engine(cls: type[Wrapper], engine: FocusEngine, **settings: Any) -> Wrapper:
         """Around an engine that is there already; `settings` are those of sampling and prompting."""
-        wrapper = cls(model=name_engine(engine), **settings)
-        wrapper._engine = engine
-        return wrapper
+        loaded = engine.shared.loaded
+        return cls(model=loaded.model_id, adapter=loaded.adapter_id, given_engine=engine, **settings)
 
     def __deepcopy__(self: Wrapper, memo: dict[int, Any] | None = None) -> Wrapper:
         """The copy shares the engine: its locks and weights are not to be copied."""
         memo = {} if memo is None else memo
-        if self._engine is not None:
-            memo[id(self._engine)] = self._engine
+        for engine in (self._engine, self.given_engine):
+            memo[id(engine)] = engine
         return super().__deepcopy__(memo)
 
     @property
     def engine(self) -> FocusEngine:
-        """The engine; loads the model if nobody has done so before.
+        """The engine; loads the model if it is not loaded yet.
 
         Raises:
             FocusError: the model cannot be loaded, or cannot work
         """
+        if self.given_engine is not None:
+            return self.given_engine
         if self._engine is None:
             self._engine = shared_engine(self.engine_settings)
         return self._engine
 
     @property
     def engine_settings(self) -> EngineSettings:
-        """What decides which engine this is."""
+        """Everything that an engine is made from."""
         sizes = {name: getattr(self, name) for name in ("chunk_size", "local_window", "dynamic_prompt")}
         config = FocusConfig(parallel_chunks=self.parallel_chunks, **sizes)
         return EngineSettings(self.model, self.adapter, self.revision, self.device, self.dtype, config)
@@ -118,78 +126,88 @@ class FocusSettings(BaseModel):
     @property
     def longest_input(self) -> int | None:
         """About how many tokens of documents fit, with room for the answer; `None` if only loading could tell."""
-        return longest_input(self.engine_settings, self.longest_answer)
+        return longest_input(self.engine_settings, self.longest_answer, self.given_engine)
 
     @property
     def identifying(self) -> dict[str, Any]:
         """Every setting that can change an answer, for response caches and traces."""
-        settings = {name: getattr(self, name) for name in FocusSettings.model_fields if name != "parallel_chunks"}
+        without_effect = ("parallel_chunks", "given_engine")
+        settings = {name: getattr(self, name) for name in FocusSettings.model_fields if name not in without_effect}
+        if self.given_engine is not None:
+            settings["engine"] = f"{self.given_engine.shared.key} {self.given_engine.config}"
         return {**settings, "stop": list(self.stop)}
 
     def call(self, given: dict[str, Any], stop: Sequence[str] | str | None = None) -> Call:
         """The settings of this wrapper with those of one call on top.
 
         Args:
-            given: `documents` (a list of texts and prepared documents), `system_prompt`, and the names in `PER_CALL`
-            stop: comes on top of the wrapper's own
+            given: `documents` (core documents and prepared ones), and the names in `PER_CALL`
+            stop: added to the wrapper's own
 
         Raises:
             ConfigError: a name that is not known
         """
-        given = {_SYNONYMS.get(name, name): value for name, value in given.items()}
+        given = {_RENAMED.get(name, name): value for name, value in given.items()}
         documents = given.pop("documents", None)
         system_prompt = given.pop("system_prompt", self.system_prompt)
-        unknown = [name for name in given if name not in PER_CALL]
-        if unknown:
+        known = ("documents", "stop", *PER_CALL)
+        unknown = next((name for name in given if name not in known), None)
+        if unknown is not None:
+            near = nearest(unknown, known)
             raise ConfigError(
-                f"{type(self).__name__} takes no argument {', '.join(map(repr, unknown))}. A call can set: "
-                f"{', '.join(('documents', 'stop', 'system_prompt', *PER_CALL))}."
+                f"{type(self).__name__} takes no argument {unknown!r}. "
+                + (f"Did you mean {near!r}?" if near else f"A call can set: {', '.join(known)}.")
             )
-        options = {name: getattr(self, name) for name in PER_CALL} | given
+        options = {name: getattr(self, name) for name in PER_CALL if name != "system_prompt"} | given
         options["max_new_tokens"] = options.pop("max_tokens")
         more = [stop] if isinstance(stop, str) else list(stop or [])
         options["stop"] = tuple(dict.fromkeys([*self.stop, *more]))
         return Call(documents or [], options, system_prompt)
 
 
-def read_each(documents: Any, kind: type, read: Callable[[Any], str], *, called: str) -> list[Text]:
-    """What the model reads of each document.
+def documents_from(documents: Any, kind: type, read: Callable[[Any], Document], *, called: str) -> list[WholeText]:
+    """A framework's documents as the engine's.
 
     Args:
-        documents: one or a list of: the framework's documents, texts, prepared documents
+        documents: one or a list of: the framework's documents, texts, core documents, prepared documents
         kind: the framework's class of documents
-        read: gives the text of one of them
-        called: what an error calls them
+        read: makes a core document of one of them
+        called: the name of `kind` in messages
 
     Raises:
-        DocumentError: something that is neither a document nor text, or a generator
+        DocumentError: something that is neither a document nor text, an empty one, or an iterator
     """
     if isinstance(documents, Iterator):
-        raise DocumentError("documents can be read only once, and would be gone at the second look. Give a list.")
+        raise DocumentError("documents is an iterator, but it is read more than once: pass a list.")
     if documents is None:
         raise DocumentError("documents is None. Give a list of documents, or leave it out.")
     require_sequence(documents)
-    listed = [documents] if isinstance(documents, kind | str | PreparedDocuments) else list(documents)
-    texts: list[Text] = []
+    alone = isinstance(documents, kind | str | Document | PreparedDocuments)
+    listed = [documents] if alone else list(documents)
+    found: list[WholeText] = []
     for number, document in enumerate(listed, 1):
-        if isinstance(document, kind):
-            texts.append(read(document))
-        elif isinstance(document, str | PreparedDocuments):
-            texts.append(document)
+        where = f"Document {number} of {len(listed)}"
+        if isinstance(document, Document | PreparedDocuments):
+            found.append(document)
+        elif isinstance(document, kind):
+            found.append(read(document))
+        elif isinstance(document, str) and document.strip():
+            found.append(Document(document))
+        elif isinstance(document, str):
+            raise DocumentError(f"{where} is empty. Leave it out or give its text.")
         else:
             raise DocumentError(
-                f"Document {number} of {len(listed)} is a {type(document).__name__}. "
-                f"Give a {called}, a string, or what `engine.prepare` returned."
+                f"{where} is a {type(document).__name__}. Give a {called}, a string, or what `engine.prepare` returned."
             )
-    return texts
+    return found
 
 
-def without_duplicates(texts: Iterable[Text]) -> list[Text]:
-    """The texts in their order, each once: the first of those with the same content stays."""
-    return list({fingerprint(text): text for text in texts}.values())
+def without_duplicates(documents: Iterable[WholeText]) -> list[WholeText]:
+    """The documents in their order, each once: the first of those with the same content stays."""
+    return list({document.key: document for document in documents}.values())
 
 
-def fingerprint(value: Any) -> str:
+def content_digest(value: Any) -> str:
     """A digest of everything that a request can hold; equal content has an equal digest."""
     digest = sha256()
     _feed(digest, value)
@@ -197,8 +215,8 @@ def fingerprint(value: Any) -> str:
 
 
 def _feed(digest: Any, value: Any) -> None:
-    if isinstance(value, PreparedDocuments):
-        _feed(digest, ["prepared", value.model, *map(str, value.texts)])
+    if isinstance(value, PreparedDocuments | Document):
+        _feed(digest, [type(value).__name__, value.key])
     elif isinstance(value, dict):
         _feed(digest, ["dict", *(item for name in sorted(value) for item in (name, value[name]))])
     elif isinstance(value, list | tuple):

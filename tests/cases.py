@@ -10,10 +10,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from focus_core.attention.candidates import CandidateProjections
-from focus_core.cache.chunks import ChunkCache
+from focus_core.cache.chunks import ChunkSet
 from focus_core.config import FocusConfig
-from focus_core.methods.decoding import Decoding, FocusDecoding
-from focus_core.methods.focus import FocusModel
+from focus_core.methods.base import Decoding
+from focus_core.methods.focus import FocusDecoding, FocusModel
 from tests.model_zoo import random_tokens
 from tests.reference import Reference
 
@@ -55,8 +55,8 @@ def focus_model(
     return FocusModel(model, projections, config=config)
 
 
-def prefilled(model: FocusModel, case: Case) -> ChunkCache:
-    return model.prefill([torch.tensor(chunk) for chunk in case.chunks])
+def prefilled(model: FocusModel, case: Case) -> ChunkSet:
+    return ChunkSet.of(model.prefill(case.chunks))
 
 
 def computed(model: FocusModel, case: Case) -> Tensor:

@@ -17,11 +17,11 @@ from transformers import AttentionInterface, DynamicCache, PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 
-from focus_core.attention.candidates import candidate_reader
+from focus_core.attention.candidates import candidate_model
 from focus_core.attention.memory import Memory
 from focus_core.attention.modules import decoder_parts
 from focus_core.attention.passes import PassCache, until_done
-from focus_core.attention.chunk_pass import READER_ATTENTION
+from focus_core.attention.chunk_pass import CHUNK_ATTENTION
 from tests.cases import assert_equal_logits, computed, expected, focus_model, random_case
 from tests.model_zoo import FAMILIES, build, random_projections, random_tokens
 from tests.reference import Reference
@@ -135,7 +135,7 @@ def test_deepcopy_with_a_memo_shares_parameters() -> None:
 def test_attention_without_a_mask_of_its_name_gets_none(make_mask: Any) -> None:
     """transformers would make masks for the reader, of sizes that it knows nothing about."""
     model = build("mistral")
-    model.config._attn_implementation = READER_ATTENTION
+    model.config._attn_implementation = CHUNK_ATTENTION
     mask = make_mask(
         config=model.config,
         inputs_embeds=torch.zeros(2, 5, 64),
@@ -166,10 +166,10 @@ def test_reader_has_its_attention_and_the_model_its_own() -> None:
     """Setting the reader's attention would change the model's, or change nothing at all."""
     model = build("llama")
     own = model.config._attn_implementation
-    reader = candidate_reader(model, decoder_parts(model), random_projections(model))
+    reader = candidate_model(model, decoder_parts(model), random_projections(model))
     message = "config._attn_implementation no longer chooses the attention: change attention/candidates.py"
-    assert model.config._attn_implementation == own != READER_ATTENTION, message
-    assert reader.get_decoder().layers[0].self_attn.config._attn_implementation == READER_ATTENTION, message
+    assert model.config._attn_implementation == own != CHUNK_ATTENTION, message
+    assert reader.get_decoder().layers[0].self_attn.config._attn_implementation == CHUNK_ATTENTION, message
 
 
 # --- caches -----------------------------------------------------------------------------------------------------------

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from focus_core.attention.chunk_pass import CHUNK_ATTENTION, candidates_in_pass, wanted_in_pass
 from focus_core.attention.modules import DecoderParts
-from focus_core.attention.chunk_pass import READER_ATTENTION, candidates_in_pass, wanted_in_pass
 from focus_core.errors import ConfigError, UnsupportedModelError
 
 
@@ -39,35 +39,40 @@ class CandidateProjections(nn.Module):
 def names_per_layer(parts: DecoderParts) -> list[tuple[str, ...]]:
     """Which maps are projected in each layer.
 
-    Nothing reads what the last layer computes from a candidate, only its key and value: query and output
-    projections there would never get a gradient.
+    Of a candidate in the last layer only key and value are used: query and output projections there would never
+    get a gradient.
     """
     last = tuple(name for name in parts.projections if name not in ("q_proj", "o_proj"))
     return [parts.projections] * (parts.num_layers - 1) + [last]
 
 
-def candidate_reader(model: PreTrainedModel, parts: DecoderParts, projections: CandidateProjections) -> PreTrainedModel:
-    """A second shell around the weights of `model` that reads candidate tokens.
+def chunk_model(model: PreTrainedModel, parts: DecoderParts) -> PreTrainedModel:
+    """A second shell around the weights of `model` whose attention reads chunks where their keys and values lie.
 
-    The shell shares the weights of `model` (no memory, no copy) but has its own modules: in it the
-    candidates pass `projections` and attention reads chunk caches. `model` itself is never touched, so it may run in
-    another thread at any time.
+    The shell shares the weights of `model` (no memory, no copy) but has its own modules, so `model` itself never
+    changes and may run in another thread at any time. Every pass runs under `chunk_pass.active_pass`.
     """
-    # Some kinds of rotary embedding overwrite their frequencies in every pass, so these buffers are not shared.
+    # Dynamic RoPE overwrites its frequencies in every pass, so these buffers are not shared.
     own = {id(buffer) for buffer in parts.rotary.buffers()}
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers()) if id(tensor) not in own}
-    reader = copy.deepcopy(model, shared)
-    reader.config.get_text_config()._attn_implementation = READER_ATTENTION
-    reader.config._attn_implementation = READER_ATTENTION
-    for index, (layer, names) in enumerate(zip(reader.get_decoder().layers, names_per_layer(parts), strict=True)):
+    shell = copy.deepcopy(model, shared)
+    shell.config.get_text_config()._attn_implementation = CHUNK_ATTENTION
+    shell.config._attn_implementation = CHUNK_ATTENTION
+    return shell
+
+
+def candidate_model(model: PreTrainedModel, parts: DecoderParts, projections: CandidateProjections) -> PreTrainedModel:
+    """A `chunk_model` in which candidate tokens go through `projections`."""
+    shell = chunk_model(model, parts)
+    for index, (layer, names) in enumerate(zip(shell.get_decoder().layers, names_per_layer(parts), strict=True)):
         for name in names:
             base = getattr(layer.self_attn, name)
             setattr(layer.self_attn, name, _CandidateLinear(base, projections.layer(index)[name]))
-    last = reader.get_decoder().layers[-1]
+    last = shell.get_decoder().layers[-1]
     for module, name in ((last.self_attn, "q_proj"), (last.self_attn, "o_proj"), (last, "mlp")):
         if hasattr(module, name):
             setattr(module, name, _WantedOnly(getattr(module, name)))
-    return reader
+    return shell
 
 
 class _CandidateLinear(nn.Module):

@@ -1,6 +1,6 @@
-"""How candidates read: attention over a chunk's stored keys and values and over the dynamic prompt behind it.
+"""Attention of appended tokens: over their chunk's stored keys and values and over the tokens appended before them.
 
-The two lie in different tensors, so that chunks are never copied to make room for a question. At a decode step, which
+The two lie in different tensors, so that no chunk is copied for a question. At a decode step, which
 only reads, scores over both are computed apart and share one softmax; query heads of a group, and the questions of a
 batch, are folded into the query dimension, so that keys and values are read once for all of them and grouped heads are
 never expanded. The dynamic prompt comes with many tokens, which compute so much over a chunk that a short-lived copy of
@@ -22,7 +22,7 @@ from transformers import AttentionInterface
 
 from focus_core.attention.passes import KeysAndValues
 
-READER_ATTENTION = "focusllm_reader"
+CHUNK_ATTENTION = "focusllm_chunks"
 
 
 # Scores of a tile in float32: on a CPU 16 MiB, about what a last-level cache keeps; on a GPU 256 MiB, so that few
@@ -37,32 +37,31 @@ class ChunkLayers(Protocol):
     @property
     def chunks(self) -> int: ...
 
-    @property
-    def layers(self) -> int: ...
-
     def layer(self, index: int) -> tuple[Tensor, Tensor]: ...
 
 
 @dataclass(frozen=True)
-class ReaderPass:
-    """What one pass of the reader needs besides hidden states.
+class ChunkPass:
+    """One pass over tokens that are appended to chunks: what attention needs besides hidden states.
 
     Attributes:
         runs: the chunks of this pass, in order
-        questions: how many questions are read at once; rows are chunk-major
+        questions: number of questions appended to every chunk; rows are chunk-major
         candidates: how many tokens at the end of each row are candidates
         visible: `[questions, new tokens, prompt tokens]`, which of the prompt (new tokens included) each new
             token sees; True is visible. A chunk is always visible as a whole.
+        layers: layers that attend; in later ones only keys and values of the new tokens are used
     """
 
     runs: Sequence[ChunkLayers]
     questions: int
     candidates: int
     visible: Tensor
+    layers: int
 
     @property
     def wanted(self) -> Tensor | None:
-        """All tokens alike: such a pass ends before its last layer, or where it may not end, nothing reads that."""
+        """None means every token. The pass stops before the last layer; if it cannot stop, the result is unused."""
         return None
 
     @cached_property
@@ -71,15 +70,14 @@ class ReaderPass:
         return as_bias(self.visible)
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, softcap: float | None) -> Tensor:
-        """What each new token gets from its chunk and prompt, `[rows, heads, new, head_dim]`.
+        """Attention of each new token over its chunk and prompt, `[rows, heads, new, head_dim]`.
 
         Args:
             query: of the new tokens, scaled, `[rows, heads, new, head_dim]`
             key: of the whole prompt, `[rows, kv_heads, prompt, head_dim]`; `value` likewise
             softcap: bound of the scores (Gemma 2)
         """
-        if layer >= self.runs[0].layers:
-            # The last layer, in a pass that may not end there: of it only keys and values are used; those are stored.
+        if layer >= self.layers:
             return torch.zeros_like(query)
         new = query.shape[2]
         attend = partial(_attend_in_place, softcap=softcap) if new < _MANY_TOKENS or softcap else _attend_to_copies
@@ -97,7 +95,7 @@ class ReaderPass:
 
 
 class AttendingPass(Protocol):
-    """A pass of the reader that does its own attention: `ReaderPass`, or `StepPass` of `step.py`."""
+    """A pass that does its own attention: `ChunkPass`, or `StepPass` of `step.py`."""
 
     @property
     def candidates(self) -> int: ...
@@ -109,30 +107,30 @@ class AttendingPass(Protocol):
 
 
 # The one piece of ambient state: some families (StableLM) drop keyword arguments on the way to their attention.
-_reader_pass: ContextVar[AttendingPass] = ContextVar("reader_pass")
+_active_pass: ContextVar[AttendingPass] = ContextVar("chunk_pass")
 
 
 @contextmanager
-def reading(reader_pass: AttendingPass) -> Iterator[None]:
-    """Within it, the reader of this thread works on `reader_pass`. Never `yield` to a caller inside."""
-    token = _reader_pass.set(reader_pass)
+def active_pass(chunk_pass: AttendingPass) -> Iterator[None]:
+    """In this block, this thread's forward passes attend as `chunk_pass` says. Never `yield` to a caller inside."""
+    token = _active_pass.set(chunk_pass)
     try:
         yield
     finally:
-        _reader_pass.reset(token)
+        _active_pass.reset(token)
 
 
 def candidates_in_pass() -> int:
     """How many tokens at the end of each row are candidates."""
-    return _reader_pass.get().candidates
+    return _active_pass.get().candidates
 
 
 def wanted_in_pass() -> Tensor | None:
-    """Which tokens of each row the last layer is wanted for; None for all of them."""
-    return _reader_pass.get().wanted
+    """Tokens of each row whose last layer is computed; None for all of them."""
+    return _active_pass.get().wanted
 
 
-def _reader_attention(
+def _chunk_attention(
     module: nn.Module,
     query: Tensor,
     key: Tensor,
@@ -142,9 +140,9 @@ def _reader_attention(
     softcap: float | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """The attention function of the reader, in the form transformers calls it; masks come from the pass."""
+    """The attention function of `chunk_model`, in the form that transformers calls; masks come from the pass."""
     query = query * (query.shape[-1] ** -0.5 if scaling is None else scaling)
-    attended = _reader_pass.get().attend(cast(int, module.layer_idx), query, key, value, softcap)
+    attended = _active_pass.get().attend(cast(int, module.layer_idx), query, key, value, softcap)
     return attended.transpose(1, 2), None
 
 
@@ -200,7 +198,7 @@ def _attend_in_place(
 
 
 def _attend_to_copies(query: Tensor, chunk: KeysAndValues, prompt: KeysAndValues, bias: Tensor) -> Tensor:
-    """The same, with keys and values of a tile copied behind each other for torch's fused attention.
+    """The same with torch's fused attention, over a copy of a tile's keys and values.
 
     Takes and returns what `_attend_in_place` does. Many queries share the copy, and no scores are held.
     """
@@ -221,4 +219,4 @@ def _attend_to_copies(query: Tensor, chunk: KeysAndValues, prompt: KeysAndValues
 
 
 # Registered for attention only: without a mask function of the same name transformers makes no mask, as we want.
-AttentionInterface.register(READER_ATTENTION, _reader_attention)
+AttentionInterface.register(CHUNK_ATTENTION, _chunk_attention)

@@ -31,11 +31,11 @@ class Memory:
         """What transformers takes as `past_key_values`: masks and positions of the local context follow from it."""
         return Cache(layers=[_MemoryLayer(k, v) for k, v in zip(self.keys, self.values, strict=True)])
 
-    def read_by(self, local_ids: Tensor, padding: Tensor | None) -> dict[str, Any]:
-        """The decoder's arguments for one pass over local contexts behind this memory; logits of the last token only.
+    def decoder_inputs(self, local_ids: Tensor, padding: Tensor | None) -> dict[str, Any]:
+        """Arguments of the decoder for a pass over local contexts after this memory; logits of the last token only.
 
         Args:
-            local_ids: `[questions, tokens]`; positions start behind the last slot
+            local_ids: `[questions, tokens]`; positions follow the last slot
             padding: `[questions]`, unused tokens at the left of each row; `None` stands for none in any row
         """
         mask = position_ids = None

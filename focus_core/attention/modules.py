@@ -21,8 +21,8 @@ _WAY_OUT = "Use a RoPE model such as Llama, Qwen, Mistral or Gemma 3."
 _LOOK_ALIKES = {
     "cohere2": "its layers with full attention have no rotary embedding",
     "exaone4": "its layers with full attention have no rotary embedding",
-    "hunyuan_v1_dense": "it normalises keys after they have been turned, so they cannot be turned further",
-    "hunyuan_v1_moe": "it normalises keys after they have been turned, so they cannot be turned further",
+    "hunyuan_v1_dense": "it normalises keys after rotating them, so they cannot be rotated further",
+    "hunyuan_v1_moe": "it normalises keys after rotating them, so they cannot be rotated further",
     "diffllama": "its attention is a difference of two, with a value layout of its own",
     "doge": "its attention mask depends on the values",
     "gemma3n_text": "some of its layers use the keys and values of others",
@@ -78,7 +78,7 @@ def decoder_parts(model: PreTrainedModel) -> DecoderParts:
     if config.model_type in _LOOK_ALIKES:
         raise UnsupportedModelError(f"{name} cannot be read in chunks: {_LOOK_ALIKES[config.model_type]}. {_WAY_OUT}")
     decoder = model.get_decoder()
-    attentions = _attention_modules(decoder, config, name, turned=_turns_keys(model, config))
+    attentions = _attention_modules(decoder, config, name, rotated=_rotates_keys(model, config))
     rotary = getattr(decoder, "rotary_emb", None)
     apply_rotary = getattr(sys.modules[type(attentions[0]).__module__], "apply_rotary_pos_emb", None)
     if rotary is None or apply_rotary is None:
@@ -99,26 +99,26 @@ def decoder_parts(model: PreTrainedModel) -> DecoderParts:
     )
 
 
-def _turns_keys(model: PreTrainedModel, config: Any) -> bool:
+def _rotates_keys(model: PreTrainedModel, config: Any) -> bool:
     """Whether there is a rotary embedding anywhere; some families compute it without a module of that name."""
     settings = (getattr(config, setting, None) for setting in ("rope_parameters", "rope_theta", "rotary_dim"))
     return any("rotary" in name for name, _ in model.named_modules()) or any(map(bool, settings))
 
 
-def _attention_modules(decoder: nn.Module, config: Any, name: str, *, turned: bool) -> tuple[nn.Module, ...]:
+def _attention_modules(decoder: nn.Module, config: Any, name: str, *, rotated: bool) -> tuple[nn.Module, ...]:
     layers = getattr(decoder, "layers", None)
     if layers is not None and len(layers) < 2:
         raise UnsupportedModelError(f"{name} has one layer; candidates need two. {_WAY_OUT}")
     layer_types = set(getattr(config, "layer_types", None) or ())
     foreign = layer_types - {"full_attention", "sliding_attention"}
     without = [i for i, layer in enumerate(layers or ()) if not hasattr(layer, "self_attn")]
-    if foreign or (layers is not None and without and (len(without) < len(layers) or not turned)):
+    if foreign or (layers is not None and without and (len(without) < len(layers) or not rotated)):
         kinds = ", ".join(sorted(foreign)) or f"layer {without[0]} has no self_attn"
         raise UnsupportedModelError(
             f"{name} is recurrent or hybrid ({kinds}): such a layer has no keys and values that a memory could "
             f"stand in front of. {_WAY_OUT}"
         )
-    if not turned:
+    if not rotated:
         raise UnsupportedModelError(
             f"{name} has no rotary position embedding, so a candidate's key cannot be moved to its slot in the memory. "
             f"{_WAY_OUT}"

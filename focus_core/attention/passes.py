@@ -1,7 +1,7 @@
 """The caches that transformers fills while chunks, prompts and candidates pass the model.
 
 transformers hands every layer's rotated keys and values to `Cache.update`. Here each is written straight to where it
-stays, and the pass ends as soon as the last keys and values that anybody reads have been made.
+stays, and the pass ends once the last keys and values that are read have been made.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ KeysAndValues = tuple[Tensor, Tensor]
 
 
 class PassComplete(Exception):
-    """Everything that the pass was for has been stored; raised through the model's forward, caught by `until_done`."""
+    """All keys and values of the pass are stored; raised through the model's forward, caught by `until_done`."""
 
 
 @contextmanager

@@ -13,35 +13,35 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
+from focus_core.attention.chunk_pass import ChunkPass, as_bias
 from focus_core.attention.passes import KeysAndValues
-from focus_core.attention.chunk_pass import ReaderPass, as_bias
 
 
 @dataclass(frozen=True)
 class StepPass:
     """A pass over one row of tokens: of each chunk row the previous token, all local contexts, each row's candidate.
 
-    A chunk row is a chunk with one question behind it; rows are chunk-major.
+    A chunk row is a chunk followed by one question; rows are chunk-major.
 
     Attributes:
-        reader: how the two new tokens of each chunk row read
+        chunk_pass: attention of the two new tokens of each chunk row
         chunks: number of chunks
         local_visible: `[questions, local, slots + local]`, what each token of a local context sees
         store: gets a layer's `[rows, kv_heads, 2, head_dim]` keys and values of the chunk rows; returns those of the
             whole prompt
-        place: moves a layer's candidate keys `[questions, kv_heads, slots, head_dim]` to the slots of the memory
+        move_to_slots: moves a layer's candidate keys `[questions, kv_heads, slots, head_dim]` to their slots
     """
 
-    reader: ReaderPass
+    chunk_pass: ChunkPass
     chunks: int
     local_visible: Tensor
     store: Callable[[int, Tensor, Tensor], KeysAndValues]
-    place: Callable[[int, Tensor], Tensor]
+    move_to_slots: Callable[[int, Tensor], Tensor]
     _masks: dict[tuple[int, torch.dtype], Tensor] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def questions(self) -> int:
-        return self.reader.questions
+        return self.chunk_pass.questions
 
     @property
     def candidates(self) -> int:
@@ -50,7 +50,7 @@ class StepPass:
 
     @cached_property
     def wanted(self) -> Tensor:
-        """`[questions]`: where the last token of each local context stands in the row; its logits are wanted."""
+        """`[questions]`: index in the row of each local context's last token, whose logits alone are computed."""
         local = self.local_visible.shape[1]
         ends = torch.arange(1, self.questions + 1, device=self.local_visible.device) * local
         return self.candidates + ends - 1
@@ -60,7 +60,7 @@ class StepPass:
         return torch.cat([appended[:, 0], local.flatten(), appended[:, 1]])[None]
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, softcap: float | None) -> Tensor:
-        """Chunk rows read chunk and prompt, local contexts the memory and themselves.
+        """Chunk rows attend to chunk and prompt, local contexts to the memory and themselves.
 
         Takes and returns `[1, heads, tokens of the pass, head_dim]`; `query` is scaled, heads of `key` and `value`
         are grouped.
@@ -68,18 +68,18 @@ class StepPass:
         appended_query, local_query = self._apart(query)
         appended_key, local_key = self._apart(key)
         appended_value, local_value = self._apart(value)
-        memory = self.place(layer, self._slots(appended_key)), self._slots(appended_value)
+        memory = self.move_to_slots(layer, self._slots(appended_key)), self._slots(appended_value)
         keys, values = (torch.cat(pair, dim=2) for pair in zip(memory, (local_key, local_value), strict=True))
         mask = self._local_mask(query.shape[1] // keys.shape[1], query.dtype)
         local = _attend(local_query, keys, values, mask, softcap)
         prompt = self.store(layer, appended_key, appended_value)
-        appended = self.reader.attend(layer, appended_query, *prompt, softcap)
+        appended = self.chunk_pass.attend(layer, appended_query, *prompt, softcap)
         return self._together(appended, local)
 
     def _local_mask(self, group: int, dtype: torch.dtype) -> Tensor:
         """`local_visible` for scores, `[questions, 1, group * local, slots + local]`; made once for all layers."""
         if (group, dtype) not in self._masks:
-            # Heads of a group share their keys, and stand behind each other.
+            # Heads of a group share their keys, so their queries follow one another.
             self._masks[group, dtype] = as_bias(self.local_visible).to(dtype).repeat(1, group, 1)[:, None]
         return self._masks[group, dtype]
 

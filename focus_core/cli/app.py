@@ -1,7 +1,7 @@
 """The commands put together, and what becomes of an error: one message, one exit code.
 
-Exit codes: 0 done, 1 a `FocusError` or a file that cannot be read or written, 2 wrong usage, 130 Ctrl-C, 141 whoever
-read our output has gone.
+Exit codes: 0 done, 1 a `FocusError` or a file that cannot be read or written, 2 wrong usage, 130 Ctrl-C, 141 broken
+pipe (SIGPIPE).
 Commands import torch when they run, so that `focusllm --help` is quick.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from contextlib import suppress
 from typing import Annotated, Any
 
@@ -20,7 +21,7 @@ from focus_core.cli.ask import ask
 from focus_core.cli.evaluate import evaluate
 from focus_core.cli.info import info
 from focus_core.cli.train import train
-from focus_core.errors import FocusError
+from focus_core.errors import FocusError, FocusWarning
 
 
 class _Commands(TyperGroup):
@@ -80,8 +81,20 @@ def _options(
     pass
 
 
+def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+    """Our warnings in one line; those of other libraries as Python shows them."""
+    if issubclass(category, FocusWarning):
+        typer.echo(f"Note: {message}", err=True)
+    else:
+        _python_shows(message, category, *_, **__)
+
+
+_python_shows = warnings.showwarning
+
+
 def main() -> None:
     """Entry point of `focusllm`."""
+    warnings.showwarning = _show_warning
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:  # whoever closed a stream, as in `2>&-`, wants nothing of it
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115  # open to the end

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -17,7 +17,8 @@ from focus_core.cli.loading import load_engine, read_documents
 from focus_core.config import FocusConfig
 
 if TYPE_CHECKING:
-    from focus_core.engine.engine import FocusEngine, Piece, Usage
+    from focus_core.engine.answers import Event, Finished, Usage
+    from focus_core.engine.engine import FocusEngine
 
 
 def ask(
@@ -30,6 +31,7 @@ def ask(
     chunk_size: options.ChunkSize = None,
     dynamic_prompt: options.DynamicPrompt = None,
     parallel_chunks: options.ParallelChunks = None,
+    method: options.Method = "auto",
     max_new_tokens: Annotated[
         int | None, typer.Option(min=1, help="Longest answer, in tokens. Default: 256, or what the window leaves.")
     ] = None,
@@ -61,7 +63,7 @@ def ask(
     config = FocusConfig(chunk_size=chunk_size, dynamic_prompt=dynamic_prompt, parallel_chunks=parallel_chunks)
     engine = load_engine(model, adapter, device, dtype, config=config)
     clock.loaded()
-    pieces = engine.stream(
+    events = engine.stream(
         question,
         documents or None,
         system=system,
@@ -74,15 +76,13 @@ def ask(
         min_p=min_p,
         repetition_penalty=repetition_penalty,
         seed=seed,
+        method=method,
     )
-    text, last = _collect(pieces, clock, show=not as_json)
-    assert last.usage is not None
+    text, end = _collect(events, clock, show=not as_json)
     if as_json:
-        typer.echo(json.dumps(_as_json(text, last, engine, clock)))
+        typer.echo(json.dumps(_as_json(text, end, engine, clock)))
     elif sys.stderr.isatty():
-        typer.secho(_footer(last.usage, clock), err=True, dim=True)
-    if last.usage.chunks and engine.shared.loaded.projections is None:
-        typer.echo(_untrained(engine), err=True)
+        typer.secho(_footer(end.usage, clock), err=True, dim=True)
 
 
 class _Clock:
@@ -101,31 +101,32 @@ class _Clock:
         self.first_text = self.first_text or self.answer
 
 
-def _collect(pieces: Iterator[Piece], clock: _Clock, *, show: bool) -> tuple[str, Piece]:
+def _collect(events: Iterator[Event], clock: _Clock, *, show: bool) -> tuple[str, Finished]:
     """The whole answer, printed on the way if it is to be shown."""
     text = ""
     try:
-        with closing(pieces):  # type: ignore[type-var]
-            for piece in pieces:
+        with closing(events):  # type: ignore[type-var]
+            for event in events:
                 clock.text_came()
-                text += piece.text
+                text += event.text
                 if show:
-                    sys.stdout.write(piece.text)
+                    sys.stdout.write(event.text)
                     sys.stdout.flush()
     except KeyboardInterrupt:
         done = "the answer is not complete" if text else "there is no answer yet"
         raise KeyboardInterrupt(f"Interrupted: {done}. What was read of the documents is not kept.") from None
     if show and not text.endswith("\n"):
         typer.echo()
-    return text, piece
+    return text, cast("Finished", event)  # the last one
 
 
-def _as_json(text: str, last: Piece, engine: FocusEngine, clock: _Clock) -> dict[str, Any]:
+def _as_json(text: str, end: Finished, engine: FocusEngine, clock: _Clock) -> dict[str, Any]:
     loaded = engine.shared.loaded
     return {
         "text": text,
-        "finish_reason": last.finish_reason,
-        "usage": asdict(last.usage),  # type: ignore[arg-type]
+        "finish_reason": end.finish_reason,
+        "method": end.method,
+        "usage": asdict(end.usage),
         "timings": {
             "loading_seconds": round(clock.loading, 3),
             "first_text_seconds": round(clock.first_text, 3),
@@ -139,10 +140,3 @@ def _footer(usage: Usage, clock: _Clock) -> str:
     read = f"{usage.input_tokens:,} tokens, "
     read += f"{usage.chunks} chunks" if usage.chunks else "all in the window"
     return f"{read} · first text after {clock.first_text:.1f} s · {clock.answer:.1f} s in all"
-
-
-def _untrained(engine: FocusEngine) -> str:
-    return (
-        f"Note: {engine.shared.loaded.model_id} was used without an adapter. Its candidate projections are untrained "
-        "and find little in chunks; name one with --adapter, or train one with `focusllm train`."
-    )

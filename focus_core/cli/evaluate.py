@@ -48,7 +48,7 @@ def evaluate(
 ) -> None:
     """Measure how often a model answers questions about long texts right. Every trial is seeded.
 
-    In the table, the reader `focus` reads in chunks, and `cut` is the plain model on the end of the text.
+    In the table, the contender `focus` reads in chunks, and `cut` is the plain model on the end of the text.
     """
     with sign_of_life("starting"):
         from focus_core.evaluation.run import evaluate as run
@@ -62,7 +62,7 @@ def evaluate(
     config = FocusConfig(chunk_size=chunk_size, dynamic_prompt=dynamic_prompt, parallel_chunks=parallel_chunks)
     engine = load_engine(model, adapter, device, dtype, config=config, progress=False)
     haystack = Haystack(engine, texts)
-    typer.echo(f"{'task':<9}{'reader':<7}{'tokens':>9}{'trials':>8}{'right':>8}   95 % interval   s/document")
+    typer.echo(f"{'task':<9}{'by':<7}{'tokens':>9}{'trials':>8}{'right':>8}   95 % interval   s/document")
     for name in chosen:
         for length in tokens or [1_000, 4_000, 16_000]:
             for cut in (False, True) if control else (False,):
@@ -85,6 +85,6 @@ def _require_writable(out: Path) -> None:
 
 def _line(result: Result) -> str:
     return (
-        f"{result.task:<9}{result.reader:<7}{result.tokens:>9,}{result.trials:>8}{result.accuracy:>8.0%}"
+        f"{result.task:<9}{result.contender:<7}{result.tokens:>9,}{result.trials:>8}{result.accuracy:>8.0%}"
         f"   {result.low:>5.0%} – {result.high:<5.0%}  {result.seconds:>9.2f}"
     )

@@ -12,7 +12,6 @@ import typer
 from focus_core.cli import options
 from focus_core.cli.loading import load_engine, read_documents
 from focus_core.config import FocusConfig
-from focus_core.methods.limits import room_for_answer, wished_or_room
 from focus_core.progress import sign_of_life
 
 if TYPE_CHECKING:
@@ -20,28 +19,30 @@ if TYPE_CHECKING:
 
     from focus_core.engine.engine import FocusEngine
 
-_SHORT_QUESTION = 32  # tokens, with its template
-
 
 @dataclass(frozen=True)
 class Needs:
     """What it takes to read documents.
 
     Attributes:
-        chunks: 0 where the plain model reads everything
+        method: the method that answers
+        chunks: 0 where documents and question are read in one row
         cache_bytes: keys and values of the documents
-        prompt_bytes: keys and values of one question and its answer behind every chunk, of default length at most
+        prompt_bytes: keys and values of one short question and its answer, of default length at most
         free_bytes: what the device can still hold
-        room: positions that the window leaves for question and answer
+        positions_left: positions that the window leaves for question and answer
+        answer_tokens: tokens that the answer to a short question may have; 0 if none can be asked
     """
 
     documents: int
     tokens: int
+    method: str
     chunks: int
     cache_bytes: int
     prompt_bytes: int
     free_bytes: int
-    room: int
+    positions_left: int
+    answer_tokens: int
 
     @property
     def needed_bytes(self) -> int:
@@ -51,7 +52,7 @@ class Needs:
     @property
     def fits(self) -> bool:
         """Whether a short question can be asked."""
-        return self.needed_bytes <= self.free_bytes and self.room > _SHORT_QUESTION
+        return self.needed_bytes <= self.free_bytes and self.answer_tokens > 0
 
 
 def info(
@@ -107,30 +108,24 @@ def _describe(engine: FocusEngine) -> dict[str, Any]:
 
 
 def _needs(engine: FocusEngine, lengths: Sequence[int]) -> Needs:
+    """As the engine would answer a short question."""
     from focus_core.device import free_memory
-    from focus_core.text.tokenizer import bos_of
+    from focus_core.engine.engine import SHORT_QUESTION
 
-    config, focus = engine.config, engine.focus
-    tokens, bos, per_token = sum(lengths), int(bos_of(engine.tokenizer) is not None), focus.cache_bytes_per_token
-    # As a question would be planned that takes little room itself.
-    if config.reads_plainly(tokens + _SHORT_QUESTION, config.expected_answer):
-        per_token = per_token // (focus.parts.num_layers - 1) * focus.parts.num_layers  # it keeps the last layer's, too
-        left = config.window - tokens - _SHORT_QUESTION
-        chunks, starts, behind = 0, bos, _SHORT_QUESTION + wished_or_room(None, left)
-    else:
-        chunks = sum(-(-length // config.chunk_size) for length in lengths)
-        starts = bos * (chunks if config.bos_per_chunk else len(lengths))
-        prompt, longest = config.dynamic_prompt + bos, min(max(lengths), config.chunk_size) + bos
-        left = room_for_answer(config, chunks=chunks, longest=longest, prompt=prompt, local=_SHORT_QUESTION)
-        behind = chunks * (prompt + wished_or_room(None, left))
+    outline = engine.outline(lengths)
+    limits, per_token = outline.limits, outline.method.bytes_per_token
+    documents = limits.chunk_tokens or sum(lengths)
+    held = limits.chunk_tokens + limits.appended_tokens(outline.new_tokens)
     return Needs(
         documents=len(lengths),
-        tokens=tokens,
-        chunks=chunks,
-        cache_bytes=(tokens + starts) * per_token,
-        prompt_bytes=behind * per_token,
-        free_bytes=free_memory(focus.device),
-        room=config.window - (chunks or tokens),
+        tokens=sum(lengths),
+        method=outline.method.name,
+        chunks=outline.chunks,
+        cache_bytes=documents * per_token,
+        prompt_bytes=(held - documents) * per_token,
+        free_bytes=free_memory(engine.focus.device),
+        positions_left=limits.positions_left + SHORT_QUESTION,
+        answer_tokens=max(min(limits.positions_left, outline.new_tokens), 0),
     )
 
 
@@ -151,7 +146,7 @@ def _explain(needs: Needs) -> str:
         f"{needs.documents} document{plural}, {needs.tokens:,} tokens: {how}.",
         f"Keys and values take {_gib(needs.cache_bytes)}, and up to {_gib(needs.prompt_bytes)} for a question and "
         f"its answer, of {_gib(needs.free_bytes)} free.",
-        f"The window leaves {max(needs.room, 0):,} positions for question and answer.",
+        f"The window leaves {max(needs.positions_left, 0):,} positions for question and answer.",
     ]
     if needs.fits:
         return "\n".join([*lines, "It fits."])

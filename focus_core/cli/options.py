@@ -25,10 +25,18 @@ ChunkSize = Annotated[
 ]
 DynamicPrompt = Annotated[
     int | None,
-    typer.Option(min=1, help="Tokens of the question's end behind every chunk, at most. Default: as for --chunk-size."),
+    typer.Option(min=1, help="Tokens of the question's end after every chunk, at most. Default: as for --chunk-size."),
 ]
 ParallelChunks = Annotated[
     int | None, typer.Option(min=1, help="Chunks in one pass: fewer take less memory. Default: what suits the device.")
+]
+Method = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        help="auto, focus or plain. auto: the plain model for texts that fit its window with the question, FocusLLM "
+        "for longer ones.",
+    ),
 ]
 Documents = Annotated[
     list[str] | None,

@@ -1,106 +1,146 @@
-"""Chunks by way of the store: what has been read before is found, the rest is read and kept."""
+"""The chunks that one request needs: found in the store, or prefilled a pass at a time."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
 
-from focus_core.cache.chunks import ChunkBlock, ChunkCache, ChunkRow
-from focus_core.text.chunking import TokenIds
-from focus_core.methods.focus import FocusModel
-from focus_core.progress import Report
-from focus_core.engine.shared import SharedModel
-from focus_core.cache.store import ChunkKey, chunk_key
+from focus_core.cache.chunks import ChunkBlock, ChunkRow, ChunkSet
+from focus_core.cache.store import ChunkKey, Tier
+from focus_core.device import lacking_memory, require_memory
+from focus_core.methods.base import Method, Prefilling
+from focus_core.text.chunking import Chunk
 
-_CHUNKS_PER_BLOCK = 32  # read, kept and dropped together; whoever stops in between loses at most so many
+_CHUNKS_PER_BLOCK = 32  # prefilled, kept and evicted together; an interrupt loses at most these
 
 
-@dataclass(frozen=True)
-class Reading:
-    """Chunks that are ready for a question.
+class ChunkPrefill:
+    """Collects the keys and values of chunks, for one request or for several that are made together.
 
-    Attributes:
-        tokens: tokens of all chunks, without BOS
-        tokens_read: those of them that the store did not have
+    Args:
+        device: of the model
+        store: where they are looked for and kept
+        tiers: stores of all engines of the model, which evict chunks when the memory is short
+        appended_tokens: of a question, for which memory is required too
     """
 
-    cache: ChunkCache
-    tokens: int
-    tokens_read: int
+    def __init__(
+        self,
+        device: torch.device,
+        method: Method,
+        chunks: Sequence[Chunk],
+        *,
+        store: Tier,
+        tiers: Sequence[Tier],
+        appended_tokens: int = 0,
+    ) -> None:
+        self.chunks = chunks
+        self.method = method
+        self.wanted = {chunk.key: chunk for chunk in chunks}  # a chunk that occurs twice is read once
+        self.rows: dict[ChunkKey, ChunkRow] = {}
+        self.block: list[ChunkKey] = []  # the chunks whose passes are running
+        self.begun = False
+        self._device, self._store, self._tiers = device, store, tiers
+        self._appended_tokens = appended_tokens
+        self._passes: Prefilling | None = None
+        self._in_block = self._prefilled_tokens = 0
+        self._first_missing = 0
 
+    # --- progress -----------------------------------------------------------------------------------------------------
 
-class ChunkReader:
-    """Reads chunks for the engines of one model."""
+    @property
+    def complete(self) -> bool:
+        return len(self.rows) == len(self.wanted)
 
-    def __init__(self, focus: FocusModel, shared: SharedModel, bos: int | None) -> None:
-        self._focus = focus
-        self._shared = shared
-        self._bos = bos
+    @property
+    def progress(self) -> tuple[int, int]:
+        """Chunks prefilled since `begin`, and in all."""
+        missing = len(self.wanted) - len(self.rows)
+        return self._first_missing - missing + self._in_block, self._first_missing
 
-    def read(self, chunks: Sequence[TokenIds], report: Report, *, behind: int = 0) -> Reading:
-        """All chunks, in order; a chunk that occurs twice is read once.
+    @property
+    def chunk_set(self) -> ChunkSet:
+        """All chunks, once they are there."""
+        return ChunkSet.of([self.rows[chunk.key] for chunk in self.chunks])
 
-        Args:
-            behind: how many tokens of questions and answers each chunk must have room for
+    # --- work ---------------------------------------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """Look into the store, and make sure of the memory for everything that is not there.
 
         Raises:
-            OutOfMemoryError: before any work, if what is missing does not fit
+            OutOfMemoryError: before any work, with both numbers
         """
-        keys = [chunk_key(self._shared.identity, chunk) for chunk in chunks]
-        wanted = dict(zip(keys, chunks, strict=True))
-        rows = self._stored(wanted)
-        missing: list[ChunkKey] = []
-        if len(rows) == len(wanted):
-            self._make_room([], rows, behind * len(chunks))
-        else:
-            with self._shared.reading:
-                rows = self._stored(wanted)  # whoever read before us may have read the same
-                missing = [key for key in wanted if key not in rows]
-                self._make_room([wanted[key] for key in missing], rows, behind * len(chunks))
-                for start in range(0, len(missing), _CHUNKS_PER_BLOCK):
-                    block = missing[start : start + _CHUNKS_PER_BLOCK]
-                    rows |= self._read_block({key: wanted[key] for key in block}, report, start, len(missing))
-        return Reading(
-            cache=ChunkCache.from_rows([rows[key] for key in keys]),
-            tokens=sum(map(self._text_tokens, chunks)),
-            tokens_read=sum(self._text_tokens(wanted[key]) for key in missing),
-        )
+        self.begun = True
+        for key in self.wanted:
+            row = self._store.get(key)
+            if row is not None and row[0].layers >= self.method.cached_layers:
+                self.rows[key] = row
+        missing = [chunk for key, chunk in self.wanted.items() if key not in self.rows]
+        self._first_missing = len(missing)
+        tokens = sum(map(len, missing)) + self._appended_tokens
+        nbytes = tokens * self.method.bytes_per_token
+        self._evict(lacking_memory(nbytes, self._device))
+        require_memory(nbytes, self._device, what=f"{tokens} tokens")
 
-    def room_behind(self, chunks: Sequence[TokenIds]) -> int:
-        """For how many tokens of questions and answers there is memory, once the chunks have been read."""
-        wanted = {chunk_key(self._shared.identity, chunk): len(chunk) for chunk in chunks}
-        known = self._stored(wanted)
-        return self._focus.free_tokens - sum(length for key, length in wanted.items() if key not in known)
+    def find(self, rows: dict[ChunkKey, ChunkRow]) -> bool:
+        """Take chunks that were prefilled for another request; whether any of them is wanted here."""
+        wanted = [
+            key
+            for key, (block, _) in rows.items()
+            if key in self.wanted and key not in self.rows and block.layers >= self.method.cached_layers
+        ]
+        self.rows |= {key: rows[key] for key in wanted}
+        return bool(wanted)
 
-    def _stored(self, keys: Iterable[ChunkKey]) -> dict[ChunkKey, ChunkRow]:
-        found = {key: self._shared.store.get(key) for key in keys}
-        return {key: row for key, row in found.items() if row is not None}
+    def missing(self, elsewhere: set[ChunkKey]) -> list[ChunkKey]:
+        """Chunks that are neither here nor being prefilled `elsewhere`."""
+        return [key for key in self.wanted if key not in self.rows and key not in elsewhere]
 
-    def _make_room(self, chunks: Sequence[TokenIds], rows: dict[ChunkKey, ChunkRow], behind: int) -> None:
-        """What is kept for later gives way: other programs may have taken memory since the store got its budget."""
-        lengths = [*map(len, chunks), behind]
-        self._shared.store.release(self._focus.lacking_memory_for(lengths), keep={block for block, _ in rows.values()})
-        self._focus.require_memory_for(lengths)
+    def step(self, elsewhere: set[ChunkKey]) -> dict[ChunkKey, ChunkRow]:
+        """One pass of the model; the rows of a block once it is complete."""
+        if self._passes is None:
+            self.block = self.missing(elsewhere)[:_CHUNKS_PER_BLOCK]
+            self._passes = self.method.prefill([self.wanted[key] for key in self.block])
+        try:
+            self._in_block = next(self._passes)
+        except StopIteration as finished:
+            return self._finish(finished.value)
+        if self._in_block < len(self.block):
+            return {}
+        try:
+            next(self._passes)
+        except StopIteration as finished:
+            return self._finish(finished.value)
+        raise RuntimeError(f"{self.method.name}.prefill goes on after its last chunk.")
 
-    def _read_block(
-        self, chunks: dict[ChunkKey, TokenIds], report: Report, before: int, total: int
-    ) -> dict[ChunkKey, ChunkRow]:
-        with self._shared.one_pass() as turn:
+    def take_prefilled_tokens(self) -> int:
+        """Tokens that were prefilled here, for the usage of the first request that asks; 0 for others."""
+        taken, self._prefilled_tokens = self._prefilled_tokens, 0
+        return taken
 
-            def progress(done: int, _: int) -> None:
-                with turn.paused():  # between two passes; whoever gets the report may take long, or ask something
-                    report(before + done, total)
+    def abandon(self) -> None:
+        """Forget the passes of an unfinished block."""
+        self.block, self._passes, self._in_block = [], None, 0
 
-            cache = self._focus.prefill([torch.tensor(chunk) for chunk in chunks.values()], progress=progress)
-        rows = dict(zip(chunks, cache.rows(), strict=True))
+    def _finish(self, rows: list[ChunkRow]) -> dict[ChunkKey, ChunkRow]:
+        finished = dict(zip(self.block, rows, strict=True))
+        self.rows |= finished
+        self._prefilled_tokens += sum(len(self.wanted[key].token_ids) for key in finished)
+        self.abandon()
         keys_of: dict[ChunkBlock, list[ChunkKey]] = {}
-        for key, (block, _) in rows.items():
+        for key, (block, _) in finished.items():
             keys_of.setdefault(block, []).append(key)
         for block, keys in keys_of.items():
-            self._shared.store.put(keys, block)
-        return rows
+            self._store.put(keys, block)
+        return finished
 
-    def _text_tokens(self, chunk: TokenIds) -> int:
-        return len(chunk) - (self._bos is not None and chunk[0] == self._bos)
+    def _evict(self, nbytes: int) -> None:
+        """Evict stored chunks if less memory is free than when the budget was set."""
+        in_use = {block for block, _ in self.rows.values()}
+        if sum(tier.evictable(in_use) for tier in self._tiers) < nbytes:
+            return  # evicting everything would not be enough
+        for tier in self._tiers:
+            if nbytes > 0:
+                nbytes -= tier.drop(nbytes, in_use)

@@ -46,22 +46,29 @@ class Sampler:
         return token
 
     @property
-    def takes_the_likeliest(self) -> bool:
+    def is_greedy(self) -> bool:
         """Whether it is always the token with the highest logit."""
         return self._greedy and not self._processors
 
 
-def choose(samplers: Sequence[Sampler], logits: Tensor) -> list[int]:
-    """The next tokens of questions with these samplers from `logits [questions, vocab]`, wherever those lie.
+def choose(samplers: Sequence[Sampler], logits: Tensor) -> Sequence[int | Exception]:
+    """The next tokens of questions with these samplers from `logits [questions, vocab]` on any device.
 
-    Drawn on the CPU, so that a seed gives the same answer wherever the model runs; where nothing is drawn, only the
-    tokens leave the device.
+    Drawn on the CPU, so that a seed gives the same answer on every device. If all are greedy, only the tokens leave the
+    device. The error of one sampler takes the place of its token.
     """
-    if all(sampler.takes_the_likeliest for sampler in samplers):
+    if all(sampler.is_greedy for sampler in samplers):
         likeliest: list[int] = logits.argmax(-1).tolist()
         return likeliest
     rows = logits.float().cpu()
-    return [sampler.choose(row) for sampler, row in zip(samplers, rows, strict=True)]
+    return [_choose(sampler, row) for sampler, row in zip(samplers, rows, strict=True)]
+
+
+def _choose(sampler: Sampler, row: Tensor) -> int | Exception:
+    try:
+        return sampler.choose(row)
+    except Exception as error:
+        return error
 
 
 def _processors(config: SamplingConfig) -> LogitsProcessorList:

@@ -1,25 +1,26 @@
-"""Weights that are loaded live here, once per adapter; engines and wrappers that name the same model share them."""
+"""Weights are loaded once per process: models and all that their engines share."""
 
 from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
-from weakref import WeakValueDictionary
+from weakref import WeakSet, WeakValueDictionary
 
 from transformers import PreTrainedTokenizerBase
 
 from focus_core.attention.candidates import CandidateProjections
-from focus_core.loading.checkpoint import LoadedModel, fresh_projections, is_folder, load_model
-from focus_core.device import choose_device, choose_dtype, free_memory, naming_lack_of_memory
+from focus_core.cache.store import DeviceTier
+from focus_core.device import choose_device, choose_dtype, free_memory
+from focus_core.engine.scheduler import Scheduler
 from focus_core.errors import ConfigError, UnsupportedModelError
-from focus_core.cache.store import ChunkStore
-from focus_core.text.tokenizer import load_tokenizer
+from focus_core.loading.checkpoint import LoadedModel, fresh_projections, is_folder, load_model
+from focus_core.text.tokenizer import TextTokenizer, load_tokenizer
 
 EMBEDDED = "embedded"
 EMBEDDED_FOLDER = Path(__file__).parents[1] / "embedded"
@@ -27,104 +28,77 @@ _STORE_SHARE = 0.5  # of the memory that is free once the weights are loaded
 _of_their_own = itertools.count(1)
 
 
-class Turn:
-    """Holds a lock; may let others go first in between."""
-
-    def __init__(self, lock: threading.Lock) -> None:
-        self._lock, self._held = lock, False
-
-    def __enter__(self) -> Turn:
-        self._take()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self._held:  # not after a Ctrl-C while waiting in `paused`: it is another thread's turn then
-            self._lock.release()
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Others may have their turn within this block."""
-        self._held = False
-        self._lock.release()
-        try:
-            yield
-        finally:
-            self._take()
-
-    def _take(self) -> None:
-        self._lock.acquire()
-        self._held = True
-
-
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class SharedModel:
-    """Weights, tokenizer, and what all who use them share: the chunks already read, and one turn at a time.
+    """A model, its tokenizer, and what its engines share: prefilled chunks and the scheduler.
 
     Attributes:
-        projections: the trained ones, or copies of the model's own maps
-        identity: what a chunk's keys and values depend on besides its tokens
-        turn: held for one pass of the model (the first step of an answer takes several), never while somebody waits for
-            a user
-        reading: held by whoever reads chunks, so that nobody reads the same ones or counts on the same free memory;
-            its holder may ask again, from a progress report
+        key: what a chunk's keys and values depend on besides its tokens
+        tiers: the stores of all engines
+        warned: whether its users know that its projections are untrained
     """
 
     loaded: LoadedModel
-    projections: CandidateProjections
-    tokenizer: PreTrainedTokenizerBase
-    store: ChunkStore
-    identity: str
-    turn: threading.Lock = field(default_factory=threading.Lock)
-    reading: threading.RLock = field(default_factory=threading.RLock)
+    tokenizer: TextTokenizer
+    key: str
+    tiers: WeakSet[DeviceTier] = field(default_factory=WeakSet)
+    warned: bool = False
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @classmethod
-    def of(
-        cls,
-        loaded: LoadedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        store_bytes: int | None = None,
-        *,
-        version: str = "",
-        of_its_own: bool = False,
-    ) -> SharedModel:
+    def of(cls, loaded: LoadedModel, tokenizer: PreTrainedTokenizerBase, *, key: str | None = None) -> SharedModel:
         """Around a model that is already loaded.
 
         Args:
-            version: what tells this model from another one under the same name
-            of_its_own: no other model is taken for the same, whatever its name
+            key: by default one of its own: the weights of a model in Python may change at any time
         """
-        projections = loaded.projections or fresh_projections(loaded.model)
-        budget = int(free_memory(loaded.model.device) * _STORE_SHARE) if store_bytes is None else store_bytes
-        config = loaded.model.config.get_text_config()
-        version = version or str(getattr(config, "_commit_hash", None))
-        identity = f"{loaded.model_id}|{version}|{loaded.model.dtype}"
-        if of_its_own:
-            identity += f"|{next(_of_their_own)}"
-        return cls(loaded, projections, tokenizer, ChunkStore(budget), identity)
+        key = key or f"{loaded.model_id}#{next(_of_their_own)}"
+        return cls(loaded, TextTokenizer(tokenizer), key)
 
-    @contextmanager
-    def one_pass(self) -> Iterator[Turn]:
-        """Around a pass of the model.
+    def __repr__(self) -> str:
+        return f"<SharedModel {self.loaded.model_id!r}>"
 
-        Raises:
-            OutOfMemoryError: the device ran out of memory
-        """
-        with Turn(self.turn) as turn, naming_lack_of_memory():
-            yield turn
+    @cached_property
+    def scheduler(self) -> Scheduler:
+        return Scheduler(self.loaded.model)
+
+    @cached_property
+    def store(self) -> DeviceTier:
+        """The store of all engines that name no budget: half of the memory that is free when it is first used."""
+        return self.new_store(int(free_memory(self.loaded.model.device) * _STORE_SHARE))
+
+    def new_store(self, store_bytes: int) -> DeviceTier:
+        """A store with a budget of its own."""
+        store = DeviceTier(store_bytes)
+        self.tiers.add(store)
+        return store
+
+    @property
+    def projections(self) -> CandidateProjections | Callable[[], CandidateProjections]:
+        """The trained ones, or copies of the model's own maps, which all engines share."""
+        return self.loaded.projections or self._untrained
+
+    def _untrained(self) -> CandidateProjections:
+        with self._lock:
+            return self._made
+
+    @cached_property
+    def _made(self) -> CandidateProjections:
+        return fresh_projections(self.loaded.model)
 
 
-_Key = tuple[Any, ...]  # all that two who ask must have in common to share weights
+_Key = tuple[Any, ...]  # all that two callers must have in common to share weights
 
 _shared: WeakValueDictionary[_Key, SharedModel] = WeakValueDictionary()
-# Whoever loads holds it; others wait for the same weights only.
+# Held while loading; others wait for the same weights only.
 _loading: WeakValueDictionary[_Key, threading.Lock] = WeakValueDictionary()
-_lock = threading.Lock()  # around the two
+_lock = threading.Lock()  # guards both
 
 
 def shared_model(
     model: str | Path | None, *, adapter: str | Path | None, device: str, dtype: str, **arguments: Any
 ) -> SharedModel:
-    """The weights of `model`, loaded now or long ago; `None` is the embedded model with its own adapter.
+    """The weights of `model`, loaded now or before; `None` is the embedded model with its own adapter.
 
     Raises:
         UnsupportedModelError: no model or no tokenizer under this name
@@ -137,9 +111,9 @@ def shared_model(
     if model is None and dtype == "auto":
         dtype = "float32"  # in bfloat16 it finds less (its card), and it is small enough for any device
     name = EMBEDDED if model is None else str(model)
-    place = choose_device(device)
+    chosen = choose_device(device)
     key = (
-        *(name, _files(name), str(adapter), _files(str(adapter)), str(place), choose_dtype(dtype, place)),
+        *(name, _files(name), str(adapter), _files(str(adapter)), str(chosen), choose_dtype(dtype, chosen)),
         *sorted((k, repr(v)) for k, v in arguments.items()),
     )
     with _lock:
@@ -150,21 +124,23 @@ def shared_model(
         if found is None:
             path, own_adapter = _resolve(name)
             loaded = load_model(path, adapter=adapter or own_adapter, device=device, dtype=dtype, **arguments)
-            found = SharedModel.of(loaded, load_tokenizer(path, arguments), version=_version(path))
+            version = _version(path) or str(getattr(loaded.model.config, "_commit_hash", None))
+            found = SharedModel.of(
+                loaded, load_tokenizer(path, arguments), key=f"{loaded.model_id}|{version}|{loaded.model.dtype}"
+            )
             with _lock:
                 _shared[key] = found
         return found
 
 
 def _files(folder: str) -> tuple[tuple[str, int, int], ...]:
-    """What tells that a folder has been written again; nothing for a hub id."""
+    """Names, times and sizes of a folder's files, which tell that it was written again; nothing for a hub id."""
     listed = sorted(Path(folder).glob("*")) if is_folder(folder) else []
     found = ((path.name, path.stat()) for path in listed if path.is_file())
     return tuple((name, stat.st_mtime_ns, stat.st_size) for name, stat in found)
 
 
 def _version(folder: str) -> str:
-    """Of a folder: where it lies and when it was written, in few letters; nothing for a hub id."""
     files = _files(folder)
     return sha256(repr((Path(folder).resolve(), files)).encode()).hexdigest()[:12] if files else ""
 

@@ -7,13 +7,15 @@ import random
 import statistics
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from focus_core.engine.engine import FocusEngine
 from focus_core.errors import ConfigError
-from focus_core.evaluation.tasks import Haystack, Sheet, Trial, task_named
+from focus_core.evaluation.tasks import Haystack, Sheet, task_named
 from focus_core.progress import Report
+
+_SLACK = 16  # tokens that decoding and encoding a text again may add
 
 
 @dataclass(frozen=True)
@@ -22,14 +24,14 @@ class Result:
 
     Attributes:
         tokens: median length of the documents
-        reader: "focus" or "cut" (the plain model on the end of the text)
+        contender: "focus", or "cut": the plain model on the end of the text
         low: lower end of the 95 % Wilson interval of the accuracy
         high: its upper end
         seconds: median per document, all its questions included
     """
 
     task: str
-    reader: str
+    contender: str
     tokens: int
     trials: int
     right: int
@@ -72,7 +74,6 @@ def evaluate(
         raise ConfigError(f"trials={trials}: must be at least 1.")
     if tokens < 256:
         raise ConfigError(f"tokens={tokens}: a task needs at least 256 tokens of text.")
-    reader = _plain(engine) if cut else engine
     sheets = _sheets(engine, task, tokens, trials, seed, haystack or Haystack(engine))
     sizes: list[int] = []
     seconds: list[float] = []
@@ -80,7 +81,7 @@ def evaluate(
     for sheet in sheets:
         sizes.append(engine.count_tokens(sheet.document))
         started = time.perf_counter()
-        right += sum(_ask(reader, sheet, cut))
+        right += sum(_ask(engine, sheet, cut))
         seconds.append(time.perf_counter() - started)
         asked += len(sheet.trials)
         if report is not None:
@@ -118,15 +119,9 @@ def _ask(engine: FocusEngine, sheet: Sheet, cut: bool) -> list[bool]:
         [document],
         chat_template=first.chat_template,
         max_new_tokens=first.new_tokens,
+        method="plain" if cut else None,
     )
-    assert not (cut and answers[0].usage.chunks), "the control read in chunks"
     return [trial.is_right(answer.text) for trial, answer in zip(sheet.trials, answers, strict=True)]
-
-
-def _plain(engine: FocusEngine) -> FocusEngine:
-    """The same model, which reads whatever fits its window without chunks."""
-    settings = replace(engine.config.as_settings(), plain_up_to=engine.config.window, window=engine.config.window)
-    return FocusEngine(engine.shared, config=settings, progress=False)
 
 
 def _end_of(engine: FocusEngine, sheet: Sheet) -> str:
@@ -135,15 +130,14 @@ def _end_of(engine: FocusEngine, sheet: Sheet) -> str:
     Raises:
         ConfigError: that is nothing
     """
-    needed, window = max(_needed(engine, trial) for trial in sheet.trials), engine.config.window
-    room = window - needed
-    if room < 1:
-        raise ConfigError(f"Question and answer take up to {needed} tokens, and the window has {window}: no control.")
-    text: str = engine.tokenizer.decode(engine.tokenize(sheet.document)[-room:])
+    needed = max(engine.count_question_tokens(t.question, chat_template=t.chat_template) for t in sheet.trials)
+    answer = max(trial.new_tokens for trial in sheet.trials)
+    # What is left for the document if one token of it is there already.
+    left = 1 + engine.outline([1], needed, answer, method="plain").limits.positions_left - answer - _SLACK
+    if left < 1:
+        raise ConfigError(
+            f"Question and answer take up to {needed + answer} tokens, and the window has {engine.config.window}: no "
+            "control."
+        )
+    text: str = engine.tokenizer.decode(engine.tokenize(sheet.document)[-left:])
     return text
-
-
-def _needed(engine: FocusEngine, trial: Trial) -> int:
-    slack = 16  # separators, and what decoding and encoding the text again may add
-    asked = engine.count_question_tokens(trial.question, chat_template=trial.chat_template)
-    return asked + trial.new_tokens + slack

@@ -41,7 +41,7 @@ class Trial:
     def is_right(self, text: str) -> bool:
         """The answer and nothing else, or (to a question) a sentence that ends with it.
 
-        White space around it and a full stop behind it do not count.
+        White space around it and a full stop after it do not count.
         """
         said, answer = (words.strip().removesuffix(".") for words in (text, self.answer))
         return said == answer or (self.chat_template and said.endswith(f" {answer}"))

@@ -1,87 +1,66 @@
-"""FocusModel: the method of the paper in three calls, tensors in, tensors out.
+"""FocusLLM: the method of the paper in three calls, tensors in, tensors out.
 
-    cache = model.prefill(chunks)                          # §2.2: every chunk alone, positions from 0
-    memory = model.decode_candidates(cache, token_ids)     # §2.2, eq. 1–5: one candidate per chunk
-    logits = model.next_token_logits(local_ids, memory)    # §2.3: frozen decoder behind the memory
+    chunks = ChunkSet.of(model.prefill(texts))                 # §2.2: every chunk alone, positions from 0
+    memory = model.decode_candidates(chunks, prompt_ids)       # §2.2, eq. 1–5: one candidate per chunk
+    logits = model.next_token_logits(local_ids, memory)        # §2.3: frozen decoder after the memory
 
-It knows nothing of text, tokenizers or documents; `engine.py` does.
+The calls change nothing that they are given. To generate, hold an `AppendedCache` (`start_answer`) and hand it to
+`decode_candidates` and `decode_step`: what is appended to the chunks accumulates there, and only there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from focus_core.attention.candidates import CandidateProjections, candidate_reader
+from focus_core.attention.candidates import CandidateProjections, candidate_model
+from focus_core.attention.chunk_pass import ChunkPass, active_pass
 from focus_core.attention.memory import Memory
-from focus_core.attention.modules import decoder_parts
-from focus_core.attention.passes import PassCache, until_done
-from focus_core.attention.chunk_pass import ReaderPass, reading
+from focus_core.attention.passes import until_done
 from focus_core.attention.rope import RotaryPositions
 from focus_core.attention.step import StepPass
-from focus_core.cache.chunks import ChunkBlock, ChunkCache, ChunkRow, PromptCache, runs_of
-from focus_core.text.chunking import TextLayout
-from focus_core.config import FocusConfig, ResolvedConfig
-from focus_core.methods.decoding import Decoding, FocusDecoding, PlainDecoding
-from focus_core.device import lacking_memory, require_memory, room_for, tokens_per_pass
-from focus_core.errors import ConfigError, UnsupportedModelError
-from focus_core.methods.limits import make_plan
+from focus_core.cache.appended import AppendedCache
+from focus_core.cache.chunks import ChunkRow, ChunkSet
+from focus_core.config import FocusConfig
+from focus_core.device import require_memory
+from focus_core.errors import ConfigError
+from focus_core.loading.checkpoint import fresh_projections, load_model
+from focus_core.methods.base import Prefilling, Question, pad_left, without_unused
+from focus_core.methods.decoder import Decoder, visible_columns
+from focus_core.methods.limits import FocusLimits, Lengths
 from focus_core.progress import Report
+from focus_core.text.chunking import Chunk
 
 
-@dataclass(frozen=True)
-class TokenGeneration:
-    """What `FocusModel.generate` returns.
-
-    Attributes:
-        tokens: `[n]`
-        logits: `[n + 1, vocab]`, float32; row t are the next-token logits after t generated tokens
-    """
-
-    tokens: Tensor
-    logits: Tensor | None
-
-
-class FocusModel:
+class FocusModel(Decoder):
     """A frozen decoder and its candidate projections.
 
     Args:
-        model: any supported decoder of transformers, put into evaluation mode; nothing else of it is ever changed
-        projections: `None` stands for untrained ones, equal to the model's own maps
-        config: `None` in a field stands for what suits the model
-        trained_with: settings that come with an adapter and fill what `config` leaves open
+        projections: trained ones, or a function that makes untrained ones when they are first needed; `None` stands
+            for copies of the model's own maps. The other arguments are those of `Decoder`
 
-    Raises:
-        UnsupportedModelError: the model cannot work with candidate tokens
-        ConfigError: sizes that leave no room for an answer
+    Attributes:
+        trained: whether the projections have been trained
     """
 
     def __init__(
         self,
         model: PreTrainedModel,
-        projections: CandidateProjections | None = None,
+        projections: CandidateProjections | Callable[[], CandidateProjections] | None = None,
         *,
         config: FocusConfig | None = None,
         trained_with: FocusConfig | None = None,
     ) -> None:
-        self.parts = decoder_parts(model)
-        self.model = model.eval()
-        self.projections = projections or CandidateProjections(self.parts)
-        self.projections.eval().to(model.device)
-        self.config: ResolvedConfig = (config or FocusConfig()).resolve(
-            self.parts.window.size, trained_with, window_is=self.parts.window.reason
-        )
-        self._refuse_beyond_hard_window()
-        self.reader = candidate_reader(model, self.parts, self.projections)
+        super().__init__(model, config=config, trained_with=trained_with)
         self.positions = RotaryPositions(self.parts)
-        # Leaving a forward pass early would skip the hooks with which accelerate moves weights between devices.
-        self._run_through = any(hasattr(module, "_hf_hook") for module in model.modules())
+        self.trained = isinstance(projections, CandidateProjections)
+        self._given_projections = projections
 
     @classmethod
     def from_pretrained(
@@ -95,281 +74,216 @@ class FocusModel:
         **model_arguments: Any,
     ) -> FocusModel:
         """A folder or hub id: an ordinary model with or without `adapter`, or a checkpoint of the authors."""
-        from focus_core.loading.checkpoint import load_model
-
         loaded = load_model(model, adapter=adapter, device=device, dtype=dtype, **model_arguments)
         return cls(loaded.model, loaded.projections, config=config, trained_with=loaded.trained_with)
 
-    # --- the method -------------------------------------------------------------------------------------------------
+    @cached_property
+    def projections(self) -> CandidateProjections:
+        """The candidate projections, on the device of the model."""
+        given = self._given_projections
+        if given is None:
+            given = fresh_projections(self.model)
+        made = given if isinstance(given, CandidateProjections) else given()
+        return made.eval().to(self.model.device)
 
-    @torch.no_grad()
-    def prefill(self, chunks: Sequence[Tensor], *, progress: Report | None = None) -> ChunkCache:
+    @cached_property
+    def candidate_model(self) -> PreTrainedModel:
+        """The model, with attention that reads chunks in place and candidates that go through the projections."""
+        return candidate_model(self.model, self.parts, self.projections)
+
+    @property
+    def cached_layers(self) -> int:
+        """Layers with keys and values of chunks: of a candidate in the last layer only its own are used."""
+        return self.parts.num_layers - 1
+
+    @property
+    def cache_bytes_per_token(self) -> int:
+        """Bytes of keys and values that one token of a chunk costs."""
+        return self.cached_layers * self.bytes_per_layer
+
+    # --- the method ---------------------------------------------------------------------------------------------------
+
+    def prefill(self, chunks: Sequence[Sequence[int] | Tensor], *, progress: Report | None = None) -> list[ChunkRow]:
         """Read every chunk once, alone, positions from 0 (paper §2.2).
 
         Args:
             chunks: token ids `[tokens]` each, BOS included where the BOS rule wants one
-            progress: called with the number of chunks read so far and in all
+            progress: called with the number of chunks prefilled so far and in all
 
         Returns:
-            keys and values of all chunks, in order; neighbours of equal length share a block
+            block and row of each chunk, in order; chunks of equal length share a block
 
         Raises:
             ConfigError: an empty chunk
             OutOfMemoryError: they do not fit the device
         """
-        lengths = [len(chunk) for chunk in chunks]
-        if 0 in lengths:
-            raise ConfigError(f"Chunk {lengths.index(0) + 1} of {len(chunks)} is empty. Leave it out.")
-        self.require_memory_for(lengths)
-        blocks = {length: self._empty_block(lengths.count(length), length) for length in set(lengths)}
-        order = sorted(range(len(chunks)), key=lambda index: -lengths[index])  # a pass holds chunks of like length
-        row_of: dict[int, ChunkRow] = {}
-        for length, block in blocks.items():
-            equal = (index for index in range(len(chunks)) if lengths[index] == length)
-            row_of |= {index: (block, row) for row, index in enumerate(equal)}
-        done = 0
-        while done < len(order):
-            size = self._rows_per_pass(lengths[order[done]], tokens_per_pass(self.model))
-            group = order[done : done + size]
-            self._prefill_rows([chunks[index] for index in group], [row_of[index] for index in group])
-            done += len(group)
+        tokens = sum(len(chunk) for chunk in chunks)
+        require_memory(tokens * self.cache_bytes_per_token, self.device, what=f"{tokens} tokens")
+        passes = self.prefill_passes(chunks, layers=self.cached_layers)
+        while True:
+            try:
+                done = next(passes)
+            except StopIteration as finished:
+                rows: list[ChunkRow] = finished.value
+                return rows
             if progress is not None:
                 progress(done, len(chunks))
-        return ChunkCache.from_rows([row_of[index] for index in range(len(chunks))])
 
     @torch.no_grad()
-    def decode_candidates(self, cache: ChunkCache, token_ids: Tensor, *, padding: Tensor | None = None) -> Memory:
+    def decode_candidates(
+        self,
+        chunks: ChunkSet,
+        token_ids: Tensor,
+        appended: AppendedCache | None = None,
+        *,
+        padding: Sequence[int] | None = None,
+    ) -> Memory:
         """Append tokens to every chunk and condense each chunk into its candidate (paper §2.2, eq. 1–5).
 
-        The last token of every row is the candidate. The candidate of the call before must come again, as the first
-        of `token_ids`: only the newest token is a candidate, so it is read once more as an ordinary one.
+        The last token of every row is the candidate. Once more tokens follow, it is an ordinary token of its row: with
+        `appended`, the candidate of the call before comes again as the first of `token_ids`.
 
         Args:
-            cache: what `prefill` returned; remembers the tokens
-            token_ids: `[questions, tokens]`; first the dynamic prompt, then `[previous, new]` at each step
-            padding: `[questions]`, unused tokens at the left of each row; first call only
+            token_ids: `[questions, tokens]`; the dynamic prompt, or with a used `appended` `[previous, new]`
+            appended: from `start_answer`; gets the tokens. Without it they are appended for this call only
+            padding: unused tokens at the left of each row; for the dynamic prompt without `appended`
 
         Returns:
             one slot per chunk and layer, candidate i moved to position i
         """
         token_ids = token_ids.to(self.device)
         questions, new = token_ids.shape
-        prompt = self._prompt_of(cache, token_ids, padding)
-        # Behind the first call the previous candidate's column is written again.
-        prompt.reserve(max(prompt.length - 1, 0) + new)
-        visible = _visible(prompt, new)
-        positions = self._candidate_positions(cache, prompt)
-        shape = (self.parts.num_layers, cache.chunks * questions, self.parts.kv_heads, self.parts.head_dim)
+        appended = appended or self.start_answer(chunks, padding or [0] * questions)
+        # After the first call the previous candidate's column is written again.
+        appended.reserve(max(appended.length - 1, 0) + new)
+        visible = visible_columns(appended, new)
+        positions = self.last_positions(chunks, appended)
+        shape = (self.parts.num_layers, len(chunks) * questions, self.parts.kv_heads, self.parts.head_dim)
         keys, values = (torch.empty(shape, dtype=self.dtype, device=self.device) for _ in range(2))
-        size = self._rows_per_pass(questions * new, prompt.tokens_per_pass)
-        for start in range(0, cache.chunks, size):
-            stop = min(start + size, cache.chunks)
+        size = self.rows_per_pass(questions * new, appended.tokens_per_pass)
+        for start in range(0, len(chunks), size):
+            stop = min(start + size, len(chunks))
             rows = slice(start * questions, stop * questions)
-            group = ReaderPass(cache.between(start, stop), questions, 1, visible)
+            chunk_pass = ChunkPass(chunks.between(start, stop), questions, 1, visible, self.cached_layers)
             candidates = keys[:, rows], values[:, rows]
-            self._read_rows(group, token_ids, positions[start:stop], prompt.rows(rows), candidates)
-        return self._place_in_memory(keys, values, positions, cache.slots.to(self.device))
+            self._append_candidates(chunk_pass, token_ids, positions[start:stop], appended.rows(rows), candidates)
+        return self._place_in_memory(keys, values, positions, chunks.slots.to(self.device))
 
     @torch.no_grad()
     def next_token_logits(self, local_ids: Tensor, memory: Memory, *, padding: Tensor | None = None) -> Tensor:
-        """One pass of the frozen decoder over the local context behind the memory (paper §2.3).
+        """One pass of the frozen decoder over the local context after the memory (paper §2.3).
 
         Args:
-            local_ids: `[questions, tokens]`, the local context with all generated tokens; positions start behind
-                the memory's last slot
+            local_ids: `[questions, tokens]`, the local context with all generated tokens; positions follow the
+                memory's last slot
             memory: one slot per chunk
-            padding: `[questions]`, unused tokens at the left of each row
+            padding: `[questions]`, unused tokens at the left of each row; `None` where no row has any
 
         Returns:
             next-token logits `[questions, vocab]`
         """
-        if padding is not None:
-            padding = padding.to(self.device) if bool((padding > 0).any()) else None
-        logits: Tensor = self.model(**memory.read_by(local_ids.to(self.device), padding)).logits[:, -1]
+        padding = None if padding is None else padding.to(self.device)
+        logits: Tensor = self.model(**memory.decoder_inputs(local_ids.to(self.device), padding)).logits[:, -1]
         return logits
 
     @torch.no_grad()
     def decode_step(
-        self, cache: ChunkCache, token_ids: Tensor, local_ids: Tensor, *, padding: Tensor | None = None
+        self,
+        chunks: ChunkSet,
+        token_ids: Tensor,
+        local_ids: Tensor,
+        appended: AppendedCache,
+        *,
+        padding: Tensor | None = None,
     ) -> Tensor:
         """`decode_candidates` and `next_token_logits` for one more token: one pass, unless the chunks need several.
 
         Args:
-            cache: has been through `decode_candidates` with the dynamic prompt
             token_ids: `[questions, 2]`, the previous candidate and the new one
-            local_ids: as `next_token_logits` takes them, with `padding`
+            local_ids: with `padding`, as for `next_token_logits`
+            appended: has been through `decode_candidates` with the dynamic prompt
 
         Returns:
             next-token logits `[questions, vocab]`
 
         Raises:
-            ConfigError: `decode_candidates` has not been called
+            ConfigError: nothing has been appended yet
         """
-        if cache.prompt is None:
+        if appended.length == 0:
             raise ConfigError("decode_step without a dynamic prompt: call decode_candidates with it first.")
-        most = cache.prompt.tokens_per_pass
-        if 0 < cache.chunks <= self._rows_per_pass(token_ids.numel(), most) and local_ids.numel() <= most:
-            return self._one_pass(cache, token_ids.to(self.device), local_ids.to(self.device), padding)
-        memory = self.decode_candidates(cache, token_ids)
+        most = appended.tokens_per_pass
+        if 0 < len(chunks) <= self.rows_per_pass(token_ids.numel(), most) and local_ids.numel() <= most:
+            return self._one_pass(chunks, token_ids.to(self.device), local_ids.to(self.device), appended, padding)
+        memory = self.decode_candidates(chunks, token_ids, appended)
         return self.next_token_logits(local_ids, memory, padding=padding)
 
-    # --- generation without a tokenizer -------------------------------------------------------------------------------
+    def start_answer(self, chunks: ChunkSet, padding: Sequence[int] = (0,)) -> AppendedCache:
+        """Holds what a batch of questions appends to `chunks`; one entry of `padding` per question.
 
-    def generate(
-        self, input_ids: Sequence[int] | Tensor, *, max_new_tokens: int, return_logits: bool = False
-    ) -> TokenGeneration:
-        """Continue one long prompt greedily by exactly `max_new_tokens` tokens.
-
-        The last `local_window` tokens are the local context and the rest is chunked; up to `plain_up_to` tokens the
-        plain model runs (paper §4.1, and the authors' code below 4096). A BOS is the one that the model's config names;
-        `FocusEngine` takes its tokenizer's, which a few models (Qwen2) do not have.
-
-        Raises:
-            ConfigError: an empty prompt, more than one, or a negative length
-            ContextOverflowError: chunk, prompt and answer, or memory, local context and answer, exceed the window
+        Args:
+            padding: unused tokens at the left of each dynamic prompt
         """
-        given = torch.as_tensor(input_ids, dtype=torch.long)
-        if given.ndim > 1 and given.shape[:-1].numel() != 1:
-            raise ConfigError(f"input_ids has the shape {list(given.shape)}: one prompt at a time, [tokens].")
-        ids: list[int] = given.flatten().tolist()
-        if not ids:
-            raise ConfigError("input_ids is empty: there is nothing to continue.")
-        vocabulary = self.model.get_input_embeddings().num_embeddings
-        if not 0 <= min(ids) <= max(ids) < vocabulary:
-            raise ConfigError(
-                f"input_ids has tokens from {min(ids)} to {max(ids)}; the model knows 0 to {vocabulary - 1}."
-            )
-        if type(max_new_tokens) is not int or max_new_tokens < 0:
-            raise ConfigError(f"max_new_tokens={max_new_tokens!r}: must be a whole number, 0 or more.")
-        decoding = self._decoding_of(ids, max_new_tokens)
-        newest, tokens = decoding.start(), [torch.empty(0, dtype=torch.long)]
-        logits = [newest.float().cpu()] if return_logits else None
-        for step in range(max_new_tokens):
-            tokens.append(newest.argmax(-1).cpu())
-            if logits is not None or step + 1 < max_new_tokens:
-                newest = decoding.step(tokens[-1])
-            if logits is not None:
-                logits.append(newest.float().cpu())
-        return TokenGeneration(torch.cat(tokens), None if logits is None else torch.cat(logits))
+        return self.new_appended(chunks, padding, layers=self.cached_layers)
 
-    def _decoding_of(self, ids: list[int], new_tokens: int) -> Decoding:
-        plan = make_plan(TextLayout(self.config, self.bos_token_id), ids, new_tokens=new_tokens)
-        if not plan.chunks:
-            return PlainDecoding(self, [plan.local])
-        cache = self.prefill([torch.tensor(chunk) for chunk in plan.chunks])
-        return FocusDecoding(self, cache, [plan.local], [plan.prompt])
+    # --- the passes ---------------------------------------------------------------------------------------------------
 
-    # --- below the fold -----------------------------------------------------------------------------------------------
-
-    def _refuse_beyond_hard_window(self) -> None:
-        window = self.parts.window
-        if window.hard and self.config.window > window.size:
-            raise UnsupportedModelError(
-                f"window={self.config.window}: {self.parts.name} sees at most {window.size} positions "
-                f"({window.reason}), and what lies beyond would be wrong. Set window to {window.size} or less."
-            )
-
-    @property
-    def device(self) -> torch.device:
-        return self.model.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.model.dtype
-
-    @property
-    def bos_token_id(self) -> int | None:
-        token: int | None = self.model.config.get_text_config().bos_token_id
-        return token
-
-    @property
-    def cache_bytes_per_token(self) -> int:
-        """Bytes of keys and values that one token of a chunk costs."""
-        return 2 * (self.parts.num_layers - 1) * self.parts.kv_heads * self.parts.head_dim * self.dtype.itemsize
-
-    def _prefill_rows(self, chunks: Sequence[Tensor], rows: Sequence[ChunkRow]) -> None:
-        """One pass; shorter chunks are padded at the right, which no earlier token can see."""
-        token_ids = nn.utils.rnn.pad_sequence(list(chunks), batch_first=True).to(self.device)
-        runs = runs_of(rows)
-
-        def store(layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-            row = 0
-            for run in runs:
-                run_keys, run_values = run.layer(layer)
-                run_keys.copy_(keys[row : row + run.chunks, :, : run.block.tokens])
-                run_values.copy_(values[row : row + run.chunks, :, : run.block.tokens])
-                row += run.chunks
-            return keys, values
-
-        cache = PassCache(self.parts.num_layers, store, last=self.parts.num_layers - 2, run_through=self._run_through)
-        with until_done():
-            self.model.get_decoder()(input_ids=token_ids, past_key_values=cache, use_cache=True)
-
-    def _read_rows(
+    def _append_candidates(
         self,
-        reader_pass: ReaderPass,
+        chunk_pass: ChunkPass,
         token_ids: Tensor,
         positions: Tensor,
-        prompt: PromptCache,
+        appended: AppendedCache,
         candidates: tuple[Tensor, Tensor],
     ) -> None:
-        """One pass of the reader over some of the chunks.
+        """One pass over some of the chunks.
 
         Args:
             token_ids: `[questions, new]`
-            positions: `[chunks of the pass, questions]`, the candidate's position in each row
-            prompt: rows of the pass; the new tokens' keys and values go to its last columns
+            positions: `[chunks of the pass, questions]`, of the candidate of each row
+            appended: rows of the pass; the new tokens' keys and values go to its last columns
             candidates: keys and values `[layers, rows of the pass, kv_heads, head_dim]`, filled here
         """
-        new, last = token_ids.shape[1], self.parts.num_layers - 1
 
         def store(layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
             candidates[0][layer], candidates[1][layer] = keys[:, :, -1], values[:, :, -1]
-            return prompt.store(layer, keys, values)
+            return appended.store(layer, keys, values)
 
-        cache = PassCache(self.parts.num_layers, store, last=last, run_through=self._run_through)
-        position_ids = positions.flatten()[:, None] + torch.arange(1 - new, 1, device=self.device)
-        with reading(reader_pass), until_done():
-            self.reader.get_decoder()(
-                input_ids=token_ids.repeat(len(positions), 1),
-                position_ids=position_ids.clamp(min=0),
-                past_key_values=cache,
-                use_cache=True,
+        cache = self._pass_cache(store, last=self.parts.num_layers - 1)
+        with active_pass(chunk_pass), until_done():
+            self.candidate_model.get_decoder()(
+                **self._row_inputs(token_ids, positions), past_key_values=cache, use_cache=True
             )
 
-    def _one_pass(self, cache: ChunkCache, token_ids: Tensor, local_ids: Tensor, padding: Tensor | None) -> Tensor:
-        prompt, (questions, local), slots = cache.prompt, local_ids.shape, cache.chunks
-        assert prompt is not None
-        prompt.reserve(prompt.length + 1)  # the previous candidate's column is written again
-        positions = self._candidate_positions(cache, prompt)
+    def _one_pass(
+        self, chunks: ChunkSet, token_ids: Tensor, local_ids: Tensor, appended: AppendedCache, padding: Tensor | None
+    ) -> Tensor:
+        (questions, local), slots = local_ids.shape, len(chunks)
+        appended.reserve(appended.length + 1)  # the previous candidate's column is written again
+        positions = self.last_positions(chunks, appended)
         columns = torch.arange(local, device=self.device)
         unused = torch.zeros(1, 1, dtype=torch.long) if padding is None else padding[:, None]
         unused = unused.to(self.device)
         seen = (columns <= columns[:, None]) & (columns >= unused[:, :, None])  # [questions, local, local]
-        angles = self.positions.angles(cache.slots - positions.T)
+        angles = self.positions.angles(chunks.slots - positions.T)
         step = StepPass(
-            ReaderPass(cache.runs, questions, 1, _visible(prompt, 2)),
+            ChunkPass(chunks.runs, questions, 1, visible_columns(appended, 2), self.cached_layers),
             slots,
             nn.functional.pad(seen.expand(questions, -1, -1), (slots, 0), value=True),
-            prompt.store,
+            appended.store,
             lambda layer, keys: self.positions.move_layer(layer, keys, angles),
         )
         candidates = positions.flatten()
-        appended = torch.stack([candidates - 1, candidates], dim=1).clamp(min=0)
+        appended_positions = torch.stack([candidates - 1, candidates], dim=1).clamp(min=0)
         local_positions = (slots + columns - unused).clamp(min=0).expand(questions, -1)
-        with reading(step):
-            output = self.reader(
+        with active_pass(step):
+            output = self.candidate_model(
                 input_ids=step.side_by_side(token_ids.repeat(slots, 1), local_ids),
-                position_ids=step.side_by_side(appended, local_positions),
+                position_ids=step.side_by_side(appended_positions, local_positions),
                 use_cache=False,
                 logits_to_keep=step.wanted,
             )
         logits: Tensor = output.logits[0]
         return logits
-
-    def _candidate_positions(self, cache: ChunkCache, prompt: PromptCache) -> Tensor:
-        """`[chunks, questions]`: where each candidate stands in its row, padding not counted."""
-        return cache.lengths.to(self.device)[:, None] + (prompt.length - 1 - prompt.padding)
 
     def _place_in_memory(self, keys: Tensor, values: Tensor, positions: Tensor, slots: Tensor) -> Memory:
         """`[layers, chunks * questions, kv_heads, head_dim]` to a memory, candidates moved to their slots."""
@@ -379,48 +293,109 @@ class FocusModel:
         distance = torch.arange(len(slots), device=self.device) - positions[chunk_of].T
         return Memory(self.positions.move(keys, distance), values)
 
-    def _prompt_of(self, cache: ChunkCache, token_ids: Tensor, padding: Tensor | None) -> PromptCache:
-        if cache.prompt is None:
-            questions = len(token_ids)
-            cache.prompt = PromptCache.empty(
-                self.parts.num_layers - 1,
-                (cache.chunks * questions, self.parts.kv_heads, self.parts.head_dim),
-                dtype=self.dtype,
-                device=self.device,
-                padding=torch.zeros(questions, dtype=torch.long) if padding is None else padding,
-                tokens_per_pass=tokens_per_pass(self.model),
-            )
-        return cache.prompt
 
-    def require_memory_for(self, lengths: Sequence[int]) -> None:
-        """Refuse, before any work, chunks whose keys and values do not fit the device.
+class FocusDecoding:
+    """The method, step by step, for a batch of questions about the same chunks.
 
-        Raises:
-            OutOfMemoryError: with both numbers
-        """
-        tokens = sum(lengths)
-        require_memory(tokens * self.cache_bytes_per_token, self.device, what=f"{tokens} tokens")
+    Args:
+        local_contexts: token ids of each question's local context
+        dynamic_prompts: token ids that each question appends to every chunk
+    """
+
+    def __init__(
+        self,
+        model: FocusModel,
+        chunks: ChunkSet,
+        local_contexts: Sequence[Sequence[int]],
+        dynamic_prompts: Sequence[Sequence[int]],
+    ) -> None:
+        self._model, self._chunks = model, chunks
+        local, self._local_padding = pad_left(local_contexts)
+        pending, self._appended_padding = pad_left(dynamic_prompts)
+        self._local, self._pending = local.to(model.device), pending.to(model.device)
+        self._appended = model.start_answer(chunks, self._appended_padding)
+        self._set_padding()
+
+    def start(self) -> Tensor:
+        memory = self._model.decode_candidates(self._chunks, self._pending, self._appended)
+        # From here on only the newest token of each row is needed again.
+        self._pending = self._pending[:, -1:]
+        return self._model.next_token_logits(self._local, memory, padding=self._padding)
+
+    def step(self, tokens: Tensor) -> Tensor:
+        tokens = tokens.to(self._pending.device)[:, None]
+        # The previous candidate is appended again, as an ordinary token; only the newest is the candidate.
+        self._pending = torch.cat([self._pending[:, -1:], tokens], dim=1)
+        self._local = torch.cat([self._local, tokens], dim=1)
+        return self._model.decode_step(self._chunks, self._pending, self._local, self._appended, padding=self._padding)
+
+    def keep(self, questions: Sequence[int]) -> None:
+        # Padding beside a longer question leaves with it.
+        self._appended_padding, unused = without_unused([self._appended_padding[index] for index in questions])
+        self._appended.keep(questions, unused)
+        self._local_padding, unused = without_unused([self._local_padding[index] for index in questions])
+        index = torch.tensor(questions, device=self._local.device)
+        self._local, self._pending = self._local[index, unused:], self._pending[index]
+        self._set_padding()
+
+    def join(self, other: FocusDecoding) -> None:
+        shifts = _shifts(self._appended.length, other._appended.length)
+        self._appended.join(other._appended)
+        self._appended_padding = _shifted((self._appended_padding, other._appended_padding), shifts)
+        shifts = _shifts(self._local.shape[1], other._local.shape[1])
+        self._local_padding = _shifted((self._local_padding, other._local_padding), shifts)
+        self._local = torch.cat(
+            [nn.functional.pad(ids, (shift, 0)) for ids, shift in zip((self._local, other._local), shifts, strict=True)]
+        )
+        self._pending = torch.cat([self._pending[:, -1:], other._pending[:, -1:]])
+        self._set_padding()
+
+    def _set_padding(self) -> None:
+        """On the device, or `None` where no row has padding: asking the device would be a wait."""
+        padded = any(self._local_padding)
+        self._padding = torch.tensor(self._local_padding, device=self._local.device) if padded else None
+
+
+def _shifts(mine: int, theirs: int) -> tuple[int, int]:
+    """Columns of padding that make rows of two lengths equally long."""
+    return max(theirs - mine, 0), max(mine - theirs, 0)
+
+
+def _shifted(padding: tuple[list[int], list[int]], shifts: tuple[int, int]) -> list[int]:
+    return [columns + shift for rows, shift in zip(padding, shifts, strict=True) for columns in rows]
+
+
+class FocusMethod:
+    """FocusLLM as a `Method`."""
+
+    name: ClassVar[str] = "focus"
+
+    def __init__(self, model: FocusModel) -> None:
+        self._model = model
 
     @property
-    def free_tokens(self) -> int:
-        """Of how many tokens the device could still hold the keys and values."""
-        return room_for(self.cache_bytes_per_token, self.device)
+    def cached_layers(self) -> int:
+        return self._model.cached_layers
 
-    def lacking_memory_for(self, lengths: Sequence[int]) -> int:
-        """Bytes that would have to become free before such chunks fit the device."""
-        return lacking_memory(sum(lengths) * self.cache_bytes_per_token, self.device)
+    @property
+    def bytes_per_token(self) -> int:
+        return self._model.cache_bytes_per_token
 
-    def _empty_block(self, chunks: int, tokens: int) -> ChunkBlock:
-        shape = (self.parts.num_layers - 1, chunks, self.parts.kv_heads, tokens, self.parts.head_dim)
-        return ChunkBlock.empty(shape, dtype=self.dtype, device=self.device)
+    @property
+    def notice(self) -> str | None:
+        if self._model.trained:
+            return None
+        return (
+            "no adapter is loaded, so its candidate projections are untrained copies of the model's own maps, which "
+            "find little in chunks. Name an adapter, or train one with `focusllm train`."
+        )
 
-    def _rows_per_pass(self, tokens: int, most: int) -> int:
-        """How many rows of `tokens` new tokens pass the model together: `most` tokens, or as the user says."""
-        return self.config.parallel_chunks or max(1, most // tokens)
+    def limits(self, lengths: Lengths) -> FocusLimits:
+        return FocusLimits(self._model.config, lengths)
 
+    def prefill(self, chunks: Sequence[Chunk]) -> Prefilling:
+        return self._model.prefill_passes([chunk.row for chunk in chunks], layers=self.cached_layers)
 
-def _visible(prompt: PromptCache, new: int) -> Tensor:
-    """`[questions, new, prompt]`: a new token sees the prompt up to itself, without the padding."""
-    columns = torch.arange(prompt.length, device=prompt.padding.device)
-    causal = columns <= columns[prompt.length - new :, None]
-    return causal & (columns >= prompt.padding[:, None, None])
+    def decoding(self, chunks: ChunkSet, questions: Sequence[Question]) -> FocusDecoding:
+        local_contexts = [question.local_context for question in questions]
+        return FocusDecoding(self._model, chunks, local_contexts, [question.dynamic_prompt for question in questions])

@@ -1,130 +1,224 @@
-"""What a question needs: plain model or chunks, which rows, how many new tokens. All limits are checked here."""
+"""What fits the window: the only place that adds positions up.
+
+Everything here is arithmetic on lengths, so that the engine, `focusllm info`, the wrappers and training get the same
+answer, with or without a model.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
-from focus_core.text.chunking import TextLayout, TokenIds
 from focus_core.config import DEFAULT_NEW_TOKENS, ResolvedConfig
-from focus_core.errors import ContextOverflowError
+from focus_core.errors import ConfigError, ContextOverflowError
+from focus_core.text.chunking import Layout
+
+_OPENINGS = 2  # a BOS before the chunk and one before the dynamic prompt
 
 
 @dataclass(frozen=True)
-class Plan:
-    """How one question is read.
+class Lengths:
+    """How long everything is that a question is asked of: tokens, with openings and separators.
 
     Attributes:
-        chunks: token ids of every chunk; none where the plain model reads everything
-        local: the local context, or the plain model's whole input
-        prompt: the dynamic prompt; empty for the plain model
-        new_tokens: how many tokens the answer may have
+        chunks: of every chunk
+        dynamic_prompt: what is appended to every chunk
+        local: the local context
+        whole: documents and local context in one row, as the plain model reads them
     """
 
-    chunks: list[TokenIds]
-    local: TokenIds
-    prompt: TokenIds
-    new_tokens: int
+    chunks: tuple[int, ...]
+    dynamic_prompt: int
+    local: int
+    whole: int
 
 
-def make_plan(
-    layout: TextLayout,
-    local: TokenIds,
-    documents: Sequence[TokenIds] = (),
-    new_tokens: int | None = None,
-    *,
-    chunks: list[TokenIds] | None = None,
-) -> Plan:
-    """A plan for `documents` with a question, or without documents for one prompt of any length.
+class Limits(Protocol):
+    """What a question takes with one method."""
 
-    Args:
-        local: the question with its template, or the whole prompt
-        new_tokens: `None` asks for 256, or what the window leaves
-        chunks: those of the documents, where they have been cut already, as for another question
+    @property
+    def positions_left(self) -> int:
+        """Positions of the window that are left for the answer; negative where nothing fits."""
 
-    Raises:
-        ContextOverflowError: it does not fit, with both numbers and what to change
-    """
-    config = layout.config
-    whole, context = layout.plain_length(documents, local), local
-    if documents:
-        chunks = layout.chunks_of(documents) if chunks is None else chunks
-    else:
-        chunks, context = layout.long_prompt(local)
-    # Without a wish of the user's, the plain model is not used where it would leave no room to speak of.
-    expected = config.expected_answer if new_tokens is None else new_tokens
-    if not chunks or config.reads_plainly(whole, expected):
-        new_tokens = wished_or_room(new_tokens, config.window - whole)
-        check_plain_room(config, prompt=whole, new_tokens=new_tokens)
-        return Plan([], layout.plain(documents, local), [], new_tokens)
-    prompt = layout.dynamic_prompt(context)
-    lengths = [len(chunk) for chunk in chunks]
-    room = room_for_answer(config, chunks=len(chunks), longest=max(lengths), prompt=len(prompt), local=len(context))
-    new_tokens = wished_or_room(new_tokens, room)
-    check_room(config, chunk_lengths=lengths, prompt=len(prompt), local=len(context), new_tokens=new_tokens)
-    return Plan(chunks, context, prompt, new_tokens)
+    @property
+    def chunk_tokens(self) -> int:
+        """Tokens of chunks whose keys and values are held, for all questions together."""
+
+    def appended_tokens(self, new_tokens: int) -> int:
+        """Further tokens whose keys and values are held for this question, with an answer of `new_tokens`."""
+
+    def check(self, new_tokens: int) -> None:
+        """Refuse an answer of `new_tokens`, before any work.
+
+        Raises:
+            ContextOverflowError: which limit is exceeded, with both numbers, and what to change
+        """
 
 
-def room_for_answer(config: ResolvedConfig, *, chunks: int, longest: int, prompt: int, local: int) -> int:
-    """Positions that the window leaves: behind the longest chunk, and behind memory and local context."""
-    return config.window - max(longest + prompt, chunks + local)
+@dataclass(frozen=True)
+class FocusLimits:
+    """Chunk + dynamic prompt + answer ≤ window, and memory + local context + answer ≤ window."""
 
+    config: ResolvedConfig
+    lengths: Lengths
 
-def wished_or_room(new_tokens: int | None, room: int) -> int:
-    """How many tokens an answer may have: as many as the user says, else 256 or what there is room for."""
-    return min(DEFAULT_NEW_TOKENS, max(room, 1)) if new_tokens is None else new_tokens
+    @property
+    def chunk_row(self) -> int:
+        """Positions of the longest chunk with its dynamic prompt."""
+        return max(self.lengths.chunks, default=0) + self.lengths.dynamic_prompt
 
+    @property
+    def local_row(self) -> int:
+        """Positions of memory and local context."""
+        return len(self.lengths.chunks) + self.lengths.local
 
-def check_room(
-    config: ResolvedConfig, *, chunk_lengths: Sequence[int], prompt: int, local: int, new_tokens: int
-) -> None:
-    """Refuse what would run past the model's window, before any work.
+    @property
+    def positions_left(self) -> int:
+        return self.config.window - max(self.chunk_row, self.local_row)
 
-    Args:
-        chunk_lengths: tokens of every chunk
-        prompt: tokens of the longest dynamic prompt
-        local: tokens of the longest local context
-        new_tokens: how many tokens may be generated
+    @property
+    def chunk_tokens(self) -> int:
+        return sum(self.lengths.chunks)
 
-    Raises:
-        ContextOverflowError: says which of the two limits is exceeded, by how much, and what to change
-    """
-    window, chunks, longest = config.window, len(chunk_lengths), max(chunk_lengths, default=0)
-    row = longest + prompt + new_tokens
-    if row > window:
-        raise ContextOverflowError(
-            f"A chunk of {longest} tokens, a dynamic prompt of {prompt} and max_new_tokens={new_tokens} need {row} "
-            f"positions, but {config.usable_window}. Lower max_new_tokens to "
-            f"{max(window - longest - prompt, 0)}, or choose a smaller chunk_size or dynamic_prompt."
-        )
-    behind = chunks + local + new_tokens
-    if behind > window:
-        fits = max(window - local - new_tokens, 0)
+    def appended_tokens(self, new_tokens: int) -> int:
+        return len(self.lengths.chunks) * (self.lengths.dynamic_prompt + new_tokens)
+
+    def check(self, new_tokens: int) -> None:
+        config, window, chunks = self.config, self.config.window, len(self.lengths.chunks)
+        if self.chunk_row + new_tokens > window:
+            raise ContextOverflowError(
+                f"A chunk of {max(self.lengths.chunks, default=0)} tokens, a dynamic prompt of "
+                f"{self.lengths.dynamic_prompt} and max_new_tokens={new_tokens} need {self.chunk_row + new_tokens} "
+                f"positions, but {config.usable_window}. Lower max_new_tokens to "
+                f"{max(window - self.chunk_row, 0)}, or choose a smaller chunk_size or dynamic_prompt."
+            )
+        if self.local_row + new_tokens <= window:
+            return
+        fits = max(window - self.lengths.local - new_tokens, 0)
         if fits == 0:
             raise ContextOverflowError(
-                f"A local context of {local} tokens (question, system prompt and chat) and max_new_tokens={new_tokens} "
-                f"leave no room for a memory: {config.usable_window}. Shorten the question, or lower max_new_tokens."
+                f"A local context of {self.lengths.local} tokens (question, system prompt and chat) and "
+                f"max_new_tokens={new_tokens} leave no positions for a memory: {config.usable_window}. Shorten the "
+                "question, or lower max_new_tokens."
             )
         raise ContextOverflowError(
-            f"A memory of {chunks} chunks, a local context of {local} tokens and max_new_tokens={new_tokens} need "
-            f"{behind} positions, but {config.usable_window}: {fits} chunks fit "
-            f"(about {fits * config.chunk_size} tokens of documents). Hand over fewer documents, choose a larger "
+            f"A memory of {chunks} chunks, a local context of {self.lengths.local} tokens and max_new_tokens="
+            f"{new_tokens} need {self.local_row + new_tokens} positions, but {config.usable_window}: {fits} chunks "
+            f"fit (about {fits * config.chunk_size} tokens of documents). Hand over fewer documents, choose a larger "
             f"chunk_size (now {config.chunk_size}), or lower max_new_tokens or the local context."
         )
 
 
-def check_plain_room(config: ResolvedConfig, *, prompt: int, new_tokens: int) -> None:
-    """The same for the plain model.
+@dataclass(frozen=True)
+class PlainLimits:
+    """Documents + local context + answer ≤ window."""
 
-    Raises:
-        ContextOverflowError: with both numbers
-    """
-    window = config.window
-    if prompt + new_tokens > window:
+    config: ResolvedConfig
+    lengths: Lengths
+
+    @property
+    def positions_left(self) -> int:
+        return self.config.window - self.lengths.whole
+
+    @property
+    def chunk_tokens(self) -> int:
+        return 0
+
+    def appended_tokens(self, new_tokens: int) -> int:
+        return self.lengths.whole + new_tokens
+
+    def check(self, new_tokens: int) -> None:
+        prompt, window = self.lengths.whole, self.config.window
+        if prompt + new_tokens <= window:
+            return
         ways_out = [f"Lower max_new_tokens to {window - prompt}."] if prompt < window else []
         if prompt >= window or new_tokens < window:
             ways_out.append("Hand the text over as documents, which are read in chunks.")
         raise ContextOverflowError(
             f"The prompt has {prompt} tokens and max_new_tokens={new_tokens}, together {prompt + new_tokens}, but "
-            f"{config.usable_window}. {' '.join(ways_out)}"
+            f"{self.config.usable_window}. {' '.join(ways_out)}"
+        )
+
+
+def measure(layout: Layout, documents: Sequence[int], prompt: int, *, with_bos: bool | None = None) -> Lengths:
+    """Lengths of what `layout` makes of documents and a prompt, from their numbers of tokens alone.
+
+    Args:
+        documents: tokens of each document; without any the prompt itself is chunked
+        prompt: tokens of the question with its template, or of one long prompt, without BOS
+        with_bos: whether a prompt without documents has a BOS of its own; by default if the layout has one
+    """
+    config, opening = layout.config, len(layout.opening)
+    own = opening if with_bos is None else int(with_bos)
+    if not documents:
+        return _measure_long_prompt(config, opening, own, prompt)
+    chunks = [size for document in documents for size in _chunk_lengths(config, opening, document)]
+    separators = len(layout.separator) * (len(documents) - 1 + (opening == 0))
+    return Lengths(
+        chunks=tuple(chunks),
+        dynamic_prompt=opening + min(prompt, config.dynamic_prompt),
+        local=opening + prompt,
+        whole=opening + sum(documents) + separators + opening + prompt,
+    )
+
+
+def _measure_long_prompt(config: ResolvedConfig, opening: int, own: int, prompt: int) -> Lengths:
+    whole = own + prompt
+    border = max(whole - config.local_window, 0)
+    pieces = [min(config.chunk_size, border - start) for start in range(0, border, config.chunk_size)]
+    first = 0 if own or not config.bos_per_chunk else opening
+    rest = opening if config.bos_per_chunk else 0
+    local = prompt - (border - own) if border else prompt
+    return Lengths(
+        chunks=tuple(size + (rest if index else first) for index, size in enumerate(pieces)),
+        dynamic_prompt=opening + min(local, config.dynamic_prompt),
+        local=opening + local,
+        whole=whole,
+    )
+
+
+def _chunk_lengths(config: ResolvedConfig, opening: int, tokens: int) -> list[int]:
+    size = config.chunk_size
+    rest = opening if config.bos_per_chunk else 0
+    return [min(size, tokens - start) + (rest if start else opening) for start in range(0, tokens, size)]
+
+
+def resolve_max_new_tokens(asked: int | None, positions_left: int) -> int:
+    """Tokens that an answer may have: `asked`, else 256 or as many as there are positions left (at least one)."""
+    return min(DEFAULT_NEW_TOKENS, max(positions_left, 1)) if asked is None else asked
+
+
+def fits_window(config: ResolvedConfig, whole: int, new_tokens: int) -> bool:
+    """Whether the plain model reads a row of `whole` tokens by default: up to its window, as in the paper (§4.1)."""
+    return whole + new_tokens <= config.window and (config.plain_up_to is None or whole <= config.plain_up_to)
+
+
+def longest_documents(config: ResolvedConfig, new_tokens: int) -> int:
+    """About how many tokens of documents fit, with a full local window and `new_tokens` left for the answer."""
+    plain = config.window - new_tokens
+    return max(plain, (plain - config.local_window) * config.chunk_size, 1)
+
+
+def expected_answer(config: ResolvedConfig) -> int:
+    """Tokens that an answer is expected to take if `max_new_tokens` is unset."""
+    return min(DEFAULT_NEW_TOKENS, config.window // 4)
+
+
+def check_sizes(config: ResolvedConfig) -> None:
+    """Refuse sizes that cannot hold even one new token.
+
+    Raises:
+        ConfigError: a chunk with its dynamic prompt, or the local window, leaves no positions for an answer
+    """
+    row = config.chunk_size + config.dynamic_prompt + _OPENINGS
+    if row >= config.window:
+        raise ConfigError(
+            f"chunk_size={config.chunk_size} and dynamic_prompt={config.dynamic_prompt} need {row + 1} positions with "
+            f"one new token, but {config.usable_window}. Lower one of the two."
+        )
+    if config.local_window + _OPENINGS >= config.window:
+        raise ConfigError(
+            f"local_window={config.local_window} leaves no positions for memory and answer, for "
+            f"{config.usable_window}. Lower it."
         )

@@ -1,17 +1,15 @@
-"""Documents: text that a question is asked of, and files read as text."""
+"""Files and folders read as text: encodings, PDF, binary files refused."""
 
 from __future__ import annotations
 
 import os
 import re
 from codecs import BOM_UTF8
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
-from io import BytesIO, IOBase
+from io import BytesIO
 from pathlib import Path
 from stat import S_ISREG
-from typing import Any
 
 from charset_normalizer import from_bytes
 
@@ -28,48 +26,6 @@ _WESTERN = frozenset("Danish Dutch English Finnish French German Italian Norwegi
 _JAPANESE = b"\x1b$"  # how ISO-2022-JP shifts to another character set
 _STRAY = re.compile("[\udc80-\udcff]")  # how `surrogateescape` shows a byte that is not UTF-8
 _NOT_ASCII = re.compile(r"[^\x00-\x7f]")
-
-
-@dataclass(frozen=True)
-class PreparedDocuments:
-    """What `FocusEngine.prepare` returns; goes wherever `documents=` goes, alone or in a list, in any order.
-
-    The handle remembers the tokens; keys and values live in the store that all engines of the model share. Should
-    they have been dropped there, they are read again, and the usage of the answer says so.
-
-    Attributes:
-        texts: token ids of each document, without special tokens
-        model: identity of the model whose tokens they are
-    """
-
-    texts: tuple[list[int], ...]
-    model: str
-
-    def __len__(self) -> int:
-        return len(self.texts)
-
-    @property
-    def tokens(self) -> int:
-        """Tokens of all documents."""
-        return sum(map(len, self.texts))
-
-
-def require_sequence(documents: Any) -> None:
-    """Refuse what would be taken to pieces where whole documents are meant.
-
-    Raises:
-        DocumentError: what it is, and what to hand over
-    """
-    way_out = {
-        Mapping: "Hand over its texts: list(documents.values()).",
-        bytes: "Decode it, or read the file with read_file.",
-        bytearray: "Decode it, or read the file with read_file.",
-        IOBase: "Read it with read_file, or hand over what its read() returns.",
-        Path: "Read it with read_file.",
-    }
-    for kind, hint in way_out.items():
-        if isinstance(documents, kind):
-            raise DocumentError(f"documents is a {type(documents).__name__}, not a text or a list of texts. {hint}")
 
 
 def read_file(path: str | Path) -> str:

@@ -18,14 +18,14 @@ class TextStream:
 
     Attributes:
         stop: strings that end the answer and are not part of it
-        strip_start: drop white space before the first visible character (behind a chat template)
-        behind: the token that the answer continues; some tokenizers drop the space of a first word
+        strip_start: drop white space before the first visible character (after a chat template)
+        after: the token that the answer continues; some tokenizers drop the space of a first word
     """
 
     tokenizer: PreTrainedTokenizerBase
     stop: Sequence[str] = ()
     strip_start: bool = False
-    behind: int | None = None
+    after: int | None = None
     stopped: bool = False
     _tokens: list[int] = field(default_factory=list)
     _decoded_from: int = 0  # tokens from here on are decoded together, so that spaces between words survive
@@ -34,8 +34,8 @@ class TextStream:
     _started: bool = False
 
     def __post_init__(self) -> None:
-        if self.behind is not None:
-            self._tokens, self._decoded_to = [self.behind], 1
+        if self.after is not None:
+            self._tokens, self._decoded_to = [self.after], 1
 
     def push(self, token: int) -> str:
         """The text that `token` makes certain; sets `stopped` when a stop string is complete."""
@@ -44,7 +44,7 @@ class TextStream:
         now = self._decode(self._tokens[self._decoded_from :])
         if now.endswith(_UNFINISHED):
             return ""
-        if len(now) > len(before):  # else a special token, behind which a word would lose its space
+        if len(now) > len(before):  # else a special token, after which a word would lose its space
             self._decoded_from = self._decoded_to
         self._decoded_to = len(self._tokens)
         return self._release(now[len(before) :])

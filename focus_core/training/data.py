@@ -22,15 +22,16 @@ from typing import Any
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from focus_core.text.chunking import TextLayout, TokenIds
 from focus_core.config import ResolvedConfig
 from focus_core.errors import ConfigError, ContextOverflowError
 from focus_core.methods.focus import FocusModel
-from focus_core.methods.limits import check_room
+from focus_core.methods.limits import FocusLimits, Lengths
 from focus_core.progress import Report
-from focus_core.text.tokenizer import bos_of, load_tokenizer
+from focus_core.text.chunking import Layout
+from focus_core.text.documents import TokenIds, TokenizedDocument
+from focus_core.text.tokenizer import TextTokenizer, load_tokenizer
 from focus_core.training.config import TrainingConfig
-from focus_core.training.examples import Question, TrainingExample
+from focus_core.training.examples import SupervisedQuestion, TrainingExample
 
 _TEXTS_REMEMBERED = 64  # tokenized texts kept, because one long text gives many samples
 _SMALLEST_TEXT = 4  # tokens; fewer leave nothing to chunk and continue
@@ -38,7 +39,7 @@ _SHORT_TEXT = 32  # words; a text of fewer is looked at before the first step
 
 
 @dataclass(frozen=True)
-class Asked:
+class QuestionAnswer:
     """A question as written: through the chat template, or a prompt that is continued as it stands."""
 
     text: str
@@ -53,7 +54,7 @@ class Record:
     where: str  # file and line, for messages
     text: str = ""
     documents: tuple[str, ...] = ()
-    questions: tuple[Asked, ...] = ()
+    questions: tuple[QuestionAnswer, ...] = ()
 
     @property
     def objectives(self) -> tuple[str, ...]:
@@ -68,7 +69,7 @@ class FileExamples:
         limits: the resolved settings of the model, for its window and BOS rule
 
     Attributes:
-        fingerprint: what tells these records from others
+        data_digest: digest of the records' content
     """
 
     def __init__(
@@ -78,8 +79,8 @@ class FileExamples:
         tokenizer: PreTrainedTokenizerBase,
         limits: ResolvedConfig,
     ) -> None:
-        self._config, self._tokenizer, self._limits = config, tokenizer, limits
-        self._bos = bos_of(tokenizer)  # as the engine has it
+        self._config, self._limits = config, limits
+        self._tokenizer, self._text = tokenizer, TextTokenizer(tokenizer)  # as the engine has it
         self._by_objective = {
             name: [record for record in records if name in record.objectives]
             for name in config.objectives or sorted({name for record in records for name in record.objectives})
@@ -90,8 +91,8 @@ class FileExamples:
                 raise ConfigError(f"objectives: {name} is on, but no record of the data has {needed}.")
         self._check_window()
         contents = [replace(record, where="") for record in records]  # wherever the files lie
-        self.fingerprint = sha256(repr(contents).encode("utf-8", "surrogatepass")).hexdigest()
-        self._tokens = lru_cache(maxsize=_TEXTS_REMEMBERED)(self._tokenize)
+        self.data_digest = sha256(repr(contents).encode("utf-8", "surrogatepass")).hexdigest()
+        self._tokens = lru_cache(maxsize=_TEXTS_REMEMBERED)(self._text.tokenize)
 
     @classmethod
     def open(cls, config: TrainingConfig, focus: FocusModel, tokenizer_id: str) -> FileExamples:
@@ -119,7 +120,7 @@ class FileExamples:
             report(done, len(records))
 
     def _check_answering(self, record: Record) -> None:
-        documents = [self._tokenize(text) for text in record.documents]
+        documents = [self._text.tokenize(text) for text in record.documents]
         sizes = self._fitting_sizes(documents, record)
         for size in {min(sizes), max(sizes)}:  # the most chunks, and the longest ones
             self._example(record, documents, self._layout(size, max(self._config.dynamic_prompts)))
@@ -153,8 +154,9 @@ class FileExamples:
         span = tokens[span_start : span_start + length]
         before = max(1, length - self._config.targets_per_span)
         layout = self._layout(size, draw.choice(self._config.dynamic_prompts))
-        question = Question.of(layout, span[:before], span[before:])
-        return TrainingExample(layout.document_chunks(tokens[start:border]), [question], objective)
+        question = SupervisedQuestion.of(layout, layout.prompt(span[:before]), span[before:])
+        chunked_part = layout.document_chunks(TokenizedDocument.of_tokens(tokens[start:border]))
+        return TrainingExample([chunk.row for chunk in chunked_part], [question], objective)
 
     def _span_tokens(self, record: Record) -> TokenIds:
         tokens = self._tokens(record.text)
@@ -167,33 +169,38 @@ class FileExamples:
         size = draw.choice(self._fitting_sizes(documents, record))
         return self._example(record, documents, self._layout(size, draw.choice(self._config.dynamic_prompts)))
 
-    def _example(self, record: Record, documents: Sequence[TokenIds], layout: TextLayout) -> TrainingExample:
-        chunks = layout.chunks_of(documents)
+    def _example(self, record: Record, documents: Sequence[TokenIds], layout: Layout) -> TrainingExample:
+        listed = [TokenizedDocument.of_tokens(tokens) for tokens in documents]
+        chunks = [chunk.row for chunk in layout.chunks_of(listed)]
         questions = [self._question(layout, asked, record.where) for asked in record.questions]
         for question in questions:
             self._check_room(record, chunks, question)
         return TrainingExample(chunks, questions)
 
-    def _check_room(self, record: Record, chunks: Sequence[TokenIds], question: Question) -> None:
-        lengths = [len(chunk) for chunk in chunks]
-        prompt, local, answer = map(len, (question.dynamic_prompt, question.local_context, question.answer))
+    def _check_room(self, record: Record, chunks: Sequence[TokenIds], question: SupervisedQuestion) -> None:
+        prompt, local = len(question.dynamic_prompt), len(question.local_context)
+        lengths = Lengths(tuple(map(len, chunks)), prompt, local, whole=0)
         try:
-            check_room(self._limits, chunk_lengths=lengths, prompt=prompt, local=local, new_tokens=answer)
+            FocusLimits(self._limits, lengths).check(len(question.answer))
         except ContextOverflowError as error:
             raise ConfigError(f"{record.where}: {error}") from error
 
-    def _question(self, layout: TextLayout, asked: Asked, where: str) -> Question:
+    def _question(self, layout: Layout, asked: QuestionAnswer, where: str) -> SupervisedQuestion:
         """Prompt and answer as the engine would have them, ended by what ends a turn."""
         prompt, answer = self._rendered(asked, where)
-        tokens, end = list(self._tokenize(answer)), self._tokenizer.eos_token_id
+        tokens, end = list(self._text.tokenize(answer)), self._tokenizer.eos_token_id
         if end in tokens:
             tokens = tokens[: tokens.index(end) + 1]
         elif end is not None:
             tokens.append(end)
-        return Question.of(layout, self._tokenize(prompt), tokens)
+        context = self._text.encode(prompt, templated=self._uses_template(asked))
+        return SupervisedQuestion.of(layout, context, tokens)
 
-    def _rendered(self, asked: Asked, where: str) -> tuple[str, str]:
-        if not asked.templated or not self._tokenizer.chat_template:
+    def _uses_template(self, asked: QuestionAnswer) -> bool:
+        return asked.templated and bool(self._tokenizer.chat_template)
+
+    def _rendered(self, asked: QuestionAnswer, where: str) -> tuple[str, str]:
+        if not self._uses_template(asked):
             return asked.text, asked.answer
         turn = [{"role": "user", "content": asked.text}]
         try:
@@ -206,10 +213,10 @@ class FileExamples:
 
     # --- sizes --------------------------------------------------------------------------------------------------------
 
-    def _layout(self, size: int, prompt: int) -> TextLayout:
+    def _layout(self, size: int, prompt: int) -> Layout:
         bos_rule = self._config.bos_per_chunk
         limits = replace(self._limits, chunk_size=size, dynamic_prompt=min(prompt, size), bos_per_chunk=bos_rule)
-        return TextLayout(limits, self._bos)
+        return Layout(limits, self._text.bos)
 
     def _fitting_sizes(self, documents: Sequence[TokenIds], record: Record) -> list[int]:
         """Chunk sizes that cut the documents into at most `max_chunks`."""
@@ -224,23 +231,21 @@ class FileExamples:
         return fitting
 
     def _check_window(self) -> None:
-        config, window = self._config, self._limits.window
-        row = max(min(max(config.dynamic_prompts), size) + size for size in config.chunk_sizes) + 2
-        if row + config.targets_per_span > window:
+        config, window, size = self._config, self._limits.window, max(self._config.chunk_sizes)
+        prompt, opening = min(max(config.dynamic_prompts), size), 1
+        longest = Lengths((opening + size,) * config.max_chunks, opening + prompt, opening + config.local_lengths[1], 0)
+        limits = FocusLimits(self._limits, longest)
+        row = limits.chunk_row + config.targets_per_span
+        if row > window:
             raise ConfigError(
                 f"chunk_sizes={list(config.chunk_sizes)} with dynamic_prompts={list(config.dynamic_prompts)} need up "
-                f"to {row + config.targets_per_span} positions, but the model's usable window has {window}. Lower them."
+                f"to {row} positions, but the model's usable window has {window}. Lower them."
             )
-        local = config.max_chunks + config.local_lengths[1] + 1
-        if local > window:
+        if limits.local_row > window:
             raise ConfigError(
-                f"max_chunks={config.max_chunks} and local_lengths={list(config.local_lengths)} need up to {local} "
-                f"positions, but the model's usable window has {window}. Lower one of the two."
+                f"max_chunks={config.max_chunks} and local_lengths={list(config.local_lengths)} need up to "
+                f"{limits.local_row} positions, but the model's usable window has {window}. Lower one of the two."
             )
-
-    def _tokenize(self, text: str) -> TokenIds:
-        tokens: TokenIds = self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-        return tokens
 
 
 def read_records(path: str | Path) -> list[Record]:
@@ -299,11 +304,11 @@ def _refuse_others(where: str, values: Mapping[str, Any]) -> None:
         raise ConfigError(f"{where}: has the field {beside!r} and {found[0]!r} beside it. Make two records of it.")
 
 
-def _asked(where: str, values: Any) -> Asked:
+def _asked(where: str, values: Any) -> QuestionAnswer:
     if not isinstance(values, dict) or ("question" in values) == ("prompt" in values):
         raise ConfigError(f"{where}: a question needs either the field 'question' or the field 'prompt', and 'answer'.")
     name = "question" if "question" in values else "prompt"
-    return Asked(_text(where, values, name), _text(where, values, "answer"), templated=name == "question")
+    return QuestionAnswer(_text(where, values, name), _text(where, values, "answer"), templated=name == "question")
 
 
 def _text(where: str, values: Mapping[str, Any], name: str) -> str:

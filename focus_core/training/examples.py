@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from focus_core.text.chunking import TextLayout, TokenIds
 from focus_core.errors import ConfigError
+from focus_core.text.chunking import Layout, Prompt
+from focus_core.text.documents import TokenIds
 
 
 @dataclass(frozen=True)
-class Question:
+class SupervisedQuestion:
     """A local context and what follows it.
 
     Attributes:
@@ -38,15 +39,14 @@ class Question:
     @classmethod
     def of(
         cls,
-        layout: TextLayout,
-        prompt: Sequence[int],
+        layout: Layout,
+        context: Prompt,
         answer: Sequence[int],
         *,
         targets: Sequence[int] = (),
-    ) -> Question:
-        """From a prompt without special tokens: `layout` sets the BOS and cuts the dynamic prompt."""
-        local = layout.with_bos(prompt)
-        return cls(local, layout.dynamic_prompt(local), list(answer), tuple(targets))
+    ) -> SupervisedQuestion:
+        """From a prompt, of which `layout` cuts the dynamic prompt."""
+        return cls(context.row, layout.dynamic_prompt(context), list(answer), tuple(targets))
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class TrainingExample:
     """
 
     chunks: list[TokenIds]
-    questions: list[Question]
+    questions: list[SupervisedQuestion]
     objective: str = "answering"
     weight: float = 1.0
 

@@ -1,13 +1,13 @@
 """The training objective: the cross-entropy of every target, with the candidates it would have in use.
 
-In use, every new token has candidates of its own: what is read behind a chunk is the dynamic prompt and the answer up
-to the token before it, and only the last of them is the candidate (paper §2.2, eq. 1–5). Targets therefore never share
+In use, every new token has candidates of its own: a chunk is followed by the dynamic prompt and the answer up to the
+token before it, and only the last of these is the candidate (paper §2.2, eq. 1–5). Targets therefore never share
 a memory, but nearly everything else:
 
-    cache = prefill(chunks)                      no gradient: depends on nothing that learns (paper §2.2)
-    prompts = read_prompts(cache)                no gradient: ordinary tokens never see a candidate
-    memory = read_candidates(cache, prompts)     one candidate per chunk and target, all in one pass
-    losses = local_losses(memory)                one row of local context per target behind its own memory (paper eq. 6)
+    chunks = prefill(texts)                      no gradient: depends on nothing that learns (paper §2.2)
+    prompts = append_prompts(chunks)             no gradient: ordinary tokens never see a candidate
+    memory = append_candidates(chunks, prompts)  one candidate per chunk and target, all in one pass
+    losses = local_losses(memory)                one row of local context per target after its own memory (paper eq. 6)
 
 A candidate is the twin of an ordinary token: same token, same position. It sees its chunk, the prompt before its own
 position and itself; no other candidate and nothing of another question.
@@ -25,12 +25,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from focus_core.attention.chunk_pass import ChunkPass, active_pass
 from focus_core.attention.memory import Memory
 from focus_core.attention.passes import KeysAndValues, PassCache, until_done
-from focus_core.attention.chunk_pass import ReaderPass, reading
-from focus_core.cache.chunks import ChunkCache
-from focus_core.methods.decoding import pad_left, without_unused
+from focus_core.cache.chunks import ChunkSet
 from focus_core.device import tokens_per_pass
+from focus_core.methods.base import pad_left, without_unused
 from focus_core.methods.focus import FocusModel
 from focus_core.training.examples import TrainingExample
 
@@ -59,9 +59,9 @@ class FocusLoss(nn.Module):
     def target_losses(self, example: TrainingExample) -> Tensor:
         """Cross-entropy of every target `[targets]`, question by question."""
         method, targets = self._method, Targets.of(example, self._method.model.device)
-        cache = method.model.prefill([torch.tensor(chunk) for chunk in example.chunks])
-        prompts = method.read_prompts(cache, targets)
-        memory = method.read_candidates(cache, prompts, targets)
+        chunks = ChunkSet.of(method.model.prefill(example.chunks))
+        prompts = method.append_prompts(chunks, targets)
+        memory = method.append_candidates(chunks, prompts, targets)
         return method.local_losses(memory, targets)
 
 
@@ -71,19 +71,19 @@ class Targets:
 
     Example: the prompts `a b` (answer `c d`) and `x` (answer `y`), every answer token a target:
 
-        prompt_ids          a b c | x     at 0 1 2 | 0 behind the chunk, without tokens that nobody reads
+        prompt_ids          a b c | x     at 0 1 2 | 0 after the chunk, without tokens that nothing attends to
         candidate_ids       b c   | x     at 1 2   | 0, to predict c d | y
         candidate_visible   b sees a; c sees a b; x sees nothing; and each sees itself
 
     Attributes:
         prompt_ids: `[prompt]`, tokens read as ordinary ones
-        prompt_offsets: `[prompt]`, their positions behind the chunk
+        prompt_offsets: `[prompt]`, their positions after the chunk
         prompt_visible: `[1, prompt, prompt]`
         candidate_ids: `[targets]`
         candidate_offsets: `[targets]`
         candidate_visible: `[1, targets, prompt + targets]`
         local_ids: `[targets, longest]`, the local context up to each target
-        local_padding: `[targets]`, unused tokens at the left; on the CPU, where asking for the least costs no wait
+        local_padding: unused tokens at the left of each row
         next_ids: `[targets]`, the targets themselves
     """
 
@@ -94,7 +94,7 @@ class Targets:
     candidate_offsets: Tensor
     candidate_visible: Tensor
     local_ids: Tensor
-    local_padding: Tensor
+    local_padding: list[int]
     next_ids: Tensor
 
     @classmethod
@@ -137,7 +137,7 @@ def _same_question(seeing: Tensor, seen: Tensor, position: Callable[[Tensor, Ten
 
 @dataclass(frozen=True)
 class Prompts:
-    """Keys and values of the prompts behind every chunk, constants of the loss.
+    """Keys and values of the prompts after every chunk, constants of the loss.
 
     Attributes:
         keys: `[layers - 1, chunks, kv_heads, prompt, head_dim]`
@@ -157,26 +157,26 @@ class _Method:
         self._recompute = recompute
 
     @torch.no_grad()
-    def read_prompts(self, cache: ChunkCache, targets: Targets) -> Prompts:
-        """Read the ordinary tokens of all questions behind every chunk."""
+    def append_prompts(self, chunks: ChunkSet, targets: Targets) -> Prompts:
+        """Append the ordinary tokens of all questions to every chunk."""
         columns = len(targets.prompt_ids)
-        shape = (self._parts.num_layers - 1, cache.chunks, self._parts.kv_heads, columns, self._parts.head_dim)
+        shape = (self._parts.num_layers - 1, len(chunks), self._parts.kv_heads, columns, self._parts.head_dim)
         keys, values = (torch.empty(shape, dtype=self.model.dtype, device=self.model.device) for _ in range(2))
-        for start, stop in self._groups(cache.chunks, tokens=columns):
-            group = ReaderPass(cache.between(start, stop), 1, 0, targets.prompt_visible)
+        for start, stop in self._groups(len(chunks), tokens=columns):
+            group = ChunkPass(chunks.between(start, stop), 1, 0, targets.prompt_visible, self._parts.num_layers - 1)
             store = partial(_store, keys[:, start:stop], values[:, start:stop])
-            positions = _positions_behind(cache, start, stop, targets.prompt_offsets)
-            self._read(group, targets.prompt_ids, positions, store, last=self._parts.num_layers - 2)
+            positions = _positions_after(chunks, start, stop, targets.prompt_offsets)
+            self._append(group, targets.prompt_ids, positions, store, last=self._parts.num_layers - 2)
         return Prompts(keys, values)
 
-    def read_candidates(self, cache: ChunkCache, prompts: Prompts, targets: Targets) -> Memory:
+    def append_candidates(self, chunks: ChunkSet, prompts: Prompts, targets: Targets) -> Memory:
         """Condense every chunk into one candidate per target (paper eq. 2–5), with gradient.
 
         Returns:
             a memory `[layers, targets, kv_heads, chunks, head_dim]`, candidate i moved to position i
         """
 
-        def read(start: int, stop: int) -> KeysAndValues:
+        def append(start: int, stop: int) -> KeysAndValues:
             made: list[KeysAndValues] = []
 
             def store(layer: int, keys: Tensor, values: Tensor) -> KeysAndValues:
@@ -187,19 +187,21 @@ class _Method:
                 return torch.cat([before[0], keys], dim=2), torch.cat([before[1], values], dim=2)
 
             count = len(targets.candidate_ids)
-            group = ReaderPass(cache.between(start, stop), 1, count, targets.candidate_visible)
-            positions = _positions_behind(cache, start, stop, targets.candidate_offsets)
-            self._read(group, targets.candidate_ids, positions, store, last=self._parts.num_layers - 1)
+            group = ChunkPass(
+                chunks.between(start, stop), 1, count, targets.candidate_visible, self._parts.num_layers - 1
+            )
+            positions = _positions_after(chunks, start, stop, targets.candidate_offsets)
+            self._append(group, targets.candidate_ids, positions, store, last=self._parts.num_layers - 1)
             return torch.stack([k for k, _ in made]), torch.stack([v for _, v in made])
 
         groups = [
-            self._kept_or_recomputed(read, start, stop)
-            for start, stop in self._groups(cache.chunks, tokens=len(targets.candidate_ids))
+            self._kept_or_recomputed(append, start, stop)
+            for start, stop in self._groups(len(chunks), tokens=len(targets.candidate_ids))
         ]
         # [layers, chunks, kv_heads, targets, head_dim] to [layers, targets, kv_heads, chunks, head_dim]
         keys, values = (torch.cat(states, dim=1).transpose(1, 3) for states in zip(*groups, strict=True))
-        positions = _positions_behind(cache, 0, cache.chunks, targets.candidate_offsets)
-        distance = cache.slots - positions.T
+        positions = _positions_after(chunks, 0, len(chunks), targets.candidate_offsets)
+        distance = chunks.slots - positions.T
         return Memory(self.model.positions.move(keys, distance), values)
 
     def local_losses(self, memory: Memory, targets: Targets) -> Tensor:
@@ -210,7 +212,7 @@ class _Method:
             logits = self._next_token_logits(
                 Memory(memory.keys[:, rows], memory.values[:, rows]),
                 targets.local_ids[rows],
-                targets.local_padding[rows],
+                targets.local_padding[start:stop],
             )
             return F.cross_entropy(logits.float(), targets.next_ids[rows], reduction="none")
 
@@ -218,27 +220,28 @@ class _Method:
         groups = self._groups(rows, tokens=longest + memory.slots)
         return torch.cat([self._kept_or_recomputed(losses, start, stop) for start, stop in groups])
 
-    def _next_token_logits(self, memory: Memory, local_ids: Tensor, padding: Tensor) -> Tensor:
-        """`FocusModel.next_token_logits` with gradient, without the padding that no row of the group needs."""
+    def _next_token_logits(self, memory: Memory, local_ids: Tensor, padding: list[int]) -> Tensor:
+        """`FocusModel.next_token_logits` with gradient, without columns that are padding in all rows."""
         padding, unused = without_unused(padding)
-        output = self.model.model(**memory.read_by(local_ids[:, unused:], padding.to(local_ids.device)))
+        on_device = torch.tensor(padding, device=local_ids.device)
+        output = self.model.model(**memory.decoder_inputs(local_ids[:, unused:], on_device))
         return cast(Tensor, output.logits[:, -1])
 
-    def _read(
+    def _append(
         self,
-        group: ReaderPass,
+        group: ChunkPass,
         token_ids: Tensor,
         positions: Tensor,
         store: Callable[[int, Tensor, Tensor], KeysAndValues],
         *,
         last: int,
     ) -> None:
-        """One pass of the reader: the same `token_ids [new]` behind every chunk, at `positions [chunks, new]`."""
+        """One pass: the same `token_ids [new]` after every chunk, at `positions [chunks, new]`."""
         if not len(token_ids):
             return
         cache = PassCache(self._parts.num_layers, store, last=last, run_through=False)
-        with reading(group), until_done():
-            self.model.reader.get_decoder()(
+        with active_pass(group), until_done():
+            self.model.candidate_model.get_decoder()(
                 input_ids=token_ids.expand(len(positions), -1),
                 position_ids=positions,
                 past_key_values=cache,
@@ -262,7 +265,7 @@ def _store(keys: Tensor, values: Tensor, layer: int, new_keys: Tensor, new_value
     return new_keys, new_values
 
 
-def _positions_behind(cache: ChunkCache, start: int, stop: int, offsets: Tensor) -> Tensor:
-    """`[chunks, new]`: a chunk stands at positions from 0, what is read behind it follows."""
-    lengths = cache.lengths[start:stop]
+def _positions_after(chunks: ChunkSet, start: int, stop: int, offsets: Tensor) -> Tensor:
+    """`[chunks, new]`: a chunk's own positions begin at 0, and the appended tokens follow."""
+    lengths = chunks.lengths[start:stop]
     return lengths[:, None] + offsets

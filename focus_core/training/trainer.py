@@ -31,6 +31,9 @@ from accelerate.utils import GradientAccumulationPlugin  # type: ignore[import-u
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
+from focus_core.config import FocusConfig
+from focus_core.device import choose_device, naming_lack_of_memory
+from focus_core.errors import ConfigError, FocusError
 from focus_core.loading.checkpoint import (
     LoadedModel,
     fingerprint,
@@ -40,9 +43,6 @@ from focus_core.loading.checkpoint import (
     replace_file,
     save_adapter,
 )
-from focus_core.config import FocusConfig
-from focus_core.device import choose_device, naming_lack_of_memory
-from focus_core.errors import ConfigError, FocusError
 from focus_core.methods.focus import FocusModel
 from focus_core.progress import progress_bar
 from focus_core.training.config import TrainingConfig
@@ -176,7 +176,7 @@ class _Run:
         self.loss, *self.optimizers = accelerator.prepare(loss, *_optimizers(config, list(loss.parameters())))
 
     def to_the_end(self, examples: Examples, evaluate: Evaluate | None) -> Path:
-        self.identity["data"] = getattr(examples, "fingerprint", None)
+        self.identity["data"] = getattr(examples, "data_digest", None)
         first = self._resume()
         numbers = self._example_numbers(first)
         log = LossLog(self.config, first, self.accelerator)

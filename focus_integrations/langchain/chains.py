@@ -11,8 +11,8 @@ from langchain_core.prompts import BasePromptTemplate
 from langchain_core.runnables import Runnable, RunnableBinding, RunnableLambda, RunnablePassthrough
 
 from focus_core.errors import ConfigError
-from focus_integrations.langchain.documents import texts_of
-from focus_integrations.langchain.shared import LangChainSettings
+from focus_integrations.langchain.base import LangChainSettings
+from focus_integrations.langchain.documents import whole_documents_of
 
 
 def create_focus_documents_chain(
@@ -47,9 +47,11 @@ def create_focus_documents_chain(
     def with_documents(given: Mapping[str, Any]) -> Runnable[Any, Any]:
         if document_variable_name not in given:
             raise ConfigError(f"No documents: the input has {sorted(given)}, not {document_variable_name!r}.")
-        texts = texts_of(given[document_variable_name], document_prompt)
-        emptied = RunnablePassthrough.assign(**{document_variable_name: _nothing})  # the input outdoes `prompt.partial`
-        return emptied | prompt | llm.bind(documents=texts) | (output_parser or StrOutputParser())
+        documents = whole_documents_of(given[document_variable_name], document_prompt)
+        emptied = RunnablePassthrough.assign(
+            **{document_variable_name: _nothing}
+        )  # The chain's input overrides `prompt.partial`.
+        return emptied | prompt | llm.bind(documents=documents) | (output_parser or StrOutputParser())
 
     return RunnableLambda(with_documents).with_config(run_name="focus_documents_chain")
 

@@ -3,40 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextvars import ContextVar
+from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel, LangSmithParams, LanguageModelInput, ModelProfile
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable, RunnableConfig
-from langchain_core.runnables.config import get_config_list, patch_config, run_in_executor
+from langchain_core.runnables.config import get_config_list, patch_config
 from pydantic import ConfigDict, model_validator
 
-from focus_core.engine.engine import Answer, FinishReason, Piece
-from focus_core.errors import ConfigError, FocusError
-from focus_integrations.langchain.batching import Gathering
-from focus_integrations.langchain.documents import texts_of
+from focus_core import Answer, Document, Finished
+from focus_core.engine.answers import Event
+from focus_core.errors import ConfigError
+from focus_integrations.langchain.base import PROVIDER, LangChainSettings, answer_metadata, usage_metadata
+from focus_integrations.langchain.documents import whole_documents_of
 from focus_integrations.langchain.messages import Conversation, read_messages
-from focus_integrations.langchain.shared import PROVIDER, LangChainSettings, usage_metadata
 from focus_integrations.langchain.structured import structured_output
-from focus_integrations.settings import Call, fingerprint, without_duplicates
+from focus_integrations.settings import Call, content_digest, without_duplicates
 from focus_integrations.streams import in_thread
 
 # Names that LangChain passes to any chat model; a local one has no use for them.
 _WITHOUT_EFFECT = {"api_key", "base_url", "max_retries", "timeout"}
-_LARGEST_BATCH = 64  # threads that wait for one engine call
+_LARGEST_BATCH = 64  # threads
 
 
 @dataclass(frozen=True)
-class _Request:
+class _ChatRequest:
     conversation: Conversation
     call: Call
-
-
-_gathering: ContextVar[Gathering[_Request, Answer] | None] = ContextVar("focusllm_gathering", default=None)
 
 
 class ChatFocusLLM(LangChainSettings, BaseChatModel):
@@ -89,7 +86,7 @@ class ChatFocusLLM(LangChainSettings, BaseChatModel):
     def _get_llm_string(self, stop: list[str] | None = None, **kwargs: Any) -> str:
         """The call in the key of a response cache: documents by their content, whatever carries them."""
         if kwargs.get("documents") is not None:
-            kwargs["documents"] = fingerprint(without_duplicates(texts_of(kwargs["documents"])))
+            kwargs["documents"] = content_digest(without_duplicates(whole_documents_of(kwargs["documents"])))
         return super()._get_llm_string(stop, **kwargs)
 
     # --- counting -----------------------------------------------------------------------------------------------------
@@ -108,10 +105,10 @@ class ChatFocusLLM(LangChainSettings, BaseChatModel):
 
     # --- answers ------------------------------------------------------------------------------------------------------
 
-    def _request(self, messages: list[BaseMessage], stop: list[str] | None, given: dict[str, Any]) -> _Request:
+    def _request(self, messages: list[BaseMessage], stop: list[str] | None, given: dict[str, Any]) -> _ChatRequest:
         call = self.call_with(given, stop)
         conversation = read_messages(messages, call.system_prompt)
-        return _Request(conversation, Call([*conversation.documents, *call.documents], call.options))
+        return _ChatRequest(conversation, Call([*map(Document, conversation.documents), *call.documents], call.options))
 
     def _generate(
         self,
@@ -120,15 +117,27 @@ class ChatFocusLLM(LangChainSettings, BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        request, gathering = self._request(messages, stop, kwargs), self._meeting()
-        if gathering is not None:
-            answer = gathering.ask(request)
-        else:
-            answer = self.engine.generate(request.conversation.messages, **request.call.arguments)
+        request = self._request(messages, stop, kwargs)
+        answer = self.engine.generate(request.conversation.messages, **request.call.arguments)
+        return self._result(answer.text, answer)
+
+    async def _agenerate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        """In steps, so that cancelling the task stops the work at the next token."""
+        text = ""
+        async with aclosing(in_thread(self._events(self._request(messages, stop, kwargs)))) as events:
+            async for event in events:
+                text += event.text
+        return self._result(text, cast(Finished, event))  # the last one
+
+    def _result(self, text: str, end: Answer | Finished) -> ChatResult:
         message = AIMessage(
-            answer.text,
-            usage_metadata=usage_metadata(answer.usage),
-            response_metadata=self._last_words(answer.finish_reason),
+            text, usage_metadata=usage_metadata(end.usage), response_metadata=self._response_metadata(end)
         )
         return ChatResult(generations=[ChatGeneration(message=message, generation_info={})])
 
@@ -156,39 +165,28 @@ class ChatFocusLLM(LangChainSettings, BaseChatModel):
                 await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
             yield chunk
 
-    def _chunks(self, request: _Request) -> Iterator[ChatGenerationChunk]:
-        for piece in self.engine.stream(request.conversation.messages, **request.call.arguments):
-            yield ChatGenerationChunk(message=self._message_chunk(piece))
+    def _events(self, request: _ChatRequest) -> Iterator[Event]:
+        """Loads the model, if it is not loaded yet, when the first event is asked for."""
+        yield from self.engine.stream(request.conversation.messages, **request.call.arguments)
 
-    def _message_chunk(self, piece: Piece) -> AIMessageChunk:
-        if piece.usage is None:
-            return AIMessageChunk(content=piece.text)
+    def _chunks(self, request: _ChatRequest) -> Iterator[ChatGenerationChunk]:
+        for event in self._events(request):
+            yield ChatGenerationChunk(message=self._message_chunk(event))
+
+    def _message_chunk(self, event: Event) -> AIMessageChunk:
+        if not isinstance(event, Finished):
+            return AIMessageChunk(content=event.text)
         return AIMessageChunk(
-            content=piece.text,
-            usage_metadata=usage_metadata(piece.usage),
-            response_metadata=self._last_words(piece.finish_reason),
+            content=event.text,
+            usage_metadata=usage_metadata(event.usage),
+            response_metadata=self._response_metadata(event),
             chunk_position="last",
         )
 
-    def _last_words(self, finish_reason: FinishReason | None) -> dict[str, Any]:
-        return {"model_name": self.model, "model_provider": PROVIDER, "finish_reason": finish_reason}
+    def _response_metadata(self, end: Answer | Finished) -> dict[str, Any]:
+        return {"model_name": self.model, "model_provider": PROVIDER, **answer_metadata(end)}
 
     # --- batches ------------------------------------------------------------------------------------------------------
-
-    def invoke(
-        self,
-        input: LanguageModelInput,
-        config: RunnableConfig | None = None,
-        *,
-        stop: list[str] | None = None,
-        **kwargs: Any,
-    ) -> AIMessage:
-        """LangChain's `invoke`; within `batch`, one of those that share an engine call."""
-        gathering = self._meeting()
-        if gathering is None:
-            return super().invoke(input, config, stop=stop, **kwargs)
-        with gathering.member():
-            return super().invoke(input, config, stop=stop, **kwargs)
 
     def batch(
         self,
@@ -198,62 +196,16 @@ class ChatFocusLLM(LangChainSettings, BaseChatModel):
         return_exceptions: bool = False,
         **kwargs: Any,
     ) -> list[AIMessage]:
-        """All inputs in one engine call for each set of documents; `max_concurrency` bounds how many at a time."""
-        configs = get_config_list(config, len(inputs))
-        size = min((configs[0].get("max_concurrency") if configs else None) or _LARGEST_BATCH, _LARGEST_BATCH)
-        answers: list[AIMessage] = []
-        for start in range(0, len(inputs), size):
-            part = inputs[start : start + size]
-            those = [patch_config(one, max_concurrency=len(part)) for one in configs[start : start + size]]
-            token = _gathering.set(Gathering(self, len(part), self._answer_all) if len(part) > 1 else None)
-            try:
-                # Otherwise LangChain, at the first error, calls off threads for which the others wait.
-                replies: list[Any] = super().batch(part, those, return_exceptions=True, **kwargs)
-            finally:
-                _gathering.reset(token)
-            failed = next((reply for reply in replies if isinstance(reply, Exception)), None)
-            if failed is not None and not return_exceptions:
-                raise failed
-            answers += replies
-        return answers
+        """LangChain's `batch`, one thread for each input, so that all of them share the engine's passes.
 
-    async def abatch(
-        self,
-        inputs: list[LanguageModelInput],
-        config: RunnableConfig | list[RunnableConfig] | None = None,
-        *,
-        return_exceptions: bool = False,
-        **kwargs: Any,
-    ) -> list[AIMessage]:
-        """`batch` in a thread, so that the event loop runs on."""
-        return await run_in_executor(None, self.batch, inputs, config, return_exceptions=return_exceptions, **kwargs)
-
-    def _meeting(self) -> Gathering[_Request, Answer] | None:
-        """The batch that this call belongs to; not that of another model, whose callbacks may have called this one."""
-        gathering = _gathering.get()
-        return gathering if gathering is not None and gathering.owner is self else None
-
-    def _answer_all(self, requests: Sequence[_Request]) -> list[Answer | Exception]:
-        """Those about the same documents together; where that fails, one by one, so that each has its own error."""
-        groups: dict[str, list[int]] = {}
-        for number, request in enumerate(requests):
-            groups.setdefault(request.call.group, []).append(number)
-        replies: dict[int, Answer | Exception] = {}
-        for members in groups.values():
-            questions: list[Any] = [requests[number].conversation.messages for number in members]
-            try:
-                answers: Sequence[Answer | Exception]
-                answers = self.engine.generate(questions, **requests[members[0]].call.arguments)
-            except FocusError:
-                answers = [self._answer_or_error(requests[number]) for number in members]
-            replies.update(zip(members, answers, strict=True))
-        return [replies[number] for number in range(len(requests))]
-
-    def _answer_or_error(self, request: _Request) -> Answer | Exception:
-        try:
-            return self.engine.generate(request.conversation.messages, **request.call.arguments)
-        except FocusError as error:
-            return error
+        `max_concurrency` bounds how many run at a time.
+        """
+        most = min(len(inputs), _LARGEST_BATCH)
+        configs = [
+            patch_config(one, max_concurrency=one.get("max_concurrency") or most)
+            for one in get_config_list(config, len(inputs))
+        ]
+        return super().batch(inputs, configs, return_exceptions=return_exceptions, **kwargs)
 
     # --- objects ------------------------------------------------------------------------------------------------------
 

@@ -11,27 +11,33 @@ from langchain_core.messages.content import create_plaintext_block, create_text_
 from langchain_core.prompt_values import PromptValue
 from langchain_core.prompts import BasePromptTemplate, format_document
 
-from focus_core import PreparedDocuments
-from focus_integrations.settings import Text, fingerprint, read_each, without_duplicates
+from focus_core import Document as WholeDocument
+from focus_core import DocumentError, PreparedDocuments
+from focus_integrations.settings import WholeText, content_digest, documents_from, without_duplicates
 
-FocusDocument = Document | str | PreparedDocuments
+FocusDocument = Document | WholeDocument | str | PreparedDocuments
 
 
-def texts_of(
+def whole_documents_of(
     documents: FocusDocument | Iterable[FocusDocument], document_prompt: BasePromptTemplate[str] | None = None
-) -> list[Text]:
-    """What the model reads of each document: its content as it stands, or what `document_prompt` makes of it.
+) -> list[WholeText]:
+    """LangChain's documents as the engine's: the content as it stands, or what `document_prompt` makes of it.
 
-    Metadata reach the model through `document_prompt` only.
+    Metadata go along, and reach the model through `document_prompt` only.
 
     Raises:
         DocumentError: something that is neither a document nor text, or a generator
     """
 
-    def read(document: Document) -> str:
-        return format_document(document, document_prompt) if document_prompt else document.page_content
+    def read(document: Document) -> WholeDocument:
+        text = format_document(document, document_prompt) if document_prompt else document.page_content
+        name = document.metadata.get("source") or document.id
+        if not text.strip():
+            called = f"{name!r} " if name else ""
+            raise DocumentError(f"A document {called}is empty. Leave it out or give its text.")
+        return WholeDocument(text, name=None if name is None else str(name), metadata=document.metadata)
 
-    return read_each(documents, Document, read, called="LangChain Document")
+    return documents_from(documents, Document, read, called="LangChain Document")
 
 
 class FocusPromptValue(PromptValue):
@@ -45,14 +51,15 @@ class FocusPromptValue(PromptValue):
 
     def to_string(self) -> str:
         """One long prompt: the documents, then the question."""
-        return "\n\n".join([*map(str, self._texts), self.question])
+        return "\n\n".join([*self._texts, self.question])
 
     def to_messages(self) -> list[BaseMessage]:
         """One message with a block per document; equal documents give equal blocks, so that response caches hit."""
-        blocks: list[Any] = [create_plaintext_block(text=str(text), id=fingerprint(text)[:32]) for text in self._texts]
-        blocks.append(create_text_block(self.question, id=fingerprint(self.question)[:32]))
+        blocks: list[Any] = [create_plaintext_block(text=text, id=content_digest(text)[:32]) for text in self._texts]
+        blocks.append(create_text_block(self.question, id=content_digest(self.question)[:32]))
         return [HumanMessage(blocks)]
 
     @property
-    def _texts(self) -> list[Text]:
-        return without_duplicates(texts_of(self.documents))
+    def _texts(self) -> list[str]:
+        documents = without_duplicates(whole_documents_of(self.documents))
+        return [document.text or "" for document in documents if isinstance(document, WholeDocument)]

@@ -10,9 +10,9 @@ from langchain_core.language_models import BaseLLM, LangSmithParams
 from langchain_core.outputs import Generation, GenerationChunk, LLMResult
 from pydantic import ConfigDict, PrivateAttr
 
-from focus_core.engine.engine import Answer, Piece
-from focus_integrations.langchain.shared import LangChainSettings, usage_metadata
-from focus_integrations.settings import Call, fingerprint
+from focus_core import Answer, Finished
+from focus_integrations.langchain.base import LangChainSettings, answer_metadata, usage_metadata
+from focus_integrations.settings import Call, content_digest
 from focus_integrations.streams import in_thread
 
 _OF_THE_RUN = {"tags", "metadata", "run_name", "run_id"}
@@ -33,7 +33,7 @@ class FocusLLM(LangChainSettings, BaseLLM):
 
     # What the present call asks for. LangChain keys its response cache by `_identifying_params` and forgets the call's
     # own arguments: without this, the answer about one document would be given for another.
-    _call_fingerprint: str | None = PrivateAttr(default=None)
+    _call_digest: str | None = PrivateAttr(default=None)
 
     @property
     def _llm_type(self) -> str:
@@ -41,7 +41,7 @@ class FocusLLM(LangChainSettings, BaseLLM):
 
     @property
     def _identifying_params(self) -> dict[str, Any]:
-        call = {"call": self._call_fingerprint} if self._call_fingerprint else {}
+        call = {"call": self._call_digest} if self._call_digest else {}
         return {**self.identifying, **call}
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
@@ -57,7 +57,7 @@ class FocusLLM(LangChainSettings, BaseLLM):
         call = self.call_with(own, None)
         known = self.model_copy()
         known.__dict__.pop("_serialized", None)  # a cached property, of the model without the call
-        known._call_fingerprint = fingerprint([call.group, call.system_prompt])
+        known._call_digest = content_digest([call.digest, call.system_prompt])
         return known
 
     def generate(
@@ -119,19 +119,18 @@ class FocusLLM(LangChainSettings, BaseLLM):
             yield chunk
 
     def _chunks(self, prompt: str, call: Call) -> Iterator[GenerationChunk]:
-        for piece in self.engine.stream(prompt, system=call.system_prompt, **call.arguments):
-            yield GenerationChunk(text=piece.text, generation_info=_last_words(piece))
+        for event in self.engine.stream(prompt, system=call.system_prompt, **call.arguments):
+            yield GenerationChunk(
+                text=event.text, generation_info=_info(event) if isinstance(event, Finished) else None
+            )
 
 
 def _generation(answer: Answer) -> Generation:
-    info = {"finish_reason": answer.finish_reason, "usage_metadata": usage_metadata(answer.usage)}
-    return Generation(text=answer.text, generation_info=info)
+    return Generation(text=answer.text, generation_info=_info(answer))
 
 
-def _last_words(piece: Piece) -> dict[str, Any] | None:
-    if piece.usage is None:
-        return None
-    return {"finish_reason": piece.finish_reason, "usage_metadata": usage_metadata(piece.usage)}
+def _info(end: Answer | Finished) -> dict[str, Any]:
+    return {**answer_metadata(end), "usage_metadata": usage_metadata(end.usage)}
 
 
 def _summed(answers: list[Answer]) -> dict[str, int]:

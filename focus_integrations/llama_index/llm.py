@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, cast
 
 from llama_index.core.base.llms.generic_utils import messages_to_prompt as any_messages_to_prompt
 from llama_index.core.base.llms.types import (
@@ -26,11 +26,12 @@ from llama_index.core.llms.llm import default_completion_to_prompt
 from llama_index.core.schema import BaseNode, MetadataMode
 from pydantic import ConfigDict
 
-from focus_core import PreparedDocuments
-from focus_core.engine.engine import Answer, FinishReason, Piece, Question, Usage
-from focus_core.errors import ConfigError
+from focus_core import Answer, Document, Finished, PreparedDocuments
+from focus_core.engine.answers import Event
+from focus_core.engine.engine import Question
+from focus_core.errors import ConfigError, DocumentError
 from focus_integrations.conversations import merged
-from focus_integrations.settings import Call, FocusSettings, Text, read_each
+from focus_integrations.settings import Call, FocusSettings, WholeText, documents_from
 from focus_integrations.streams import in_thread
 
 _ROLES = {
@@ -44,7 +45,7 @@ _ROLES = {
 
 
 @dataclass(frozen=True)
-class _Request:
+class _LlamaRequest:
     question: Question
     call: Call
 
@@ -89,11 +90,11 @@ class FocusLLM(FocusSettings, CustomLLM):
     def __getstate__(self) -> dict[str, Any]:
         """Without the engine: LlamaIndex would try to pickle all weights, fail, and warn. It is shared again later."""
         bare = self.model_copy()
-        bare._engine = None
+        bare._engine = bare.given_engine = None
         return super(FocusLLM, bare).__getstate__()
 
     # --- eight endpoints ----------------------------------------------------------------------------------------------
-    # Each is decorated and calls nothing that is: LlamaIndex would count one answer several times.
+    # No endpoint calls another: each fires callbacks, so one answer would be counted twice.
 
     @llm_completion_callback()
     def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
@@ -132,76 +133,80 @@ class FocusLLM(FocusSettings, CustomLLM):
     def _call_with(self, given: dict[str, Any]) -> Call:
         stop = given.pop("stop", None)
         documents = given.pop("documents", None)
-        return self.call({**given, "documents": texts_of(documents) if documents is not None else None}, stop)
+        return self.call({**given, "documents": whole_documents_of(documents) if documents is not None else None}, stop)
 
-    def _prompt_request(self, prompt: str, formatted: bool, given: dict[str, Any]) -> _Request:
+    def _prompt_request(self, prompt: str, formatted: bool, given: dict[str, Any]) -> _LlamaRequest:
         call = self._call_with(dict(given))
         if formatted:  # by LlamaIndex: system prompt and templates are in it
             if "system_prompt" in given:
                 raise ConfigError("system_prompt with formatted=True: such a prompt holds it already. Leave one out.")
             return _as_it_stands(prompt, call)
         if self.completion_to_prompt in (None, default_completion_to_prompt):
-            return _Request(merged([("user", prompt)], call.system_prompt), call)
+            return _LlamaRequest(merged([("user", prompt)], call.system_prompt), call)
         prompt = self.completion_to_prompt(prompt)
         return _as_it_stands(f"{call.system_prompt}\n\n{prompt}" if call.system_prompt else prompt, call)
 
-    def _chat_request(self, messages: Sequence[ChatMessage], given: dict[str, Any]) -> _Request:
+    def _chat_request(self, messages: Sequence[ChatMessage], given: dict[str, Any]) -> _LlamaRequest:
         call = self._call_with(dict(given))
         if not messages:
             raise ConfigError("There are no messages to answer.")
         conversation = merged([(_role(m), _text(m)) for m in messages], call.system_prompt)
         if self.messages_to_prompt in (None, any_messages_to_prompt):
-            return _Request(conversation, call)
+            return _LlamaRequest(conversation, call)
         return _as_it_stands(self.messages_to_prompt([ChatMessage(**message) for message in conversation]), call)
 
     # --- answers ------------------------------------------------------------------------------------------------------
 
-    def _answer(self, request: _Request) -> Answer:
+    def _answer(self, request: _LlamaRequest) -> Answer:
         return self.engine.generate(request.question, **request.call.arguments)
 
-    async def _aanswer(self, request: _Request) -> Answer:
+    async def _aanswer(self, request: _LlamaRequest) -> Answer:
         """In steps, so that cancelling the task stops the work at the next token."""
         text = ""
-        async with aclosing(in_thread(self._stream(request))) as pieces:
-            async for piece in pieces:
-                text += piece.text
-        assert piece.finish_reason is not None
-        assert piece.usage is not None
-        return Answer(text, piece.finish_reason, piece.usage)
+        async with aclosing(in_thread(self._stream(request))) as events:
+            async for event in events:
+                text += event.text
+        end = cast(Finished, event)  # the last one
+        return Answer(text, end.finish_reason, end.usage, end.method, end.tokens)
 
-    def _stream(self, request: _Request) -> Iterator[Piece]:
-        """Loads the model, if that has to be, only when the first piece is asked for: in the thread that asks."""
+    def _stream(self, request: _LlamaRequest) -> Iterator[Event]:
+        """Loads the model, if it is not loaded yet, when the first event is asked for: in the thread that asks."""
         yield from self.engine.stream(request.question, **request.call.arguments)
 
-    def _completions(self, request: _Request) -> CompletionResponseGen:
+    def _completions(self, request: _LlamaRequest) -> CompletionResponseGen:
         for text, delta, raw in self._pieces(request):
             yield CompletionResponse(text=text, delta=delta, raw=raw)
 
-    def _chats(self, request: _Request) -> ChatResponseGen:
+    def _chats(self, request: _LlamaRequest) -> ChatResponseGen:
         for text, delta, raw in self._pieces(request):
             yield ChatResponse(message=_message(text), delta=delta, raw=raw)
 
-    def _pieces(self, request: _Request) -> Iterator[tuple[str, str, dict[str, Any] | None]]:
-        """Text so far, what is new of it, and at the end what `raw` holds."""
+    def _pieces(self, request: _LlamaRequest) -> Iterator[tuple[str, str, dict[str, Any] | None]]:
+        """Text so far, its newest part, and at the end the content of `raw`."""
         text = ""
-        for piece in self._stream(request):
-            text += piece.text
-            yield text, piece.text, None if piece.usage is None else _raw(piece.usage, piece.finish_reason)
+        for event in self._stream(request):
+            text += event.text
+            yield text, event.text, _raw(event) if isinstance(event, Finished) else None
 
 
-def _as_it_stands(prompt: str, call: Call) -> _Request:
-    return _Request(prompt, Call(call.documents, {**call.options, "chat_template": False}))
+def _as_it_stands(prompt: str, call: Call) -> _LlamaRequest:
+    return _LlamaRequest(prompt, Call(call.documents, {**call.options, "chat_template": False}))
 
 
-def texts_of(documents: str | PreparedDocuments | BaseNode | Sequence[Any]) -> list[Text]:
-    """What the model reads of each document: its text as it stands, without metadata.
+def whole_documents_of(documents: str | Document | PreparedDocuments | BaseNode | Sequence[Any]) -> list[WholeText]:
+    """LlamaIndex's documents and nodes as the engine's: the text as it stands; metadata go along unread.
 
     Raises:
         DocumentError: something that is neither a node nor text, or a generator
     """
-    return read_each(
-        documents, BaseNode, lambda node: node.get_content(MetadataMode.NONE), called="LlamaIndex Document or node"
-    )
+    return documents_from(documents, BaseNode, _document, called="LlamaIndex Document or node")
+
+
+def _document(node: BaseNode) -> Document:
+    text = node.get_content(MetadataMode.NONE)
+    if not text.strip():
+        raise DocumentError(f"Node {node.node_id!r} is empty. Leave it out or give its text.")
+    return Document(text, name=str(node.metadata.get("file_name") or node.node_id), metadata=node.metadata)
 
 
 def _role(message: ChatMessage) -> str:
@@ -221,16 +226,17 @@ def _message(text: str) -> ChatMessage:
     return ChatMessage(role=MessageRole.ASSISTANT, content=text)
 
 
-def _raw(usage: Usage, finish_reason: FinishReason | None) -> dict[str, Any]:
-    """What LlamaIndex's token counters read, and everything that the engine tells about the answer."""
+def _raw(end: Answer | Finished) -> dict[str, Any]:
+    """Usage as LlamaIndex's token counters read it, and everything that the engine tells about the answer."""
+    usage = end.usage
     counts = {"prompt_tokens": usage.input_tokens, "completion_tokens": usage.output_tokens}
     total = {"total_tokens": usage.input_tokens + usage.output_tokens}
-    return {"usage": {**counts, **total, **asdict(usage)}, "finish_reason": finish_reason}
+    return {"usage": {**counts, **total, **asdict(usage)}, "finish_reason": end.finish_reason, "method": end.method}
 
 
 def _completion(answer: Answer) -> CompletionResponse:
-    return CompletionResponse(text=answer.text, raw=_raw(answer.usage, answer.finish_reason))
+    return CompletionResponse(text=answer.text, raw=_raw(answer))
 
 
 def _chat(answer: Answer) -> ChatResponse:
-    return ChatResponse(message=_message(answer.text), raw=_raw(answer.usage, answer.finish_reason))
+    return ChatResponse(message=_message(answer.text), raw=_raw(answer))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import Literal
+from typing import Any, Literal
 
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import NodeWithScore, QueryBundle, TextNode
@@ -21,20 +21,29 @@ class WholeDocumentPostprocessor(BaseNodePostprocessor):
     docstore: BaseDocumentStore = Field(exclude=True)
     """Where the originals are kept (`docstore.add_documents(documents)`), or at least all nodes."""
     llm: FocusLLM | None = None
-    """Counts tokens; needed with `max_tokens`."""
-    max_tokens: int | None = Field(default=None, ge=1)
+    """Counts tokens; needed with `max_document_tokens`."""
+    max_document_tokens: int | None = Field(default=None, ge=1)
     """How many tokens all documents together may have, such as `llm.metadata.context_window`."""
     on_overflow: Literal["raise", "drop"] = "raise"
-    """What happens beyond `max_tokens`: an error, or a warning and the last documents left out."""
+    """What happens beyond `max_document_tokens`: an error, or a warning and the last documents left out."""
 
     @classmethod
     def class_name(cls) -> str:
         return "WholeDocumentPostprocessor"
 
+    @model_validator(mode="before")
+    @classmethod
+    def _renamed(cls, values: Any) -> Any:
+        if isinstance(values, dict) and "max_tokens" in values:
+            raise ConfigError(
+                "max_tokens is the length of an answer. Give max_document_tokens for that of all documents."
+            )
+        return values
+
     @model_validator(mode="after")
     def _can_count(self) -> WholeDocumentPostprocessor:
-        if self.max_tokens is not None and self.llm is None:
-            raise ConfigError("max_tokens needs the model whose tokens are counted: give llm=FocusLLM(…).")
+        if self.max_document_tokens is not None and self.llm is None:
+            raise ConfigError("max_document_tokens needs the model whose tokens are counted: give llm=FocusLLM(…).")
         return self
 
     def _postprocess_nodes(
@@ -43,20 +52,23 @@ class WholeDocumentPostprocessor(BaseNodePostprocessor):
         return [_as_node(document) for document in self._within_budget(whole_documents(nodes, self.docstore))]
 
     def _within_budget(self, documents: list[WholeDocument]) -> list[WholeDocument]:
-        if self.max_tokens is None or self.llm is None:
+        if self.max_document_tokens is None or self.llm is None:
             return documents
         total = 0
         for number, document in enumerate(documents):
             total += len(self.llm.tokenize(document.text))
-            if total > self.max_tokens:
+            if total > self.max_document_tokens:
                 return self._overflow(documents, number, total)
         return documents
 
     def _overflow(self, documents: list[WholeDocument], fitting: int, total: int) -> list[WholeDocument]:
-        message = f"{fitting + 1} of {len(documents)} documents have {total} tokens, and max_tokens={self.max_tokens}"
+        message = (
+            f"{fitting + 1} of {len(documents)} documents have {total} tokens, and "
+            f"max_document_tokens={self.max_document_tokens}"
+        )
         if self.on_overflow == "raise" or not fitting:
             raise ContextOverflowError(
-                f'{message}. Retrieve fewer passages, raise max_tokens, or set on_overflow="drop".'
+                f'{message}. Retrieve fewer passages, raise max_document_tokens, or set on_overflow="drop".'
             )
         left_out = ", ".join(document.key for document in documents[fitting:])
         warnings.warn(f"{message}. Left out, because they came last: {left_out}.", stacklevel=4)

@@ -39,7 +39,7 @@ DOCUMENT = PromptTemplate("{text}")
 _PROMPTS = ("text_qa_template", "document_template")
 _NOT_FOR_TEMPLATES = ("self", "llm", "completion_to_prompt", "messages_to_prompt")  # `format` takes these itself
 
-Usage = dict[str, Any]
+UsageRecord = dict[str, Any]
 
 
 class FocusSynthesizer(BaseSynthesizer):
@@ -127,7 +127,7 @@ class FocusSynthesizer(BaseSynthesizer):
         **response_kwargs: Any,
     ) -> RESPONSE_TYPE:
         """LlamaIndex's `synthesize` on whole documents."""
-        usage: Usage = {}
+        usage: UsageRecord = {}
         whole = self._whole(nodes, usage)
         response = super().synthesize(query, whole, additional_source_nodes, focus_usage=usage, **response_kwargs)
         return _with_usage(response, usage)
@@ -140,14 +140,14 @@ class FocusSynthesizer(BaseSynthesizer):
         **response_kwargs: Any,
     ) -> RESPONSE_TYPE:
         """LlamaIndex's `asynthesize` on whole documents."""
-        usage: Usage = {}
+        usage: UsageRecord = {}
         whole = await asyncio.to_thread(self._whole, nodes, usage)  # a docstore may be a database
         response = await super().asynthesize(
             query, whole, additional_source_nodes, focus_usage=usage, **response_kwargs
         )
         return _with_usage(response, usage)
 
-    def _whole(self, nodes: list[NodeWithScore], usage: Usage) -> list[NodeWithScore]:
+    def _whole(self, nodes: list[NodeWithScore], usage: UsageRecord) -> list[NodeWithScore]:
         documents = whole_documents(nodes, self._docstore)
         empty = [document.key for document in documents if not document.text.strip()]
         if documents and len(empty) == len(documents):
@@ -179,7 +179,7 @@ class FocusSynthesizer(BaseSynthesizer):
 
     @dispatcher.span
     def get_response(
-        self, query_str: str, text_chunks: Sequence[str], focus_usage: Usage | None = None, **prompt_args: Any
+        self, query_str: str, text_chunks: Sequence[str], focus_usage: UsageRecord | None = None, **prompt_args: Any
     ) -> RESPONSE_TEXT_TYPE:
         """The answer from `text_chunks`, each a whole document.
 
@@ -187,7 +187,7 @@ class FocusSynthesizer(BaseSynthesizer):
             FocusError: what the engine raises; nothing becomes an "Empty Response"
         """
         dispatcher.event(GetResponseStartEvent(query_str=query_str, text_chunks=list(text_chunks)))
-        usage: Usage = {} if focus_usage is None else focus_usage
+        usage: UsageRecord = {} if focus_usage is None else focus_usage
         answer: Any
         if self._focus is None:
             answer = self._joined(query_str, text_chunks, prompt_args)
@@ -202,11 +202,11 @@ class FocusSynthesizer(BaseSynthesizer):
 
     @dispatcher.span
     async def aget_response(
-        self, query_str: str, text_chunks: Sequence[str], focus_usage: Usage | None = None, **prompt_args: Any
+        self, query_str: str, text_chunks: Sequence[str], focus_usage: UsageRecord | None = None, **prompt_args: Any
     ) -> RESPONSE_TEXT_TYPE:
         """`get_response`, leaving the event loop free."""
         dispatcher.event(GetResponseStartEvent(query_str=query_str, text_chunks=list(text_chunks)))
-        usage: Usage = {} if focus_usage is None else focus_usage
+        usage: UsageRecord = {} if focus_usage is None else focus_usage
         answer: Any
         if self._focus is None:
             answer = await self._ajoined(query_str, text_chunks, prompt_args)
@@ -225,7 +225,7 @@ class FocusSynthesizer(BaseSynthesizer):
             query_str = f"{query_str}\n\n{form}"
         return llm._get_messages(self._question, query_str=query_str, context_str="", **prompt_args)
 
-    def _read(self, response: ChatResponse, usage: Usage) -> str | BaseModel:
+    def _read(self, response: ChatResponse, usage: UsageRecord) -> str | BaseModel:
         _note_usage(response, usage)
         text = response.message.content or ""
         if self._output_cls is None:
@@ -260,15 +260,15 @@ class _WholeNode(TextNode):
     """A document on its way through LlamaIndex's `synthesize`, which is to forget neither nodes nor usage."""
 
     _found: list[NodeWithScore] = PrivateAttr(default_factory=list)
-    _usage: Usage = PrivateAttr(default_factory=dict)
+    _usage: UsageRecord = PrivateAttr(default_factory=dict)
 
 
-def _with_usage(response: RESPONSE_TYPE, usage: Usage) -> RESPONSE_TYPE:
+def _with_usage(response: RESPONSE_TYPE, usage: UsageRecord) -> RESPONSE_TYPE:
     response.metadata = {**(response.metadata or {}), "focus": usage}
     return response
 
 
-def _deltas(responses: Generator[ChatResponse, None, None], usage: Usage) -> Generator[str, None, None]:
+def _deltas(responses: Generator[ChatResponse, None, None], usage: UsageRecord) -> Generator[str, None, None]:
     """What is new of each; closing this stops the work."""
     with closing(responses):
         for response in responses:
@@ -276,13 +276,17 @@ def _deltas(responses: Generator[ChatResponse, None, None], usage: Usage) -> Gen
             yield response.delta or ""
 
 
-async def _adeltas(responses: AsyncGenerator[ChatResponse, None], usage: Usage) -> AsyncGenerator[str, None]:
+async def _adeltas(responses: AsyncGenerator[ChatResponse, None], usage: UsageRecord) -> AsyncGenerator[str, None]:
     async with aclosing(responses):
         async for response in responses:
             _note_usage(response, usage)
             yield response.delta or ""
 
 
-def _note_usage(response: ChatResponse, usage: Usage) -> None:
+def _note_usage(response: ChatResponse, usage: UsageRecord) -> None:
     if isinstance(response.raw, dict):
-        usage.update(response.raw.get("usage", {}), finish_reason=response.raw.get("finish_reason"))
+        usage.update(
+            response.raw.get("usage", {}),
+            finish_reason=response.raw.get("finish_reason"),
+            method=response.raw.get("method"),
+        )

@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
 from focus_core import device
-from focus_core.attention import reading
+from focus_core.attention import chunk_pass as reading
 from focus_core.attention.candidates import CandidateProjections
 from focus_core.attention.modules import decoder_parts
 from focus_core.cache.chunks import ChunkCache
@@ -532,7 +532,7 @@ def test_base_model_is_left_alone(family: str) -> None:
     for name, tensor in _state(model).items():
         assert torch.equal(tensor, state[name]), f"{name} has changed"
     assert model.config.to_dict() == config
-    assert model.config._attn_implementation != reading.READER_ATTENTION
+    assert model.config._attn_implementation != reading.CHUNK_ATTENTION
     with torch.no_grad():
         assert torch.equal(model(ids).logits, logits)
 

@@ -7,8 +7,8 @@ from typing import Any
 from langchain_core.language_models import LangSmithParams
 from langchain_core.messages.ai import InputTokenDetails, UsageMetadata
 
-from focus_core.engine.engine import Usage
-from focus_integrations.langchain.documents import texts_of
+from focus_core import Answer, Finished, Usage
+from focus_integrations.langchain.documents import whole_documents_of
 from focus_integrations.settings import Call, FocusSettings
 
 PROVIDER = "focusllm"
@@ -20,7 +20,7 @@ class LangChainSettings(FocusSettings):
     def call_with(self, given: dict[str, Any], stop: list[str] | None) -> Call:
         """One call's settings; `documents` may be LangChain's."""
         documents = given.get("documents")
-        return self.call({**given, "documents": texts_of(documents) if documents is not None else None}, stop)
+        return self.call({**given, "documents": whole_documents_of(documents) if documents is not None else None}, stop)
 
     def with_names(self, traced: LangSmithParams, given: dict[str, Any]) -> LangSmithParams:
         """For LangSmith: who made the model, and which one it is."""
@@ -41,3 +41,8 @@ def usage_metadata(usage: Usage) -> UsageMetadata:
         total_tokens=usage.input_tokens + usage.output_tokens,
         input_token_details=InputTokenDetails(cache_read=usage.cache_read, cache_creation=usage.cache_creation),
     )
+
+
+def answer_metadata(end: Answer | Finished) -> dict[str, str]:
+    """Why an answer ended, and the method that gave it."""
+    return {"finish_reason": end.finish_reason, "method": end.method}

@@ -1,0 +1,120 @@
+"""What can be asked for in one call: one list for the engine, the command line and the wrappers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from difflib import get_close_matches
+from typing import Any, TypedDict
+
+from focus_core.config import FocusConfig, SamplingConfig
+from focus_core.errors import ConfigError
+from focus_core.progress import Report
+
+
+class Options(TypedDict, total=False):
+    """Options of `generate`, `stream` and `stream_batch`."""
+
+    system: str | None
+    """A system prompt, in front of the question."""
+    chat_template: bool
+    """False continues the question as it stands; so does a tokenizer without a template."""
+    max_new_tokens: int | None
+    """Tokens that the answer may have; by default 256, or what the window leaves."""
+    stop: Sequence[str] | str | None
+    """Strings that end the answer and are not part of it. With a chat template, white space before the answer's first
+    word is not part of it either, and not searched."""
+    temperature: float
+    """0, the default, is greedy. The other sampling options are those of transformers."""
+    top_p: float
+    top_k: int
+    min_p: float
+    repetition_penalty: float
+    seed: int | None
+    """The same seed gives the same answer; without one, each answer is drawn anew."""
+    method: str | None
+    """"focus", "plain" or "auto"; by default the engine's."""
+    report: Report | None
+    """Called with the number of chunks prefilled so far and in all. It may be slow, and may ask the engine."""
+
+
+@dataclass(frozen=True)
+class CheckedOptions:
+    """Options with their defaults, checked."""
+
+    system: str | None
+    chat_template: bool
+    max_new_tokens: int | None
+    stops: tuple[str, ...]
+    sampling: SamplingConfig
+    method: str | None
+    report: Report | None
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any], *, called: str) -> CheckedOptions:
+        """From what a caller gave to the method named `called`.
+
+        Raises:
+            ConfigError: an unknown or misplaced option, or an impossible value
+        """
+        _refuse_unknown(options, called)
+        new_tokens = options.get("max_new_tokens")
+        if new_tokens is not None and (type(new_tokens) is not int or new_tokens < 1):
+            raise ConfigError(f"max_new_tokens={new_tokens!r}: must be a whole number, and at least 1.")
+        sampling = {field.name: options[field.name] for field in fields(SamplingConfig) if field.name in options}
+        return cls(
+            system=options.get("system"),
+            chat_template=options.get("chat_template", True),
+            max_new_tokens=new_tokens,
+            stops=_checked_stop(options.get("stop")),
+            sampling=SamplingConfig(**sampling),
+            method=options.get("method"),
+            report=options.get("report"),
+        )
+
+
+_OPTIONS = tuple(Options.__annotations__)
+_SETTINGS = tuple(field.name for field in fields(FocusConfig))
+_OTHER_NAMES = {
+    "max_tokens": "max_new_tokens",
+    "n_predict": "max_new_tokens",
+    "max_length": "max_new_tokens",
+    "system_prompt": "system",
+    "stop_sequences": "stop",
+    "stop_strings": "stop",
+    "progress": "report",
+    "callback": "report",
+}
+
+
+def _refuse_unknown(options: Mapping[str, Any], called: str) -> None:
+    name = next((name for name in options if name not in _OPTIONS), None)
+    if name is None:
+        return
+    if name in _SETTINGS:
+        raise ConfigError(
+            f"{called}() takes no {name!r}: it is a setting of the engine. Give it when the engine is made: "
+            f"FocusEngine.from_pretrained(…, {name}=…)."
+        )
+    near = nearest(name, [*_OPTIONS, "documents"])
+    hint = f"Did you mean {near!r}?" if near else f"It takes: {', '.join(_OPTIONS)}."
+    raise ConfigError(f"{called}() takes no option {name!r}. {hint}")
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known name that `name` is probably meant to be."""
+    other = _OTHER_NAMES.get(name)
+    known = list(known)
+    if other in known:
+        return other
+    return next(iter(get_close_matches(name, known, n=1, cutoff=0.6)), None)
+
+
+def _checked_stop(stop: Sequence[str] | str | None) -> tuple[str, ...]:
+    stops = (stop,) if isinstance(stop, str) else tuple(stop or ())
+    for text in stops:
+        if not isinstance(text, str):
+            raise ConfigError(f"stop holds {text!r}: every one must be a text.")
+    if "" in stops:
+        raise ConfigError("stop holds an empty string, which would end every answer at once.")
+    return stops

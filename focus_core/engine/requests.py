@@ -1,0 +1,128 @@
+"""A request on its way through the scheduler: what it waits for, and the events that its client reads."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+from focus_core.engine.answers import Event, Finished, FinishReason, Piece, Usage
+from focus_core.engine.prefill import ChunkPrefill
+from focus_core.engine.sampling import Sampler
+from focus_core.methods.base import Plan, Question
+from focus_core.text.stream import TextStream
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Chunks prefilled so far, and in all."""
+
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Ready:
+    """All chunks of a request are prefilled."""
+
+
+@dataclass(frozen=True)
+class Failed:
+    """The request ends with an error, which its client raises."""
+
+    error: Exception
+
+
+Notice = Event | Progress | Ready | Failed
+
+
+class Request:
+    """Chunks to be prefilled; `QuestionRequest` goes on from there.
+
+    Attributes:
+        notices: what has happened, for the client; filled and emptied under the scheduler's lock
+    """
+
+    def __init__(self, prefill: ChunkPrefill) -> None:
+        self.prefill = prefill
+        self.notices: deque[Notice] = deque()
+        self.left = False
+
+    def ends_with(self, notice: Notice) -> bool:
+        """Whether nothing follows this notice."""
+        return isinstance(notice, Failed | Ready)
+
+
+AnyRequest = TypeVar("AnyRequest", bound=Request)
+
+
+class QuestionRequest(Request):
+    """One question: how its tokens are chosen and shown.
+
+    Attributes:
+        stop_tokens: end the answer and are not shown
+        tokens: generated so far
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        prefill: ChunkPrefill,
+        *,
+        sampler: Sampler,
+        stop_tokens: frozenset[int],
+        text: TextStream,
+        usage: Usage,
+    ) -> None:
+        super().__init__(prefill)
+        self.plan, self.sampler, self.usage = plan, sampler, usage
+        self.tokens: list[int] = []
+        self.finished = False
+        self._stop_tokens, self._text = stop_tokens, text
+        self.local_length = len(plan.question.local_context)
+
+    def ends_with(self, notice: Notice) -> bool:
+        return isinstance(notice, Failed | Finished)
+
+    @property
+    def question(self) -> Question:
+        """The question with the answer so far."""
+        return self.plan.question.continued(self.tokens)
+
+    @property
+    def bytes_left(self) -> int:
+        """Bytes of keys and values that the rest of the answer may still add."""
+        limits, new_tokens = self.plan.limits, self.plan.new_tokens
+        held = limits.appended_tokens(len(self.tokens)) if self.tokens else 0
+        return (limits.appended_tokens(new_tokens) - held) * self.plan.method.bytes_per_token
+
+    def count_chunks(self) -> None:
+        """Note in `usage` what was prefilled, once all chunks are there."""
+        if not self.plan.chunks:
+            self.usage = replace(self.usage, cache_creation=self.usage.document_tokens)
+            return
+        tokens = sum(len(chunk.token_ids) for chunk in self.plan.chunks)
+        created = self.prefill.take_prefilled_tokens()
+        self.usage = replace(
+            self.usage,
+            document_tokens=tokens,
+            cache_read=tokens - created,
+            cache_creation=created,
+            chunks=len(self.plan.chunks),
+        )
+
+    def accept(self, token: int) -> Event | None:
+        """Append a generated token; the event that it makes certain, if any."""
+        self.tokens.append(token)
+        ended = token in self._stop_tokens
+        text = "" if ended else self._text.push(token)
+        reason: FinishReason | None = None
+        if ended or self._text.stopped:
+            reason = "stop"
+        elif len(self.tokens) >= self.plan.new_tokens:
+            reason = "length"
+        if reason is None:
+            return Piece(text) if text else None
+        self.finished = True
+        usage = replace(self.usage, output_tokens=len(self.tokens))
+        return Finished(text + self._text.finish(), reason, usage, self.plan.method.name, tuple(self.tokens))

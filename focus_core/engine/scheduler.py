@@ -1,0 +1,370 @@
+"""The scheduler: questions of all threads run together, one token per step.
+
+    scheduler.add(requests)
+    for request, notice in scheduler.notices(requests): ...   # whoever waits for a notice runs the next step
+
+There is no thread of its own. A client that needs a notice runs a step, unless another client is running one: then it
+waits, and the step serves both. A step is one pass for every batch of questions about the same chunks, and one pass of
+prefilling. So a new question joins the running batch, a client that leaves frees its place at the next step, and a long
+prefill delays the tokens of others by one pass per token.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Generator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+import torch
+from transformers import PreTrainedModel
+
+from focus_core.cache.chunks import ChunkSet
+from focus_core.cache.store import ChunkKey
+from focus_core.device import naming_lack_of_memory, require_memory, tokens_per_pass
+from focus_core.engine.requests import AnyRequest, Failed, Notice, Progress, QuestionRequest, Ready, Request
+from focus_core.engine.sampling import choose
+from focus_core.methods.base import Decoding, Method
+
+_BatchKey = tuple[int, tuple[ChunkKey, ...]]  # of one method's instance and its chunks
+
+
+@dataclass(eq=False)
+class Batch:
+    """Questions about the same chunks that take every step together.
+
+    Attributes:
+        tokens: the newest token of each request, input of the next step
+        in_step: set while a step changes the decoding; still set afterwards if the step was interrupted
+    """
+
+    key: _BatchKey
+    chunks: ChunkSet
+    method: Method
+    decoding: Decoding
+    requests: list[QuestionRequest]
+    tokens: list[int] = field(default_factory=list)
+    in_step: bool = False
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest local context."""
+        return max(request.local_length + len(request.tokens) for request in self.requests)
+
+
+class Scheduler:
+    """Runs the requests of all engines of one model. Safe under threads."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._model = model
+        self._changed = threading.Condition()  # guards notices, and the four attributes that follow
+        self._stepping = False
+        self._added: list[Request] = []
+        self._left: list[Request] = []
+        # What follows belongs to the thread that runs a step.
+        self._prefilling: deque[Request] = deque()
+        self._ready: deque[QuestionRequest] = deque()
+        self._batches: list[Batch] = []
+
+    def __repr__(self) -> str:
+        running = sum(len(batch.requests) for batch in self._batches)
+        return f"<Scheduler: {running} running, {len(self._prefilling)} prefilling, {len(self._ready)} ready>"
+
+    @property
+    def idle(self) -> bool:
+        """Whether there is nothing to do."""
+        with self._changed:
+            return not (self._added or self._left or self._prefilling or self._ready or self._batches)
+
+    # --- clients ------------------------------------------------------------------------------------------------------
+
+    def add(self, requests: Sequence[Request]) -> None:
+        """Let requests take part from the next step on."""
+        with self._changed:
+            self._added += requests
+
+    def notices(self, requests: Sequence[AnyRequest]) -> Generator[tuple[AnyRequest, Notice]]:
+        """What happens to these requests, as it happens; ends with the last of them.
+
+        Closing the iterator ends what is left of them.
+
+        Raises:
+            Exception: the first error of a request
+        """
+        open_requests = list(requests)
+        try:
+            while open_requests:
+                for request, notice in self._take(open_requests):
+                    if isinstance(notice, Failed):
+                        raise notice.error
+                    if request.ends_with(notice):
+                        open_requests.remove(request)
+                    yield request, notice
+        finally:
+            self._leave(open_requests)
+
+    def _take(self, requests: Sequence[AnyRequest]) -> list[tuple[AnyRequest, Notice]]:
+        """The notices of some requests; runs steps, or waits for another client's, until there are any."""
+        while True:
+            mine = False
+            try:
+                with self._changed:
+                    self._changed.wait_for(lambda: not self._stepping or any(r.notices for r in requests))
+                    found = [(r, r.notices.popleft()) for r in requests for _ in range(len(r.notices))]
+                    if found:
+                        return found
+                    mine = self._stepping = True
+                self._step()
+            finally:
+                if mine:
+                    self._end_step()
+
+    def _leave(self, requests: Sequence[Request]) -> None:
+        """End requests; at once if no step is running, otherwise with that step."""
+        if not requests:
+            return
+        with self._changed:
+            self._left += requests
+            mine = not self._stepping
+            if mine:
+                self._stepping = True
+        if mine:
+            self._end_step()
+
+    def _end_step(self) -> None:
+        """Drop the requests that left meanwhile, and let other clients step."""
+        while True:
+            with self._changed:
+                left, self._left = self._left, []
+                if not left:
+                    self._stepping = False
+                    self._changed.notify_all()
+                    return
+            try:
+                self._drop(left)
+            except BaseException:
+                self._recover()
+                with self._changed:
+                    self._stepping = False
+                    self._changed.notify_all()
+                raise
+
+    def _tell(self, request: Request, notice: Notice, *, last: bool = False) -> None:
+        with self._changed:
+            request.left = request.left or last
+            request.notices.append(notice)
+            self._changed.notify_all()
+
+    # --- a step -------------------------------------------------------------------------------------------------------
+
+    def _step(self) -> None:
+        """One pass for every batch, and one pass of prefilling."""
+        with self._changed:
+            added, self._added = self._added, []
+            left, self._left = self._left, []
+        self._prefilling.extend(added)
+        self._drop(left)
+        running = list(self._batches)
+        try:
+            for batch in running:
+                self._advance(batch)
+            self._prefill()
+            self._start_ready()
+        except BaseException:
+            self._recover()
+            raise
+
+    def _prefill(self) -> None:
+        """One pass for the request whose turn it is; what is ready already needs none."""
+        for request in list(self._prefilling):
+            if not request.prefill.begun:
+                self._begin(request)
+            else:
+                self._settle(request)
+        for _ in range(len(self._prefilling)):
+            request = self._prefilling[0]
+            self._prefilling.rotate(-1)
+            others = [other.prefill for other in self._prefilling if other.prefill is not request.prefill]
+            elsewhere = {key for prefill in others for key in prefill.block}
+            if request.prefill.block or request.prefill.missing(elsewhere):
+                self._prefill_pass(request, elsewhere)
+                return
+
+    def _begin(self, request: Request) -> None:
+        try:
+            request.prefill.begin()
+        except Exception as error:
+            self._fail(self._sharing(request), error)
+            return
+        self._settle(request)
+
+    def _prefill_pass(self, request: Request, elsewhere: set[ChunkKey]) -> None:
+        try:
+            with naming_lack_of_memory():
+                rows = request.prefill.step(elsewhere)
+        except Exception as error:
+            self._fail(self._sharing(request), error)
+            return
+        for other in list(self._prefilling):
+            if other.prefill is request.prefill or (rows and other.prefill.find(rows)):
+                self._tell(other, Progress(*other.prefill.progress))
+                self._settle(other)
+
+    def _sharing(self, request: Request) -> list[Request]:
+        """Requests that wait for the same prefill."""
+        return [other for other in self._prefilling if other.prefill is request.prefill]
+
+    def _settle(self, request: Request) -> None:
+        """Move on a request whose chunks are all there."""
+        if not request.prefill.complete:
+            return
+        self._prefilling.remove(request)
+        if isinstance(request, QuestionRequest):
+            request.count_chunks()
+            self._ready.append(request)
+            self._tell(request, Ready())
+        else:
+            self._tell(request, Ready(), last=True)
+
+    # --- batches ------------------------------------------------------------------------------------------------------
+
+    def _start_ready(self) -> None:
+        """Start as many questions as the memory holds, in their order; those about the same chunks together."""
+        groups: dict[_BatchKey, list[list[QuestionRequest]]] = {}
+        reserved = sum(request.bytes_left for batch in self._batches for request in batch.requests)
+        while self._ready:
+            request = self._ready[0]
+            nbytes = request.bytes_left
+            try:
+                require_memory(reserved + nbytes, self._model.device, what="the questions and their answers")
+            except Exception as error:
+                if self._batches or groups:
+                    break  # it waits for the end of others
+                self._ready.popleft()
+                self._fail([request], error)
+                continue
+            self._ready.popleft()
+            reserved += nbytes
+            self._into_group(groups.setdefault(_key(request), []), request)
+        for key, of_key in groups.items():
+            for group in of_key:
+                self._start(key, group)
+
+    def _into_group(self, groups: list[list[QuestionRequest]], request: QuestionRequest) -> None:
+        for group in groups:
+            longest = max(one.local_length for one in (*group, request))
+            if (len(group) + 1) * longest <= tokens_per_pass(self._model):
+                group.append(request)
+                return
+        groups.append([request])
+
+    def _start(self, key: _BatchKey, requests: list[QuestionRequest]) -> None:
+        """The first pass of some questions about the same chunks, which then join a running batch."""
+        method, joined = requests[0].plan.method, self._batch_for(key, requests)
+        try:
+            with naming_lack_of_memory():
+                chunks = requests[0].prefill.chunk_set if joined is None else joined.chunks
+                decoding = method.decoding(chunks, [request.question for request in requests])
+                batch = Batch(key, chunks, method, decoding, requests, in_step=True)
+                self._batches.append(batch)
+                logits = decoding.start()
+                self._accept(batch, logits)
+                if joined is not None and batch in self._batches:
+                    self._join(joined, batch)
+        except Exception as error:
+            self._fail(requests, error)
+
+    def _batch_for(self, key: _BatchKey, requests: Sequence[QuestionRequest]) -> Batch | None:
+        """A running batch that these questions can join in one pass."""
+        for batch in self._batches:
+            longest = max(batch.longest, *(request.local_length for request in requests))
+            fits = (len(batch.requests) + len(requests)) * longest <= tokens_per_pass(self._model)
+            if batch.key == key and (fits or batch.method.cached_layers == 0):
+                return batch
+        return None
+
+    def _join(self, batch: Batch, other: Batch) -> None:
+        batch.in_step = other.in_step = True
+        batch.decoding.join(other.decoding)
+        batch.requests += other.requests
+        batch.tokens += other.tokens
+        self._batches.remove(other)
+        batch.in_step = False
+
+    def _advance(self, batch: Batch) -> None:
+        try:
+            with naming_lack_of_memory():
+                batch.in_step = True
+                self._accept(batch, batch.decoding.step(torch.tensor(batch.tokens)))
+        except Exception as error:
+            self._fail(batch.requests, error)
+
+    def _accept(self, batch: Batch, logits: torch.Tensor) -> None:
+        """Choose the next tokens, tell the clients, and drop the questions that have ended."""
+        chosen = choose([request.sampler for request in batch.requests], logits)
+        going_on: list[int] = []
+        for index, (request, token) in enumerate(zip(batch.requests, chosen, strict=True)):
+            if isinstance(token, Exception):  # what one client asked for must not end the others
+                self._tell(request, Failed(token), last=True)
+                continue
+            event = request.accept(token)
+            if event is not None:
+                self._tell(request, event, last=request.finished)
+            if not request.finished:
+                going_on.append(index)
+        batch.tokens = [token if isinstance(token, int) else 0 for token in chosen]
+        self._keep(batch, going_on)
+        batch.in_step = False
+
+    def _keep(self, batch: Batch, indices: list[int]) -> None:
+        if not indices:
+            self._batches.remove(batch)
+        elif len(indices) < len(batch.requests):
+            batch.decoding.keep(indices)
+            batch.requests = [batch.requests[index] for index in indices]
+            batch.tokens = [batch.tokens[index] for index in indices]
+
+    # --- the end of requests ------------------------------------------------------------------------------------------
+
+    def _fail(self, requests: Sequence[Request], error: Exception) -> None:
+        requests = list(requests)
+        for request in requests:
+            self._tell(request, Failed(error), last=True)
+        self._drop(requests)
+
+    def _drop(self, requests: Sequence[Request]) -> None:
+        """Take requests out, wherever they are."""
+        if not requests:
+            return
+        gone = set(map(id, requests))
+        with self._changed:
+            self._added = [request for request in self._added if id(request) not in gone]
+        for request in requests:
+            request.left = True
+            with suppress(ValueError):
+                self._prefilling.remove(request)
+            if isinstance(request, QuestionRequest):
+                with suppress(ValueError):
+                    self._ready.remove(request)
+        for batch in list(self._batches):
+            if batch.in_step:
+                self._restart(batch)
+            else:
+                self._keep(batch, [i for i, request in enumerate(batch.requests) if id(request) not in gone])
+
+    def _recover(self) -> None:
+        """After an interrupt: let other clients' questions go on from the tokens they have."""
+        for batch in list(self._batches):
+            if batch.in_step:
+                self._restart(batch)
+        for request in self._prefilling:
+            request.prefill.abandon()
+
+    def _restart(self, batch: Batch) -> None:
+        self._batches.remove(batch)
+        self._ready.extendleft(r for r in reversed(batch.requests) if not r.finished and not r.left)
+
+
+def _key(request: QuestionRequest) -> _BatchKey:
+    return id(request.plan.method), tuple(chunk.key for chunk in request.plan.chunks)

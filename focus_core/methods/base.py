@@ -1,0 +1,136 @@
+"""What a method is: how chunks and a question become next-token logits.
+
+A method says what fits (`limits`), prefills chunks (`prefill`), and decodes a batch of questions about the same chunks
+(`decoding`), one token per step. `table.METHODS` names those there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+from focus_core.cache.chunks import ChunkRow, ChunkSet
+from focus_core.methods.limits import Lengths, Limits
+from focus_core.text.chunking import Chunk, Layout, Prompt
+from focus_core.text.documents import TokenIds, TokenizedDocument
+
+# One pass of the model per item: chunks prefilled so far. Returns their keys and values, in order.
+Prefilling = Generator[int, None, list[ChunkRow]]
+
+
+@dataclass(frozen=True, eq=False)
+class Question:
+    """One question as methods take it.
+
+    Attributes:
+        layout: how rows are put together
+        documents: what it is asked of; empty where one long prompt was chunked
+        context: the question with its template, or what is left of a long prompt after its chunks
+        generated: tokens of the answer so far
+    """
+
+    layout: Layout
+    documents: tuple[TokenizedDocument, ...]
+    context: Prompt
+    generated: tuple[int, ...] = ()
+
+    @property
+    def local_context(self) -> TokenIds:
+        """What follows the memory (paper §2.1), with the answer so far."""
+        return [*self.context.row, *self.generated]
+
+    @property
+    def dynamic_prompt(self) -> TokenIds:
+        """What is appended to every chunk (paper eq. 1), with the answer so far."""
+        return [*self.layout.dynamic_prompt(self.context), *self.generated]
+
+    @property
+    def whole(self) -> TokenIds:
+        """Documents and local context in one row, with the answer so far."""
+        return [*self.layout.plain(self.documents, self.context), *self.generated]
+
+    def continued(self, tokens: Sequence[int]) -> Question:
+        """The same question with more of its answer generated."""
+        return replace(self, generated=(*self.generated, *tokens))
+
+
+class Decoding(Protocol):
+    """A batch of answers in progress: next-token logits, one step per token."""
+
+    def start(self) -> Tensor:
+        """Next-token logits `[questions, vocab]` before anything is generated."""
+
+    def step(self, tokens: Tensor) -> Tensor:
+        """Next-token logits after appending `tokens [questions]`."""
+
+    def keep(self, questions: Sequence[int]) -> None:
+        """Drop all questions but those with these indices."""
+
+    def join(self, other: Any) -> None:
+        """Add the questions of another decoding of the same method and chunks that has started."""
+
+
+class Method(Protocol):
+    """A way from chunks and questions to logits. One instance serves all requests of an engine, in any thread.
+
+    Attributes:
+        name: as in `table.METHODS` and `Answer.method`
+        cached_layers: layers of the model whose keys and values of chunks the method reads; 0 for a method that reads
+            documents and question in one row, without chunks
+        bytes_per_token: of the keys and values that it holds
+        notice: a warning for the user before it reads chunks, if it needs one
+    """
+
+    name: ClassVar[str]
+
+    @property
+    def cached_layers(self) -> int: ...
+
+    @property
+    def bytes_per_token(self) -> int: ...
+
+    @property
+    def notice(self) -> str | None: ...
+
+    def limits(self, lengths: Lengths) -> Limits:
+        """What a question of these lengths takes."""
+
+    def prefill(self, chunks: Sequence[Chunk]) -> Prefilling:
+        """Keys and values of chunks, each read alone; one pass of the model per item."""
+
+    def decoding(self, chunks: ChunkSet, questions: Sequence[Question]) -> Decoding:
+        """A batch of questions about these chunks (or, with `cached_layers == 0`, about their own documents)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """How one question is answered.
+
+    Attributes:
+        chunks: to be prefilled; none for a method that reads no chunks
+        new_tokens: tokens that the answer may have
+    """
+
+    method: Method
+    chunks: tuple[Chunk, ...]
+    question: Question
+    limits: Limits
+    new_tokens: int
+
+
+def pad_left(rows: Sequence[Sequence[int]]) -> tuple[Tensor, list[int]]:
+    """Token ids `[rows, longest]` with zeros at the left, and how many zeros each row has."""
+    longest = max(len(row) for row in rows)
+    padding = [longest - len(row) for row in rows]
+    ids = [[0] * missing + list(row) for missing, row in zip(padding, rows, strict=True)]
+    return torch.tensor(ids, dtype=torch.long), padding
+
+
+def without_unused(padding: Sequence[int]) -> tuple[list[int], int]:
+    """Padding without the columns that are unused in every row, and their number."""
+    unused = min(padding)
+    return [columns - unused for columns in padding], unused

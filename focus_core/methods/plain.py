@@ -1,0 +1,96 @@
+"""The plain model: documents and question in one row, with an ordinary cache, as the paper does up to the window."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from focus_core.cache.chunks import ChunkSet
+from focus_core.methods.base import Prefilling, Question, pad_left
+from focus_core.methods.decoder import Decoder
+from focus_core.methods.limits import Lengths, PlainLimits
+from focus_core.text.chunking import Chunk
+
+
+class PlainDecoding:
+    """The model as it is, for a batch of rows."""
+
+    def __init__(self, decoder: Decoder, rows: Sequence[Sequence[int]]) -> None:
+        self._model = decoder.model
+        self._rows, self._padding = pad_left(rows)
+        self._cache = DynamicCache()  # given no config, so that it never drops what a sliding window could not see
+        self._length = 0
+
+    def start(self) -> Tensor:
+        return self._append(self._rows)
+
+    def step(self, tokens: Tensor) -> Tensor:
+        return self._append(tokens[:, None])
+
+    def keep(self, questions: Sequence[int]) -> None:
+        self._cache.batch_select_indices(torch.tensor(questions, device=self._model.device))
+        self._padding = [self._padding[index] for index in questions]
+
+    def join(self, other: PlainDecoding) -> None:
+        length = max(self._length, other._length)
+        joined = DynamicCache()
+        for layer, (mine, theirs) in enumerate(zip(self._cache.layers, other._cache.layers, strict=True)):
+            keys = torch.cat([_padded(mine.keys, length), _padded(theirs.keys, length)])
+            values = torch.cat([_padded(mine.values, length), _padded(theirs.values, length)])
+            joined.update(keys, values, layer)
+        self._padding = [columns + length - part._length for part in (self, other) for columns in part._padding]
+        self._cache, self._length = joined, length
+
+    @torch.no_grad()
+    def _append(self, tokens: Tensor) -> Tensor:
+        device = self._model.device
+        tokens = tokens.to(device)
+        padding = torch.tensor(self._padding, device=device)[:, None]
+        columns = torch.arange(self._length + tokens.shape[1], device=device)
+        position_ids = (columns[self._length :] - padding).clamp(min=0)
+        mask = (columns >= padding).long() if any(self._padding) else None
+        self._length = len(columns)
+        output = self._model(
+            input_ids=tokens,
+            attention_mask=mask,
+            position_ids=position_ids,
+            past_key_values=self._cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        logits: Tensor = output.logits[:, -1]
+        return logits
+
+
+def _padded(states: Tensor, length: int) -> Tensor:
+    """`[batch, heads, tokens, dim]` with zeros at the left, because a hidden value still takes part in 0 × value."""
+    return nn.functional.pad(states, (0, 0, length - states.shape[2], 0))
+
+
+class PlainMethod:
+    """The plain model as a `Method`. It prefills no chunks: a row depends on its question."""
+
+    name: ClassVar[str] = "plain"
+    cached_layers = 0
+    notice = None
+
+    def __init__(self, decoder: Decoder) -> None:
+        self._decoder = decoder
+
+    @property
+    def bytes_per_token(self) -> int:
+        return self._decoder.parts.num_layers * self._decoder.bytes_per_layer
+
+    def limits(self, lengths: Lengths) -> PlainLimits:
+        return PlainLimits(self._decoder.config, lengths)
+
+    def prefill(self, chunks: Sequence[Chunk]) -> Prefilling:
+        yield from ()
+        return []
+
+    def decoding(self, chunks: ChunkSet, questions: Sequence[Question]) -> PlainDecoding:
+        return PlainDecoding(self._decoder, [question.whole for question in questions])

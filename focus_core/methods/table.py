@@ -1,0 +1,17 @@
+"""The methods there are, and which one answers a question."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from focus_core.methods.base import Method
+from focus_core.methods.focus import FocusMethod, FocusModel
+from focus_core.methods.plain import PlainMethod
+
+AUTO = "auto"
+
+# A new method is one file and one line here.
+METHODS: dict[str, Callable[[FocusModel], Method]] = {
+    FocusMethod.name: FocusMethod,
+    PlainMethod.name: PlainMethod,
+}
