@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 import threading
 import zipfile
@@ -28,6 +27,7 @@ from focus_core.attention.candidates import CandidateProjections, names_per_laye
 from focus_core.attention.modules import DecoderParts, decoder_parts, window_of
 from focus_core.config import FocusConfig
 from focus_core.device import choose_device, choose_dtype, naming_lack_of_memory
+from focus_core.disk import replace_file
 from focus_core.errors import AdapterError, ConfigError, UnsupportedModelError, first_line
 
 ADAPTER_CONFIG = "focusllm_adapter.json"
@@ -382,16 +382,6 @@ def _fill(projections: CandidateProjections, tensors: Mapping[str, Tensor], fold
             f"The adapter in {folder}: {spoiled} holds something else than finite floating point numbers."
         )
     projections.load_state_dict(dict(tensors))
-
-
-def replace_file(path: Path, write: Callable[[Path], Any]) -> None:
-    """Write beside `path`, then move over it: a stop or a full disk in between leaves the old file, and no other."""
-    beside = path.with_name(path.name + ".partial")
-    try:
-        write(beside)
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 # --- the authors' checkpoints -----------------------------------------------------------------------------------------

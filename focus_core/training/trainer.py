@@ -37,11 +37,11 @@ from focus_core.loading.checkpoint import (
     fresh_projections,
     load_adapter,
     load_model,
-    replace_file,
     save_adapter,
 )
 from focus_core.config import FocusConfig
 from focus_core.device import choose_device, naming_lack_of_memory
+from focus_core.disk import replace_file
 from focus_core.errors import ConfigError, FocusError
 from focus_core.methods.focus import FocusModel
 from focus_core.progress import progress_bar
