@@ -21,16 +21,16 @@ from focus_core.errors import (
 
 if TYPE_CHECKING:
     from focus_core.attention.memory import Memory
-    from focus_core.loading.checkpoint import save_adapter, split_authors_checkpoint
     from focus_core.cache.chunks import ChunkCache
-    from focus_core.text.files import PreparedDocuments, read_file, read_folder
     from focus_core.engine.engine import Answer, FocusEngine, Piece, Usage
+    from focus_core.loading.adapters import save_adapter
     from focus_core.methods.focus import FocusModel, TokenGeneration
+    from focus_core.text.files import PreparedDocuments, read_file, read_folder
 else:
     # Importing torch takes seconds, so it waits until a name is asked for that needs it: `focusllm --help` is instant.
     _MODULES = {
         "attention.memory": ("Memory",),
-        "loading.checkpoint": ("save_adapter", "split_authors_checkpoint"),
+        "loading.adapters": ("save_adapter",),
         "cache.chunks": ("ChunkCache",),
         "text.files": ("PreparedDocuments", "read_file", "read_folder"),
         "engine.engine": ("Answer", "FocusEngine", "Piece", "Usage"),
@@ -72,5 +72,4 @@ __all__ = [
     "read_file",
     "read_folder",
     "save_adapter",
-    "split_authors_checkpoint",
 ]

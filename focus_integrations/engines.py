@@ -16,7 +16,7 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 from focus_core import FocusConfig, FocusEngine
-from focus_core.loading.checkpoint import saved_window
+from focus_core.loading.peek import saved_window
 from focus_core.config import ResolvedConfig
 from focus_core.errors import ConfigError
 

@@ -17,7 +17,7 @@ import torch
 from jinja2 import TemplateError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from focus_core.loading.checkpoint import LoadedModel
+from focus_core.loading.models import LoadedModel
 from focus_core.text.chunking import TextLayout, TokenIds
 from focus_core.config import FocusConfig, ResolvedConfig, SamplingConfig
 from focus_core.methods.decoding import Decoding, FocusDecoding, PlainDecoding

@@ -15,14 +15,15 @@ from weakref import WeakValueDictionary
 from transformers import PreTrainedTokenizerBase
 
 from focus_core.attention.candidates import CandidateProjections
-from focus_core.loading.checkpoint import LoadedModel, fresh_projections, is_folder, load_model
 from focus_core.device import choose_device, choose_dtype, free_memory, naming_lack_of_memory
 from focus_core.errors import ConfigError, UnsupportedModelError
 from focus_core.cache.store import ChunkStore
+from focus_core.loading.adapters import fresh_projections
+from focus_core.loading.embedded import EMBEDDED, EMBEDDED_ADAPTER, EMBEDDED_BASE, EMBEDDED_FOLDER
+from focus_core.loading.hub import is_folder
+from focus_core.loading.models import LoadedModel, load_model
 from focus_core.text.tokenizer import load_tokenizer
 
-EMBEDDED = "embedded"
-EMBEDDED_FOLDER = Path(__file__).parents[1] / "embedded"
 _STORE_SHARE = 0.5  # of the memory that is free once the weights are loaded
 _of_their_own = itertools.count(1)
 
@@ -172,6 +173,6 @@ def _version(folder: str) -> str:
 def _resolve(name: str) -> tuple[str, Path | None]:
     if name != EMBEDDED:
         return name, None
-    if not (EMBEDDED_FOLDER / "base" / "config.json").is_file():
+    if not (EMBEDDED_BASE / "config.json").is_file():
         raise UnsupportedModelError(f"The embedded model is not installed at {EMBEDDED_FOLDER}. Reinstall focusllm.")
-    return str(EMBEDDED_FOLDER / "base"), EMBEDDED_FOLDER / "adapter"
+    return str(EMBEDDED_BASE), EMBEDDED_ADAPTER

@@ -19,20 +19,20 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from focus_core.attention.candidates import CandidateProjections, candidate_reader
+from focus_core.attention.chunk_pass import ReaderPass, reading
 from focus_core.attention.memory import Memory
 from focus_core.attention.modules import decoder_parts
 from focus_core.attention.passes import PassCache, until_done
-from focus_core.attention.chunk_pass import ReaderPass, reading
 from focus_core.attention.rope import RotaryPositions
 from focus_core.attention.step import StepPass
 from focus_core.cache.chunks import ChunkBlock, ChunkCache, ChunkRow, PromptCache, runs_of
-from focus_core.text.chunking import TextLayout
 from focus_core.config import FocusConfig, ResolvedConfig
-from focus_core.methods.decoding import Decoding, FocusDecoding, PlainDecoding
 from focus_core.device import lacking_memory, require_memory, room_for, tokens_per_pass
 from focus_core.errors import ConfigError, UnsupportedModelError
+from focus_core.methods.decoding import Decoding, FocusDecoding, PlainDecoding
 from focus_core.methods.limits import make_plan
 from focus_core.progress import Report
+from focus_core.text.chunking import TextLayout
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class FocusModel:
         **model_arguments: Any,
     ) -> FocusModel:
         """A folder or hub id: an ordinary model with or without `adapter`, or a checkpoint of the authors."""
-        from focus_core.loading.checkpoint import load_model
+        from focus_core.loading.models import load_model
 
         loaded = load_model(model, adapter=adapter, device=device, dtype=dtype, **model_arguments)
         return cls(loaded.model, loaded.projections, config=config, trained_with=loaded.trained_with)

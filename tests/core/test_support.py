@@ -11,7 +11,7 @@ import transformers
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
 
 from focus_core.attention.modules import Window, decoder_parts
-from focus_core.loading.checkpoint import saved_window
+from focus_core.loading.peek import saved_window
 from focus_core.config import FocusConfig
 from focus_core.errors import UnsupportedModelError
 from focus_core.methods.focus import FocusModel
