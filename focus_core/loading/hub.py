@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import snapshot_download
+from huggingface_hub import snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from focus_core.errors import AdapterError, first_line
@@ -36,3 +36,23 @@ def download(name: str, files: Sequence[str], trouble: str, hub_arguments: Mappi
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = first_line(error)
         raise AdapterError(f"{trouble}, and the hub gave none ({reason})") from error
+
+
+def local_folder(
+    name: str, file: str, *, revision: str | None = None, cache_dir: str | Path | None = None
+) -> Path | None:
+    """The folder that holds `file` of a folder name or hub id, without asking the network; `None` if it is not here.
+
+    Args:
+        file: a path below the folder or in the repository; the result is the folder directly above it
+        revision: branch, tag or commit, for a hub id
+        cache_dir: the hub's cache, if not the default one
+    """
+    if is_folder(name):
+        path = Path(name) / file
+        return path.parent if path.is_file() else None
+    try:
+        cached = try_to_load_from_cache(name, file, cache_dir=cache_dir, revision=revision)
+    except (OSError, ValueError):  # `name` does not have the form of a hub id
+        return None
+    return Path(cached).parent if isinstance(cached, str) else None
