@@ -68,7 +68,7 @@ def shared_engine(settings: EngineSettings) -> FocusEngine:
 
 def name_engine(engine: FocusEngine) -> str:
     """A model name under which `shared_engine` finds an engine that the user made, for as long as it lives."""
-    name = f"{_GIVEN}{engine.shared.identity}#{id(engine):x}"
+    name = f"{_GIVEN}{engine.shared.loaded.model_id}#{id(engine):x}"
     with _lock:
         _given[name] = engine
     return name

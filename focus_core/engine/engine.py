@@ -176,7 +176,7 @@ class FocusEngine:
             store_bytes: how much the store of read chunks may hold; by default half of the free memory
         """
         loaded = LoadedModel(model, model.config.name_or_path or type(model).__name__)
-        return cls(SharedModel.of(loaded, tokenizer, store_bytes, of_its_own=True), config=config, progress=progress)
+        return cls(SharedModel.of(loaded, tokenizer, store_bytes), config=config, progress=progress)
 
     @property
     def config(self) -> ResolvedConfig:
@@ -298,7 +298,7 @@ class FocusEngine:
             ContextOverflowError: a document of which nothing could be asked, because its memory fills the window
             OutOfMemoryError: the keys and values do not fit the memory
         """
-        prepared = PreparedDocuments(tuple(self._texts_of(documents)), self.shared.identity)
+        prepared = PreparedDocuments(tuple(self._texts_of(documents)), self.shared.key)
         chunks: list[TokenIds] = []
         for text in prepared.texts:
             chunks_of_text = self._layout.document_chunks(text)
@@ -360,10 +360,10 @@ class FocusEngine:
         return texts
 
     def _tokens_of(self, prepared: PreparedDocuments) -> Sequence[TokenIds]:
-        if prepared.model != self.shared.identity:
+        if prepared.model != self.shared.key:
             raise DocumentError(
                 f"These documents were prepared with {prepared.model!r}, but this engine runs "
-                f"{self.shared.identity!r}. Prepare them again with this engine."
+                f"{self.shared.key!r}. Prepare them again with this engine."
             )
         return prepared.texts
 

@@ -48,7 +48,7 @@ class ChunkReader:
         Raises:
             OutOfMemoryError: before any work, if what is missing does not fit
         """
-        keys = [chunk_key(self._shared.identity, chunk) for chunk in chunks]
+        keys = [chunk_key(self._shared.key, chunk) for chunk in chunks]
         wanted = dict(zip(keys, chunks, strict=True))
         rows = self._stored(wanted)
         missing: list[ChunkKey] = []
@@ -70,7 +70,7 @@ class ChunkReader:
 
     def room_behind(self, chunks: Sequence[TokenIds]) -> int:
         """For how many tokens of questions and answers there is memory, once the chunks have been read."""
-        wanted = {chunk_key(self._shared.identity, chunk): len(chunk) for chunk in chunks}
+        wanted = {chunk_key(self._shared.key, chunk): len(chunk) for chunk in chunks}
         known = self._stored(wanted)
         return self._focus.free_tokens - sum(length for key, length in wanted.items() if key not in known)
 

@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-import itertools
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 from weakref import WeakValueDictionary
 
 from transformers import PreTrainedTokenizerBase
 
 from focus_core.attention.candidates import CandidateProjections
+from focus_core.cache.store import ChunkStore
 from focus_core.device import choose_device, choose_dtype, free_memory, naming_lack_of_memory
 from focus_core.errors import ConfigError, UnsupportedModelError
-from focus_core.cache.store import ChunkStore
 from focus_core.loading.adapters import fresh_projections
 from focus_core.loading.embedded import EMBEDDED, EMBEDDED_ADAPTER, EMBEDDED_BASE, EMBEDDED_FOLDER
+from focus_core.loading.fingerprint import model_key, weights_content
 from focus_core.loading.hub import is_folder
 from focus_core.loading.models import LoadedModel, load_model
 from focus_core.text.tokenizer import load_tokenizer
 
 _STORE_SHARE = 0.5  # of the memory that is free once the weights are loaded
-_of_their_own = itertools.count(1)
 
 
 class Turn:
@@ -63,7 +62,7 @@ class SharedModel:
 
     Attributes:
         projections: the trained ones, or copies of the model's own maps
-        identity: what a chunk's keys and values depend on besides its tokens
+        key: what the keys and values of a chunk depend on, besides its tokens
         turn: held for one pass of the model (the first step of an answer takes several), never while somebody waits for
             a user
         reading: held by whoever reads chunks, so that nobody reads the same ones or counts on the same free memory;
@@ -74,7 +73,7 @@ class SharedModel:
     projections: CandidateProjections
     tokenizer: PreTrainedTokenizerBase
     store: ChunkStore
-    identity: str
+    key: str
     turn: threading.Lock = field(default_factory=threading.Lock)
     reading: threading.RLock = field(default_factory=threading.RLock)
 
@@ -85,23 +84,16 @@ class SharedModel:
         tokenizer: PreTrainedTokenizerBase,
         store_bytes: int | None = None,
         *,
-        version: str = "",
-        of_its_own: bool = False,
+        key: str | None = None,
     ) -> SharedModel:
         """Around a model that is already loaded.
 
         Args:
-            version: what tells this model from another one under the same name
-            of_its_own: no other model is taken for the same, whatever its name
+            key: its `model_key`; `None` for a model whose weights may change at any time, which shares with no other
         """
         projections = loaded.projections or fresh_projections(loaded.model)
         budget = int(free_memory(loaded.model.device) * _STORE_SHARE) if store_bytes is None else store_bytes
-        config = loaded.model.config.get_text_config()
-        version = version or str(getattr(config, "_commit_hash", None))
-        identity = f"{loaded.model_id}|{version}|{loaded.model.dtype}"
-        if of_its_own:
-            identity += f"|{next(_of_their_own)}"
-        return cls(loaded, projections, tokenizer, ChunkStore(budget), identity)
+        return cls(loaded, projections, tokenizer, ChunkStore(budget), key or uuid4().hex)
 
     @contextmanager
     def one_pass(self) -> Iterator[Turn]:
@@ -151,7 +143,11 @@ def shared_model(
         if found is None:
             path, own_adapter = _resolve(name)
             loaded = load_model(path, adapter=adapter or own_adapter, device=device, dtype=dtype, **arguments)
-            found = SharedModel.of(loaded, load_tokenizer(path, arguments), version=_version(path))
+            tokenizer = load_tokenizer(path, arguments)
+            weights = weights_content(path, arguments)
+            found = SharedModel.of(
+                loaded, tokenizer, key=model_key(loaded.model, tokenizer, weights) if weights else None
+            )
             with _lock:
                 _shared[key] = found
         return found
@@ -162,12 +158,6 @@ def _files(folder: str) -> tuple[tuple[str, int, int], ...]:
     listed = sorted(Path(folder).glob("*")) if is_folder(folder) else []
     found = ((path.name, path.stat()) for path in listed if path.is_file())
     return tuple((name, stat.st_mtime_ns, stat.st_size) for name, stat in found)
-
-
-def _version(folder: str) -> str:
-    """Of a folder: where it lies and when it was written, in few letters; nothing for a hub id."""
-    files = _files(folder)
-    return sha256(repr((Path(folder).resolve(), files)).encode()).hexdigest()[:12] if files else ""
 
 
 def _resolve(name: str) -> tuple[str, Path | None]:

@@ -56,3 +56,9 @@ def local_folder(
     except (OSError, ValueError):  # `name` does not have the form of a hub id
         return None
     return Path(cached).parent if isinstance(cached, str) else None
+
+
+def snapshot_commit(folder: Path) -> str:
+    """The commit of a folder in the hub's cache, `…/snapshots/<commit>` or below it."""
+    below = len(folder.parts) - folder.parts[::-1].index("snapshots")
+    return folder.parts[below]

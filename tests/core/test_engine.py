@@ -16,7 +16,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM
 
 from focus_core import (
     ConfigError,
@@ -628,14 +627,6 @@ def test_unknown_devices_and_dtypes_are_named(model_folder: Path, arguments: dic
         FocusEngine.from_pretrained(model_folder, **arguments)
 
 
-def test_what_one_model_prepared_is_not_read_by_another_made_in_python(model_folder: Path) -> None:
-    first, second = (
-        FocusEngine.from_model(AutoModelForCausalLM.from_pretrained(model_folder), byte_tokenizer()) for _ in range(2)
-    )
-    with pytest.raises(DocumentError, match="Prepare them again"):
-        second.generate(QUESTION, first.prepare(A))
-
-
 @pytest.fixture
 def penalised(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many tokens of each question count for the repetition penalty."""
@@ -762,19 +753,6 @@ def test_without_a_template_an_answer_goes_on_where_the_question_ends(monkeypatc
     monkeypatch.setattr(engine_module, "choose", lambda samplers, logits: [next(tokens)])
     assert engine.generate(QUESTION, [A], max_new_tokens=4).text == " \n a"
     assert engine.generate(QUESTION, [A], max_new_tokens=4, stop="\n").text == " "
-
-
-def test_documents_of_another_folder_of_the_same_name_are_refused(
-    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Tokens of one model's tokenizer would go to another model."""
-    monkeypatch.chdir(tiny_folder.parent)
-    prepared = FocusEngine.from_pretrained("model", device="cpu").prepare([A])
-    (tmp_path / "else").mkdir()
-    shutil.copytree(tiny_folder, tmp_path / "else" / "model")
-    monkeypatch.chdir(tmp_path / "else")
-    with pytest.raises(DocumentError, match="Prepare them again"):
-        FocusEngine.from_pretrained("model", device="cpu").generate(QUESTION, prepared)
 
 
 def test_closing_stops_the_steps(engine: FocusEngine, monkeypatch: pytest.MonkeyPatch) -> None:
