@@ -96,7 +96,7 @@ def main() -> None:
     """Entry point of `focusllm`."""
     warnings.showwarning = _show_warning
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        if getattr(sys, name) is None:  # whoever closed a stream, as in `2>&-`, wants nothing of it
+        if getattr(sys, name) is None:  # closed by the caller, as in `2>&-`
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115  # open to the end
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # an answer may hold what a terminal lacks

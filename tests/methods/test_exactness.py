@@ -21,11 +21,10 @@ from focus_core.attention.candidates import CandidateProjections
 from focus_core.attention.modules import decoder_parts
 from focus_core.cache.chunks import ChunkSet
 from focus_core.config import FocusConfig
-from focus_core.methods.focus import FocusDecoding
-from focus_core.methods.plain import PlainDecoding
 from focus_core.errors import ConfigError, OutOfMemoryError
 from focus_core.methods.continuation import continue_tokens
-from focus_core.methods.focus import FocusModel
+from focus_core.methods.focus import FocusDecoding, FocusModel
+from focus_core.methods.plain import PlainDecoding
 from tests.cases import (
     TOLERANCE,
     assert_equal_logits,
@@ -412,9 +411,10 @@ def test_prefill_refuses_what_the_memory_does_not_hold(focus: FocusModel, monkey
 
 
 def test_a_step_needs_a_dynamic_prompt_first(focus: FocusModel) -> None:
+    chunks = prefilled(focus, CASE)
+    appended = focus.start_answer(chunks)
     with pytest.raises(ConfigError, match="decode_candidates"):
-        chunks = prefilled(focus, CASE)
-        focus.decode_step(chunks, torch.tensor([[1, 2]]), torch.tensor([CASE.local]), focus.start_answer(chunks))
+        focus.decode_step(chunks, torch.tensor([[1, 2]]), torch.tensor([CASE.local]), appended)
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3"])

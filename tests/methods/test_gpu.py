@@ -63,7 +63,9 @@ def test_golden_vectors(folder: Path, parallel_chunks: int | None) -> None:
     golden = load_file(folder / "golden.safetensors")
     config = FocusConfig(parallel_chunks=parallel_chunks)
     model = FocusModel.from_pretrained(folder, device="cuda", dtype="float32", config=config)
-    generation = continue_tokens(model, golden["input_ids"], max_new_tokens=len(golden["generated"]), return_logits=True)
+    generation = continue_tokens(
+        model, golden["input_ids"], max_new_tokens=len(golden["generated"]), return_logits=True
+    )
     assert generation.logits is not None
     assert_equal_logits(generation.logits[: len(golden["logits"])], golden["logits"], atol=TOLERANCE)
     assert generation.tokens.tolist() == golden["generated"].tolist()
