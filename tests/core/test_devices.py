@@ -21,15 +21,14 @@ from transformers import PreTrainedModel
 
 from focus_core import device
 from focus_core.attention.candidates import CandidateProjections
-from focus_core.methods.decoding import Decoding, FocusDecoding, PlainDecoding
 from focus_core.device import choose_device, free_memory
 from focus_core.errors import ConfigError
+from focus_core.methods.decoding import Decoding, FocusDecoding, PlainDecoding
 from focus_core.methods.focus import FocusModel
 from focus_core.training.loss import FocusLoss
-from tests.cases import computed, focus_model, forced, prefilled
-from tests.core.test_exactness import ANSWERS, CASE, QUESTIONS
+from tests.cases import ANSWERS, CASE, QUESTIONS, computed, focus_model, forced, prefilled
 from tests.model_zoo import FAMILIES, build, random_projections
-from tests.training.test_loss import CONFIG, example_for
+from tests.training.cases import CONFIG, example_for
 
 _ASKS = {"item", "tolist", "__bool__", "__int__", "__float__", "__index__", "nonzero", "masked_select", "unique", "cpu"}
 _MOVES = {"to", "copy_", "type_as"}

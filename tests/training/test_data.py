@@ -8,48 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
 
 from focus_core.config import FocusConfig
 from focus_core.errors import ConfigError
 from focus_core.training.config import TrainingConfig
-from focus_core.training.data import FileExamples, read_records
-
-WORDS = [f"w{number}" for number in range(200)]
-TEMPLATE = (
-    "{% for m in messages %}{{ '<bos> user ' if m.role == 'user' else 'bot ' }}{{ m.content }}"
-    "{{ ' ' if m.role == 'user' else ' <eos>' }}{% endfor %}{% if add_generation_prompt %}bot {% endif %}"
-)
-
-
-def tokenizer(template: str | None = TEMPLATE) -> PreTrainedTokenizerFast:
-    vocabulary = {token: number for number, token in enumerate(["<pad>", "<bos>", "<eos>", "user", "bot", *WORDS])}
-    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
-    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    words.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 1)])
-    made = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>")
-    made.chat_template = template
-    return made
-
-
-def ids(text: str) -> list[int]:
-    return tokenizer()(text, add_special_tokens=False)["input_ids"]
-
-
-def text(count: int) -> str:
-    """`count` words of which no piece occurs twice."""
-    assert count <= len(WORDS)
-    return " ".join(WORDS[:count])
-
-
-def examples(folder: Path, *records: dict[str, Any], template: str | None = TEMPLATE, **settings: Any) -> FileExamples:
-    path = folder / "data.jsonl"
-    path.write_text("\n".join(map(json.dumps, records)))
-    sizes: dict[str, Any] = {"chunk_sizes": (8, 16), "max_chunks": 4, "local_lengths": (6, 20), "targets_per_span": 3}
-    config = TrainingConfig(output=folder, dynamic_prompts=(5,), **sizes)
-    limits = FocusConfig(chunk_size=8, dynamic_prompt=5).resolve(128)
-    return FileExamples(replace(config, **settings), read_records(path), tokenizer(template), limits)
+from focus_core.training.data import read_records
+from tests.training.cases import examples, ids, text
 
 
 def without_bos(rows: list[list[int]]) -> list[int]:
