@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,7 @@ TEMPLATE = (
 )
 
 
+@cache
 def tokenizer(template: str | None = TEMPLATE) -> PreTrainedTokenizerFast:
     vocabulary = {token: number for number, token in enumerate(["<pad>", "<bos>", "<eos>", "user", "bot", *WORDS])}
     words = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
