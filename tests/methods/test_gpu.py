@@ -14,8 +14,21 @@ from torch import Tensor
 from focus_core.config import FocusConfig
 from focus_core.methods.continuation import continue_tokens
 from focus_core.methods.focus import FocusDecoding, FocusModel
-from tests.cases import Case, assert_equal_logits, computed, expected, focus_model, forced, prefilled, random_case
-from tests.methods.test_exactness import ANSWERS, CASE, CHUNKINGS, GOLDEN, QUESTIONS
+from tests.cases import (
+    ANSWERS,
+    CASE,
+    CHUNKINGS,
+    GOLDEN,
+    QUESTIONS,
+    Case,
+    assert_equal_logits,
+    computed,
+    expected,
+    focus_model,
+    forced,
+    prefilled,
+    random_case,
+)
 from tests.model_zoo import FAMILIES, build, random_projections, random_tokens
 from tests.reference import Reference
 

@@ -29,21 +29,7 @@ from focus_core.training.examples import TrainingExample
 from focus_core.training.loss import FocusLoss
 from focus_core.training.trainer import CHECKPOINT, learning_rate, train
 from tests.model_zoo import build
-from tests.training.test_data import text, tokenizer
-from tests.training.test_loss import example_for, focus_model, gradients
-
-
-def config_for(folder: Path, **settings: object) -> TrainingConfig:
-    quick = TrainingConfig(
-        output=folder, steps=6, accumulation=2, warm_up=2, learning_rate=1e-2, mixed_precision="no", log_every=1,
-        save_every=100, device="cpu",
-    )  # fmt: skip
-    return replace(quick, **settings)
-
-
-def numbered(number: int) -> TrainingExample:
-    objective = "answering" if number % 2 else "continuation"
-    return replace(example_for(focus_model(), seed=number), objective=objective)
+from tests.training.cases import config_for, focus_model, gradients, numbered, text, tokenizer
 
 
 def weights(model: FocusModel) -> dict[str, Tensor]:
