@@ -13,9 +13,8 @@ import pytest
 from focus_core import FocusConfig, FocusEngine, progress
 from focus_core.cli import loading
 from focus_core.training.trainer import train
-from tests.core.test_engine import A, B, make_engine
-from tests.training.test_loss import focus_model
-from tests.training.test_trainer import config_for, numbered
+from tests.engines import A, B, make_engine
+from tests.training.cases import config_for, focus_model, numbered
 
 
 class Screen(io.StringIO):
