@@ -34,8 +34,9 @@ class OldTree:
     """Before the rooms: `prefill` returns the cache, which a decoding changes."""
 
     def __init__(self, model: Any, **settings: int) -> None:
-        from focus_core.config import FocusConfig
         from focus_core.model import FocusModel
+
+        from focus_core.config import FocusConfig
 
         self.focus = FocusModel(model, config=FocusConfig(**settings))
 
@@ -82,8 +83,8 @@ class Work:
     """The same work in any tree.
 
     Args:
-        asked: as `compare.py` writes it: `model` (fields of LlamaConfig), `chunks`, `chunk_size`, `question` and `steps`
-            in numbers or tokens, `questions` (how many are asked together, in turn)
+        asked: as `compare.py` writes it: `model` (fields of LlamaConfig), numbers of `chunks` and `steps`, tokens of a
+            chunk (`chunk_size`) and of a `question`, and `questions`: how many are asked together, in turn
     """
 
     def __init__(self, asked: dict[str, Any]) -> None:
