@@ -7,7 +7,7 @@ from functools import cache
 
 import pytest
 
-from focus_core.engine.shared import EMBEDDED_FOLDER
+from focus_core.loading.embedded import EMBEDDED_FOLDER
 from focus_core.evaluation.facts import Fact, filler_sentences, hide
 
 needs_embedded = pytest.mark.skipif(

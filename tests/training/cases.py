@@ -18,10 +18,11 @@ from focus_core.attention.candidates import CandidateProjections
 from focus_core.attention.modules import decoder_parts
 from focus_core.config import FocusConfig
 from focus_core.methods.focus import FocusModel
-from focus_core.text.chunking import TextLayout
+from focus_core.text.chunking import Layout
+from focus_core.text.documents import TokenizedDocument
 from focus_core.training.config import TrainingConfig
 from focus_core.training.data import FileExamples, read_records
-from focus_core.training.examples import Question, TrainingExample
+from focus_core.training.examples import SupervisedQuestion, TrainingExample
 
 VOCAB, BOS = 61, 1
 CONFIG = FocusConfig(chunk_size=12, local_window=16, dynamic_prompt=5)
@@ -59,15 +60,17 @@ def focus_model(family: str = "llama", rank: int | None = None, config: FocusCon
 def example_for(model: FocusModel, *, seed: int = 0, targets: tuple[int, ...] = ()) -> TrainingExample:
     """Two documents with short last chunks and three questions of different lengths."""
     draw = random.Random(seed)
-    layout = TextLayout(model.config, BOS)
+    layout = Layout(model.config, BOS)
 
     def tokens(count: int) -> list[int]:
         return [draw.randrange(2, VOCAB) for _ in range(count)]
 
-    chunks = layout.document_chunks(tokens(29)) + layout.document_chunks(tokens(17))
-    questions = [Question.of(layout, tokens(length), tokens(answer)) for length, answer in ((9, 3), (1, 4), (3, 1))]
-    questions[1] = Question.of(layout, tokens(4), tokens(4), targets=targets)
-    return TrainingExample(chunks, questions)
+    def question(length: int, answer: int, targets: tuple[int, ...] = ()) -> SupervisedQuestion:
+        return SupervisedQuestion.of(layout, layout.prompt(tokens(length)), tokens(answer), targets=targets)
+
+    chunks = layout.chunks_of([TokenizedDocument.of_tokens(tokens(length)) for length in (29, 17)])
+    questions = [question(9, 3), question(4, 4, targets), question(3, 1)]
+    return TrainingExample([chunk.row for chunk in chunks], questions)
 
 
 def gradients(model: FocusModel, loss: Tensor) -> dict[str, Tensor]:

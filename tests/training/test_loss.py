@@ -11,9 +11,10 @@ from transformers import DynamicCache
 from focus_core.attention.candidates import LowRankChange
 from focus_core.attention.memory import Memory
 from focus_core.attention.rope import RotaryPositions
+from focus_core.cache.chunks import ChunkSet
 from focus_core.config import FocusConfig
 from focus_core.methods.focus import FocusModel
-from focus_core.training.examples import Question, TrainingExample
+from focus_core.training.examples import SupervisedQuestion, TrainingExample
 from focus_core.training.loss import FocusLoss
 from tests.model_zoo import FAMILIES as ZOO
 from tests.model_zoo import build, random_projections
@@ -24,10 +25,11 @@ def losses_in_use(model: FocusModel, example: TrainingExample) -> Tensor:
     """The losses of the same tokens when the method is used step by step."""
     losses = []
     for question in example.questions:
-        cache = model.prefill([torch.tensor(chunk) for chunk in example.chunks])
+        chunks = ChunkSet.of(model.prefill(example.chunks))
+        appended = model.start_answer(chunks)
         local, pending = torch.tensor([question.local_context]), torch.tensor([question.dynamic_prompt])
         for position, token in enumerate(question.answer):
-            logits = model.next_token_logits(local, model.decode_candidates(cache, pending))
+            logits = model.next_token_logits(local, model.decode_candidates(chunks, pending, appended))
             if position in question.targets:
                 losses.append(F.cross_entropy(logits, torch.tensor([token])))
             pending = torch.tensor([[int(pending[0, -1]), token]])
@@ -124,7 +126,7 @@ def test_all_targets_in_one_pass_equal_one_at_a_time(family: str, rank: int | No
     model = focus_model(family, rank)
     example, module = example_for(model), FocusLoss(model)
     alone = [
-        TrainingExample(example.chunks, [Question(q.local_context, q.dynamic_prompt, q.answer, (target,))])
+        TrainingExample(example.chunks, [SupervisedQuestion(q.local_context, q.dynamic_prompt, q.answer, (target,))])
         for q in example.questions
         for target in q.targets
     ]
@@ -149,7 +151,7 @@ def test_targets_that_are_left_out_change_no_other() -> None:
 
 def test_a_single_token_before_the_answer_is_candidate_enough() -> None:
     model = focus_model()
-    example = TrainingExample([[BOS, 7, 8, 9]], [Question([BOS], [BOS], [5])])
+    example = TrainingExample([[BOS, 7, 8, 9]], [SupervisedQuestion([BOS], [BOS], [5])])
     torch.testing.assert_close(FocusLoss(model).target_losses(example).detach(), losses_in_use(model, example))
 
 

@@ -22,6 +22,7 @@ from transformers import AutoModelForCausalLM
 from focus_core.config import FocusConfig
 from focus_core.errors import ConfigError, FocusError, OutOfMemoryError, UnsupportedModelError
 from focus_core.loading.adapters import ADAPTER_CONFIG, load_adapter
+from focus_core.methods.continuation import continue_tokens
 from focus_core.methods.focus import FocusModel
 from focus_core.training import trainer as trainer_module
 from focus_core.training.config import TrainingConfig
@@ -232,7 +233,7 @@ def test_a_base_in_bfloat16_trains_and_is_evaluated(tmp_path: Path) -> None:
     asked: list[Tensor] = []
 
     def evaluate(model: FocusModel) -> dict[str, float]:
-        asked.append(model.generate(list(range(3, 30)) * 30, max_new_tokens=2).tokens)
+        asked.append(continue_tokens(model, list(range(3, 30)) * 30, max_new_tokens=2).tokens)
         return {"tokens": 2.0}
 
     base = build("llama").to(torch.bfloat16)
