@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
 from typing import Any
+from uuid import uuid4
+from weakref import WeakKeyDictionary
 
 from focus_core import FocusConfig, FocusEngine
 from focus_core.config import ResolvedConfig
@@ -43,7 +45,8 @@ def default_model() -> str:
 
 
 _engines: OrderedDict[EngineSettings, FocusEngine] = OrderedDict()
-_lock = Lock()
+_names: WeakKeyDictionary[FocusEngine, str] = WeakKeyDictionary()
+_lock = Lock()  # guards both
 
 
 def shared_engine(settings: EngineSettings) -> FocusEngine:
@@ -68,6 +71,12 @@ def release_engines() -> None:
     """Let go of all engines that are kept for later: their weights leave memory when no wrapper uses them."""
     with _lock:
         _engines.clear()
+
+
+def name_of(engine: FocusEngine) -> str:
+    """A name that no other engine has, in any process: the weights of a model in Python may change at any time."""
+    with _lock:
+        return _names.setdefault(engine, uuid4().hex)
 
 
 def _load(settings: EngineSettings) -> FocusEngine:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import aclosing
+from contextlib import closing
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel, LangSmithParams, LanguageModelInput, ModelProfile
@@ -23,7 +23,7 @@ from focus_integrations.langchain.documents import whole_documents_of
 from focus_integrations.langchain.messages import Conversation, read_messages
 from focus_integrations.langchain.structured import structured_output
 from focus_integrations.settings import Call, content_digest, without_duplicates
-from focus_integrations.streams import in_thread
+from focus_integrations.streams import answers_in_thread, in_thread
 
 # Names that LangChain passes to any chat model; a local one has no use for them.
 _WITHOUT_EFFECT = {"api_key", "base_url", "max_retries", "timeout"}
@@ -119,7 +119,7 @@ class ChatFocusLLM(LangChainSettings, BaseChatModel):
     ) -> ChatResult:
         request = self._request(messages, stop, kwargs)
         answer = self.engine.generate(request.conversation.messages, **request.call.arguments)
-        return self._result(answer.text, answer)
+        return self._result(answer)
 
     async def _agenerate(
         self,
@@ -128,16 +128,13 @@ class ChatFocusLLM(LangChainSettings, BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        """In steps, so that cancelling the task stops the work at the next token."""
-        text = ""
-        async with aclosing(in_thread(self._events(self._request(messages, stop, kwargs)))) as events:
-            async for event in events:
-                text += event.text
-        return self._result(text, cast(Finished, event))  # the last one
+        request = self._request(messages, stop, kwargs)
+        (answer,) = await answers_in_thread(self._events([request.conversation.messages], request.call), 1)
+        return self._result(answer)
 
-    def _result(self, text: str, end: Answer | Finished) -> ChatResult:
+    def _result(self, answer: Answer) -> ChatResult:
         message = AIMessage(
-            text, usage_metadata=usage_metadata(end.usage), response_metadata=self._response_metadata(end)
+            answer.text, usage_metadata=usage_metadata(answer.usage), response_metadata=self._response_metadata(answer)
         )
         return ChatResult(generations=[ChatGeneration(message=message, generation_info={})])
 
@@ -165,13 +162,10 @@ class ChatFocusLLM(LangChainSettings, BaseChatModel):
                 await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
             yield chunk
 
-    def _events(self, request: _ChatRequest) -> Iterator[Event]:
-        """Loads the model, if it is not loaded yet, when the first event is asked for."""
-        yield from self.engine.stream(request.conversation.messages, **request.call.arguments)
-
     def _chunks(self, request: _ChatRequest) -> Iterator[ChatGenerationChunk]:
-        for event in self._events(request):
-            yield ChatGenerationChunk(message=self._message_chunk(event))
+        with closing(self._events([request.conversation.messages], request.call)) as events:
+            for _, event in events:
+                yield ChatGenerationChunk(message=self._message_chunk(event))
 
     def _message_chunk(self, event: Event) -> AIMessageChunk:
         if not isinstance(event, Finished):
