@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import closing
+from contextlib import aclosing, closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -157,10 +157,11 @@ class ChatFocusLLM(LangChainSettings, BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
-        async for chunk in in_thread(self._chunks(self._request(messages, stop, kwargs))):
-            if run_manager is not None:
-                await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
-            yield chunk
+        async with aclosing(in_thread(self._chunks(self._request(messages, stop, kwargs)))) as chunks:
+            async for chunk in chunks:
+                if run_manager is not None:
+                    await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
+                yield chunk
 
     def _chunks(self, request: _ChatRequest) -> Iterator[ChatGenerationChunk]:
         with closing(self._events([request.conversation.messages], request.call)) as events:
