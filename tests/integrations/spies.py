@@ -69,14 +69,14 @@ class Script(Spy):
 
     def answer(self, name: str, engine: FocusEngine, question: Any, documents: Any, **options: Any) -> Any:
         if name == "generate":
-            answer = Answer(self.text, self.finish_reason, Usage(2, 2), "focus")
+            answer = Answer(self.text, self.finish_reason, Usage(11, 7), "focus")
             return [answer] * len(question) if _is_batch(question) else answer
         return self._events() if name == "stream" else self._indexed(len(question))
 
     def _events(self) -> Iterator[Piece | Finished]:
         half = len(self.text) // 2
         yield Piece(self.text[:half])
-        yield Finished(self.text[half:], self.finish_reason, Usage(2, 2), "focus")
+        yield Finished(self.text[half:], self.finish_reason, Usage(11, 7), "focus")
 
     def _indexed(self, questions: int) -> Iterator[tuple[int, Piece | Finished]]:
         for index in range(questions):

@@ -11,7 +11,7 @@ from langchain_core.prompts import ChatPromptTemplate
 from pydantic import BaseModel, Field
 
 from focus_integrations.langchain import ChatFocusLLM, FocusPromptValue
-from tests.integrations.langchain.conftest import Script
+from tests.integrations.spies import Script
 
 GOOD = '{"name": "Ada", "age": 36}'
 
