@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from focus_core.engine.engine import FocusEngine
     from focus_core.engine.options import Options
     from focus_core.engine.prepared import PreparedDocuments
-    from focus_core.loading.checkpoint import save_adapter
+    from focus_core.loading.adapters import save_adapter
     from focus_core.methods.focus import FocusModel
     from focus_core.text.documents import Document
     from focus_core.text.files import read_file, read_folder
@@ -35,7 +35,7 @@ else:
         "engine.engine": ("FocusEngine",),
         "engine.options": ("Options",),
         "engine.prepared": ("PreparedDocuments",),
-        "loading.checkpoint": ("save_adapter",),
+        "loading.adapters": ("save_adapter",),
         "methods.focus": ("FocusModel",),
         "text.documents": ("Document",),
         "text.files": ("read_file", "read_folder"),

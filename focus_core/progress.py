@@ -22,16 +22,20 @@ from rich.progress import (
 Report = Callable[[int, int], None]  # done, in all
 
 _PATIENCE = 2.0  # seconds without a sign of life
+_spinner = threading.Lock()  # held while there is one: two would overwrite each other
 
 
 @contextmanager
 def sign_of_life(what: str, *, visible: bool = True) -> Iterator[None]:
-    """A spinner."""
-    if not (visible and _watched()):
+    """A spinner; none inside the block of another one."""
+    if not (visible and _watched() and _spinner.acquire(blocking=False)):
         yield
         return
-    with _shown_later(_screen(SpinnerColumn()), what):
-        yield
+    try:
+        with _shown_later(_screen(SpinnerColumn()), what):
+            yield
+    finally:
+        _spinner.release()
 
 
 @contextmanager

@@ -6,23 +6,19 @@ one of them.
 
 from __future__ import annotations
 
-import json
 import os
 from collections import OrderedDict
 from dataclasses import dataclass, field
-from pathlib import Path
 from threading import Lock
 from typing import Any
 from uuid import uuid4
 from weakref import WeakKeyDictionary
 
 from focus_core import FocusConfig, FocusEngine
-from focus_core.config import ResolvedConfig
-from focus_core.errors import ConfigError
-from focus_core.loading.checkpoint import saved_window
+from focus_core.loading.embedded import EMBEDDED
+from focus_core.loading.peek import settings_on_disk
 from focus_core.methods.limits import longest_documents
 
-EMBEDDED = "embedded"
 MODEL_VARIABLE = "FOCUSLLM_MODEL"
 _KEPT = 2  # engines that stay in memory although no wrapper holds them
 
@@ -94,49 +90,10 @@ def _load(settings: EngineSettings) -> FocusEngine:
 def longest_input(settings: EngineSettings, new_tokens: int, engine: FocusEngine | None = None) -> int | None:
     """About how many tokens of documents fit, with `new_tokens` left for the answer; `None` if only loading could tell.
 
-    Looks at an engine that is there, else at files that are there: loads no weights and asks no network.
+    Asks an engine that is loaded, otherwise the files on this machine: loads no weights and uses no network.
     """
     engine = engine or _engines.get(settings)
-    config = _sizes_on_disk(settings) if engine is None else engine.config
-    return None if config is None else longest_documents(config, new_tokens)
-
-
-def _sizes_on_disk(settings: EngineSettings) -> ResolvedConfig | None:
-    folder = _folder(settings.model)
-    window = saved_window(folder) if folder else None
-    if folder is None or window is None:
-        return None
-    try:
-        return settings.config.resolve(window, _trained_with(settings, folder))
-    except ConfigError:
-        return None
-
-
-def _trained_with(settings: EngineSettings, folder: Path) -> FocusConfig | None:
-    adapter = folder.parent / "adapter" if settings.model == EMBEDDED else Path(settings.adapter or folder)
-    known = _json(adapter / "focusllm_adapter.json").get("config")
-    return FocusConfig(**known) if isinstance(known, dict) else None
-
-
-def _folder(model: str) -> Path | None:
-    if model == EMBEDDED:
-        import focus_core
-
-        return Path(focus_core.__file__).parent / "embedded" / "base"
-    if Path(model).is_dir():
-        return Path(model)
-    from huggingface_hub import try_to_load_from_cache
-
-    try:
-        cached = try_to_load_from_cache(model, "config.json")
-    except ValueError:  # not the form of a hub id
-        return None
-    return Path(cached).parent if isinstance(cached, str) else None
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
+    if engine is not None:
+        return longest_documents(engine.config, new_tokens)
+    known = settings_on_disk(settings.model, settings.adapter, settings.config, revision=settings.revision)
+    return None if known is None else longest_documents(known, new_tokens)

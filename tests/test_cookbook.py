@@ -14,7 +14,7 @@ import pytest
 from nbclient import NotebookClient
 
 from focus_core import FocusEngine
-from focus_core.engine.shared import EMBEDDED_FOLDER
+from focus_core.loading.embedded import EMBEDDED_FOLDER
 from tests.tiny import save_tiny_model
 
 COOKBOOK = Path(__file__).parents[1] / "cookbook"

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from focus_core.engine.shared import EMBEDDED_FOLDER
+from focus_core.loading.embedded import EMBEDDED_FOLDER
 from focus_core.training.config import OBJECTIVES, TrainingConfig
 from focus_core.training.data import read_records
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from focus_core.cli import app
-from focus_core.engine.shared import EMBEDDED_FOLDER
+from focus_core.loading.embedded import EMBEDDED_FOLDER
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

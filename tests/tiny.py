@@ -8,8 +8,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
 
-from focus_core.loading.checkpoint import save_adapter
 from focus_core.config import FocusConfig
+from focus_core.loading.adapters import save_adapter
 from tests.model_zoo import random_projections
 
 WINDOW = 4096

@@ -47,7 +47,7 @@ def load_engine(
 
 
 def _texts(name: str) -> list[str]:
-    from focus_core.loading.checkpoint import is_folder
+    from focus_core.loading.hub import is_folder
     from focus_core.text.files import document_text, read_file
 
     if name == "-":

@@ -23,7 +23,7 @@ from focus_core.engine.requests import AnyRequest, Notice, Progress, QuestionReq
 from focus_core.engine.sampling import Sampler
 from focus_core.engine.shared import SharedModel, shared_model
 from focus_core.errors import ConfigError, DocumentError, FocusWarning
-from focus_core.loading.checkpoint import LoadedModel
+from focus_core.loading.models import LoadedModel
 from focus_core.methods.base import Method
 from focus_core.methods.focus import FocusModel
 from focus_core.progress import Report, progress_bar, sign_of_life
@@ -419,8 +419,8 @@ class FocusEngine:
     def _prepared(self, prepared: PreparedDocuments) -> Sequence[TokenizedDocument]:
         if prepared.model != self.shared.key:
             raise DocumentError(
-                f"These documents were prepared with another model ({prepared.model}; this engine runs "
-                f"{self.shared.key}). Prepare them again with this engine."
+                f"These documents were prepared with another model than {self.shared.loaded.model_id!r}, or with other "
+                "weights, another tokenizer, dtype or setting of it. Prepare them again with this engine."
             )
         return prepared.documents
 

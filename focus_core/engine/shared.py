@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 from weakref import WeakSet, WeakValueDictionary
 
 from transformers import PreTrainedTokenizerBase
@@ -19,13 +18,14 @@ from focus_core.cache.store import DeviceTier
 from focus_core.device import choose_device, choose_dtype, free_memory
 from focus_core.engine.scheduler import Scheduler
 from focus_core.errors import ConfigError, UnsupportedModelError
-from focus_core.loading.checkpoint import LoadedModel, fresh_projections, is_folder, load_model
+from focus_core.loading.adapters import fresh_projections
+from focus_core.loading.embedded import EMBEDDED, EMBEDDED_ADAPTER, EMBEDDED_BASE, EMBEDDED_FOLDER
+from focus_core.loading.fingerprint import model_key, weights_content
+from focus_core.loading.hub import is_folder
+from focus_core.loading.models import LoadedModel, load_model
 from focus_core.text.tokenizer import TextTokenizer, load_tokenizer
 
-EMBEDDED = "embedded"
-EMBEDDED_FOLDER = Path(__file__).parents[1] / "embedded"
 _STORE_SHARE = 0.5  # of the memory that is free once the weights are loaded
-_of_their_own = itertools.count(1)
 
 
 @dataclass(eq=False, repr=False)
@@ -50,10 +50,9 @@ class SharedModel:
         """Around a model that is already loaded.
 
         Args:
-            key: by default one of its own: the weights of a model in Python may change at any time
+            key: its `model_key`; by default a unique one, for a model whose weights may change at any time
         """
-        key = key or f"{loaded.model_id}#{next(_of_their_own)}"
-        return cls(loaded, TextTokenizer(tokenizer), key)
+        return cls(loaded, TextTokenizer(tokenizer), key or uuid4().hex)
 
     def __repr__(self) -> str:
         return f"<SharedModel {self.loaded.model_id!r}>"
@@ -124,10 +123,9 @@ def shared_model(
         if found is None:
             path, own_adapter = _resolve(name)
             loaded = load_model(path, adapter=adapter or own_adapter, device=device, dtype=dtype, **arguments)
-            version = _version(path) or str(getattr(loaded.model.config, "_commit_hash", None))
-            found = SharedModel.of(
-                loaded, load_tokenizer(path, arguments), key=f"{loaded.model_id}|{version}|{loaded.model.dtype}"
-            )
+            tokenizer, weights = load_tokenizer(path, arguments), weights_content(path, arguments)
+            content = model_key(loaded.model, tokenizer, weights) if weights else None
+            found = SharedModel.of(loaded, tokenizer, key=content)
             with _lock:
                 _shared[key] = found
         return found
@@ -140,14 +138,9 @@ def _files(folder: str) -> tuple[tuple[str, int, int], ...]:
     return tuple((name, stat.st_mtime_ns, stat.st_size) for name, stat in found)
 
 
-def _version(folder: str) -> str:
-    files = _files(folder)
-    return sha256(repr((Path(folder).resolve(), files)).encode()).hexdigest()[:12] if files else ""
-
-
 def _resolve(name: str) -> tuple[str, Path | None]:
     if name != EMBEDDED:
         return name, None
-    if not (EMBEDDED_FOLDER / "base" / "config.json").is_file():
+    if not (EMBEDDED_BASE / "config.json").is_file():
         raise UnsupportedModelError(f"The embedded model is not installed at {EMBEDDED_FOLDER}. Reinstall focusllm.")
-    return str(EMBEDDED_FOLDER / "base"), EMBEDDED_FOLDER / "adapter"
+    return str(EMBEDDED_BASE), EMBEDDED_ADAPTER

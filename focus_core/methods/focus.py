@@ -30,7 +30,8 @@ from focus_core.cache.chunks import ChunkRow, ChunkSet
 from focus_core.config import FocusConfig
 from focus_core.device import require_memory
 from focus_core.errors import ConfigError
-from focus_core.loading.checkpoint import fresh_projections, load_model
+from focus_core.loading.adapters import fresh_projections
+from focus_core.loading.models import load_model
 from focus_core.methods.base import Prefilling, Question, pad_left, without_unused
 from focus_core.methods.decoder import Decoder, visible_columns
 from focus_core.methods.limits import FocusLimits, Lengths

@@ -15,7 +15,7 @@ from accelerate.utils import gather_object  # type: ignore[import-untyped]
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from focus_core.loading.checkpoint import replace_file
+from focus_core.disk import replace_file
 from focus_core.training.config import TrainingConfig
 
 LOSSES = "losses.csv"

@@ -33,16 +33,11 @@ from transformers import PreTrainedModel
 
 from focus_core.config import FocusConfig
 from focus_core.device import choose_device, naming_lack_of_memory
+from focus_core.disk import replace_file
 from focus_core.errors import ConfigError, FocusError
-from focus_core.loading.checkpoint import (
-    LoadedModel,
-    fingerprint,
-    fresh_projections,
-    load_adapter,
-    load_model,
-    replace_file,
-    save_adapter,
-)
+from focus_core.loading.adapters import fresh_projections, load_adapter, save_adapter
+from focus_core.loading.fingerprint import weights_fingerprint
+from focus_core.loading.models import LoadedModel, load_model
 from focus_core.methods.focus import FocusModel
 from focus_core.progress import progress_bar
 from focus_core.training.config import TrainingConfig
@@ -169,7 +164,7 @@ class _Run:
         # What a run of the same settings must find again to go on with the same result.
         self.identity: dict[str, Any] = {
             "dtype": str(focus.dtype),
-            "model": fingerprint(focus.model, focus.parts),
+            "model": weights_fingerprint(focus.model, focus.parts),
             "processes": accelerator.num_processes,
         }
         loss = FocusLoss(focus, recompute=config.recompute)

@@ -10,7 +10,7 @@ import pytest
 from safetensors.torch import load_file
 
 from focus_core import FocusEngine
-from focus_core.loading.checkpoint import ADAPTER_WEIGHTS
+from focus_core.loading.adapters import ADAPTER_WEIGHTS
 from tests.cli.conftest import Focusllm
 from tests.tiny import CHUNK, WINDOW
 

@@ -62,6 +62,18 @@ def _until_shown(screen: Screen, text: str) -> progress.Report:
     return wait
 
 
+@pytest.mark.usefixtures("impatient")
+def test_a_spinner_inside_another_one_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two would overwrite each other's line; and the first one must not keep all later ones from being shown."""
+    terminal = watch(monkeypatch, terminal=True)
+    with progress.sign_of_life("outer"):
+        with progress.sign_of_life("inner"):
+            assert _shows(terminal, "outer")
+        assert not _shows(terminal, "inner", within=0.2)
+    with progress.sign_of_life("later"):
+        assert _shows(terminal, "later")
+
+
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 

@@ -15,8 +15,8 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, set_seed
 from focus_core.config import FocusConfig
 from focus_core.engine.engine import FocusEngine
 from focus_core.evaluation import facts
+from focus_core.loading.embedded import EMBEDDED_FOLDER
 from focus_core.methods.focus import FocusModel
-from focus_core.engine.shared import EMBEDDED_FOLDER
 from recipes.embedded_model import documents, memory
 from recipes.embedded_model.data import OTHER_FORMS, Sampler
 

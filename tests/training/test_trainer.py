@@ -19,9 +19,9 @@ from accelerate.state import PartialState
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from focus_core.loading.checkpoint import ADAPTER_CONFIG, load_adapter
 from focus_core.config import FocusConfig
 from focus_core.errors import ConfigError, FocusError, OutOfMemoryError, UnsupportedModelError
+from focus_core.loading.adapters import ADAPTER_CONFIG, load_adapter
 from focus_core.methods.focus import FocusModel
 from focus_core.training import trainer as trainer_module
 from focus_core.training.config import TrainingConfig

@@ -15,7 +15,8 @@ from pydantic import ValidationError
 from focus_core import FocusEngine
 from focus_core.engine import shared as registry
 from focus_core.errors import ConfigError, UnsupportedModelError
-from focus_integrations.engines import EMBEDDED, MODEL_VARIABLE
+from focus_core.loading.embedded import EMBEDDED
+from focus_integrations.engines import MODEL_VARIABLE
 from focus_integrations.langchain import ChatFocusLLM
 from tests.integrations.langchain.conftest import text_of
 from tests.integrations.spies import EngineCall

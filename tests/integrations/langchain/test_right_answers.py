@@ -19,7 +19,7 @@ from langchain_core.stores import InMemoryStore
 from langchain_core.vectorstores import InMemoryVectorStore
 
 from focus_core.evaluation.facts import Fact, filler_sentences, hide
-from focus_core.engine.shared import EMBEDDED_FOLDER
+from focus_core.loading.embedded import EMBEDDED_FOLDER
 from focus_integrations.langchain import ChatFocusLLM, FocusLLM, WholeDocumentRetriever, create_focus_documents_chain
 
 pytestmark = [

@@ -24,7 +24,7 @@ from langchain_core.messages import AIMessage
 from langchain_tests.integration_tests import ChatModelIntegrationTests
 from langchain_tests.unit_tests import ChatModelUnitTests
 
-from focus_core.engine.shared import EMBEDDED_FOLDER
+from focus_core.loading.embedded import EMBEDDED_FOLDER
 from focus_integrations.engines import MODEL_VARIABLE
 from focus_integrations.langchain import ChatFocusLLM
 from tests.integrations.spies import Script

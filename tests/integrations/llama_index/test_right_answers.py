@@ -11,7 +11,7 @@ from llama_index.core.node_parser import SentenceSplitter
 from llama_index.core.schema import Document
 
 from focus_core.evaluation.facts import Fact, filler_sentences, hide
-from focus_core.engine.shared import EMBEDDED_FOLDER
+from focus_core.loading.embedded import EMBEDDED_FOLDER
 from focus_integrations.llama_index import FocusLLM, FocusSynthesizer, WholeDocumentPostprocessor
 from tests.integrations.llama_index.drivers import TinyEmbedding
 from tests.integrations.spies import EngineCall, Spy

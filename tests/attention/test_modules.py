@@ -11,9 +11,9 @@ import transformers
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
 
 from focus_core.attention.modules import Window, decoder_parts
-from focus_core.loading.checkpoint import saved_window
 from focus_core.config import FocusConfig
 from focus_core.errors import UnsupportedModelError
+from focus_core.loading.peek import saved_window
 from focus_core.methods.focus import FocusModel
 from tests.cases import assert_equal_logits, computed, expected, focus_model, random_case
 from tests.model_zoo import BOS, VOCABULARY, build, random_projections, randomise
@@ -182,7 +182,7 @@ def test_usable_window(family: str, settings: dict[str, Any], size: int, hard: b
     assert (window.size, window.hard) == (size, hard)
     assert window.reason
     model.config.save_pretrained(tmp_path)
-    assert saved_window(tmp_path) == size  # what a wrapper promises before it loads the weights
+    assert saved_window(tmp_path) == window  # a wrapper promises this before it loads the weights
 
 
 def test_window_says_what_limits_it() -> None:

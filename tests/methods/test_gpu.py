@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from focus_core.config import FocusConfig
-from focus_core.methods.decoding import FocusDecoding
+from focus_core.methods.focus import FocusDecoding
 from focus_core.methods.focus import FocusModel
 from tests.cases import Case, assert_equal_logits, computed, expected, focus_model, forced, prefilled, random_case
 from tests.core.test_exactness import ANSWERS, CASE, CHUNKINGS, GOLDEN, QUESTIONS
@@ -108,7 +108,7 @@ def test_questions_together_with_tokens_from_the_gpu() -> None:
 
     check(decoding.start(), [0, 1, 2, 3], 0)
     check(decoding.step(torch.tensor([answer[0] for answer in ANSWERS], device="cuda")), [0, 1, 2, 3], 1)
-    decoding.select_questions(torch.tensor([0, 3], device="cuda"))
+    decoding.keep(torch.tensor([0, 3], device="cuda"))
     check(decoding.step(torch.tensor([ANSWERS[i][1] for i in (0, 3)], device="cuda")), [0, 3], 2)
 
 

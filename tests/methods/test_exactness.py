@@ -16,13 +16,15 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
 from focus_core import device
-from focus_core.attention import chunk_pass as reading
+from focus_core.attention import chunk_pass
 from focus_core.attention.candidates import CandidateProjections
 from focus_core.attention.modules import decoder_parts
-from focus_core.cache.chunks import ChunkCache
+from focus_core.cache.chunks import ChunkSet
 from focus_core.config import FocusConfig
-from focus_core.methods.decoding import FocusDecoding, PlainDecoding
+from focus_core.methods.focus import FocusDecoding
+from focus_core.methods.plain import PlainDecoding
 from focus_core.errors import ConfigError, OutOfMemoryError
+from focus_core.methods.continuation import continue_tokens
 from focus_core.methods.focus import FocusModel
 from tests.cases import (
     TOLERANCE,
@@ -70,7 +72,7 @@ def test_golden_vectors(folder: Path) -> None:
     golden = load_file(folder / "golden.safetensors")
     model = FocusModel.from_pretrained(folder, device="cpu", dtype="float32")
     steps = len(golden["generated"])
-    generation = model.generate(golden["input_ids"], max_new_tokens=steps, return_logits=True)
+    generation = continue_tokens(model, golden["input_ids"], max_new_tokens=steps, return_logits=True)
     assert generation.logits is not None
     rows = len(golden["logits"])  # the short input was recorded for its first step only
     assert_equal_logits(generation.logits[:rows], golden["logits"], atol=2e-5)  # both are float32, and rounded
@@ -86,7 +88,7 @@ def test_golden_vectors_in_groups_of_chunks(folder: Path) -> None:
     for parallel_chunks in (None, 1, 3):
         config = FocusConfig(parallel_chunks=parallel_chunks)
         model = FocusModel.from_pretrained(folder, device="cpu", dtype="float64", config=config)
-        generation = model.generate(golden["input_ids"], max_new_tokens=steps, return_logits=True)
+        generation = continue_tokens(model, golden["input_ids"], max_new_tokens=steps, return_logits=True)
         assert generation.tokens.tolist() == golden["generated"].tolist()
         assert generation.logits is not None
         found.append(generation.logits)
@@ -175,7 +177,7 @@ def test_tiles_of_attention(focus: FocusModel, reference: Reference, monkeypatch
     """Chunks that do not fit one tile of scores would be attended with another chunk's prompt."""
     scores_per_chunk = 4 * len(CASE.prompt) * (24 + len(CASE.prompt))
     for tile in (1, 2 * scores_per_chunk):  # one chunk at a time, then two of the three of equal length
-        monkeypatch.setitem(reading._SCORES_PER_TILE, "cpu", tile)
+        monkeypatch.setitem(chunk_pass._SCORES_PER_TILE, "cpu", tile)
         assert_equal_logits(computed(focus, CASE), expected(reference, CASE))
 
 
@@ -203,7 +205,7 @@ def test_order_and_origin_of_chunks(focus: FocusModel, reference: Reference) -> 
         second.chunks[0],
         *(first.chunks[i] for i in (1, 2)),
     ]
-    decoding = FocusDecoding(focus, ChunkCache.from_rows(rows), [CASE.local], [CASE.prompt])
+    decoding = FocusDecoding(focus, ChunkSet.of(rows), [CASE.local], [CASE.prompt])
     logits = forced(decoding, [[token] for token in CASE.generated])[:, 0]
     asked = random_case(steps=3)
     wanted = [reference.logits(chunks, asked.prompt, asked.local, asked.generated[:step]) for step in range(4)]
@@ -215,7 +217,8 @@ def test_documents_that_end_in_shorter_chunks_make_few_runs(focus: FocusModel) -
     case = random_case([24, 24, 10, 24, 24, 11, 24, 10])
     cache = prefilled(focus, case)
     assert [run.chunks for run in cache.runs] == [5, 2, 1]
-    assert [block.tokens for block, _ in cache.rows()] == [len(chunk) for chunk in case.chunks]
+    lengths = [len(case.chunks[chunk]) for chunk in cache.order]
+    assert cache.lengths.tolist() == lengths
 
 
 @pytest.mark.parametrize("parallel_chunks", [None, 2])
@@ -227,7 +230,7 @@ def test_slots_are_in_the_order_of_the_chunks(
     prompt = torch.tensor([case.prompt])
     memory = focus.decode_candidates(prefilled(focus, case), prompt)
     for slot, chunk in enumerate(case.chunks):
-        alone = focus.decode_candidates(focus.prefill([torch.tensor(chunk)]), prompt)
+        alone = focus.decode_candidates(ChunkSet.of(focus.prefill([chunk])), prompt)
         torch.testing.assert_close(memory.values[:, :, :, slot], alone.values[:, :, :, 0], atol=2e-5, rtol=0)
 
 
@@ -237,7 +240,7 @@ def test_questions_leave_stored_chunks_as_they_are(focus: FocusModel) -> None:
     before = [(run.block.keys.clone(), run.block.values.clone()) for run in stored.runs]
     answers = []
     for _ in range(2):
-        decoding = FocusDecoding(focus, ChunkCache.from_rows(stored.rows()), [CASE.local], [CASE.prompt])
+        decoding = FocusDecoding(focus, stored, [CASE.local], [CASE.prompt])
         answers.append(forced(decoding, [[token] for token in CASE.generated]))
     for run, (keys, values) in zip(stored.runs, before, strict=True):
         assert torch.equal(run.block.keys, keys)
@@ -249,7 +252,7 @@ def test_prefill_reports_progress(llama: PreTrainedModel, projections: Candidate
     """A progress bar would jump back, stop before the end, or count beyond it."""
     seen: list[tuple[int, int]] = []
     model = focus_model(llama, projections, parallel_chunks=2)
-    model.prefill([torch.tensor(chunk) for chunk in CASE.chunks], progress=lambda done, all_: seen.append((done, all_)))
+    model.prefill(CASE.chunks, progress=lambda done, all_: seen.append((done, all_)))
     done = [chunks for chunks, _ in seen]
     assert done == sorted(set(done))
     assert max(b - a for a, b in zip([0, *done], done, strict=False)) <= 2
@@ -289,7 +292,7 @@ def test_a_step_is_one_pass_unless_chunks_need_several(parallel_chunks: int | No
     decoding = FocusDecoding(focus, prefilled(focus, CASE), [CASE.local], [CASE.prompt])
     decoding.start()
     tokens: list[int] = []
-    for model in (focus.model, focus.reader):
+    for model in (focus.model, focus.candidate_model):
         model.get_decoder().embed_tokens.register_forward_hook(lambda _, given, __: tokens.append(given[0].numel()))
     decoding.step(torch.tensor([3]))
     local = len(CASE.local) + 1
@@ -301,20 +304,19 @@ def test_long_local_contexts_have_a_pass_of_their_own(focus: FocusModel, referen
     cache = prefilled(focus, CASE)
     decoding = FocusDecoding(focus, cache, [CASE.local], [CASE.prompt])
     decoding.start()
-    assert cache.prompt is not None
-    cache.prompt.tokens_per_pass = 2 * len(CASE.chunks)
+    decoding._appended.tokens_per_pass = 2 * len(CASE.chunks)
     passes: list[int] = []
     hook = focus.model.get_decoder().embed_tokens.register_forward_hook(lambda *_: passes.append(1))
     logits = decoding.step(torch.tensor([3]))
     hook.remove()
-    assert passes == [1]  # of the decoder itself; in one pass all goes through the reader
+    assert passes == [1]  # of the decoder itself; a single pass would go through the candidate model
     assert_equal_logits(logits[0], reference.logits(CASE.chunks, CASE.prompt, CASE.local, [3]))
 
 
 def test_tokens_are_the_same_without_logits(focus: FocusModel) -> None:
     text = random_tokens(150, seed=8)
-    with_logits = focus.generate(text, max_new_tokens=6, return_logits=True)
-    without = focus.generate(text, max_new_tokens=6)
+    with_logits = continue_tokens(focus, text, max_new_tokens=6, return_logits=True)
+    without = continue_tokens(focus, text, max_new_tokens=6)
     assert without.logits is None
     assert torch.equal(without.tokens, with_logits.tokens)
     assert len(set(without.tokens.tolist())) > 1
@@ -347,7 +349,7 @@ def test_finished_questions_leave(focus: FocusModel, reference: Reference) -> No
             wanted = reference.logits(question.chunks, question.prompt, question.local, ANSWERS[i][: step + 1])
             assert_equal_logits(logits[row], wanted)
         if leaving is not None:
-            decoding.select_questions(torch.tensor([row for row, i in enumerate(alive) if i != leaving]))
+            decoding.keep([row for row, i in enumerate(alive) if i != leaving])
             alive.remove(leaving)
     logits = decoding.step(torch.tensor([ANSWERS[i][4] for i in alive]))
     for row, i in enumerate(alive):
@@ -360,15 +362,14 @@ def test_padding_leaves_with_the_question_that_needed_it(focus: FocusModel, refe
     cache = prefilled(focus, CASE)
     decoding = FocusDecoding(focus, cache, [q.local for q in QUESTIONS], [q.prompt for q in QUESTIONS])
     forced(decoding, [[answer[0] for answer in ANSWERS]])
-    decoding.select_questions(torch.tensor([2, 3]))  # local contexts of 12 and 1, of up to 30; prompts of 12 and 1
+    decoding.keep([2, 3])  # local contexts of 12 and 1, of up to 30; prompts of 12 and 1
     sizes: list[int] = []
-    focus.reader.get_decoder().embed_tokens.register_forward_hook(lambda _, given, __: sizes.append(given[0].numel()))
+    focus.candidate_model.get_decoder().embed_tokens.register_forward_hook(lambda _, given, __: sizes.append(given[0].numel()))
     decoding.step(torch.tensor([ANSWERS[2][1], ANSWERS[3][1]]))
     assert sizes == [2 * 2 * len(CASE.chunks) + 2 * (12 + 2)]
-    decoding.select_questions(torch.tensor([1]))
+    decoding.keep([1])
     logits = decoding.step(torch.tensor([ANSWERS[3][2]]))
-    assert cache.prompt is not None
-    assert cache.prompt.length == 1 + 3
+    assert decoding._appended.length == 1 + 3
     question = QUESTIONS[3]
     wanted = reference.logits(question.chunks, question.prompt, question.local, ANSWERS[3][:3])
     assert_equal_logits(logits[0], wanted)
@@ -387,17 +388,18 @@ def test_long_questions_together_equal_each_alone(focus: FocusModel, reference: 
 
 def test_chunks_that_come_again_are_a_run_of_their_own(focus: FocusModel) -> None:
     """In single rows a step over them would take twice the time."""
-    stored = prefilled(focus, random_case([24] * 6)).rows()
-    again = ChunkCache.from_rows([*stored, *stored[2:5], *stored])
+    stored = focus.prefill(random_case([24] * 6).chunks)
+    again = ChunkSet.of([*stored, *stored[2:5], *stored])
     assert [run.chunks for run in again.runs] == [6, 6, 3]
-    assert again.rows() == [*stored, *stored[2:5], *stored]
+    found = [(run.block, row) for run in again.runs for row in range(run.first, run.last)]
+    assert [found[again.order.index(slot)] for slot in range(15)] == [*stored, *stored[2:5], *stored]
 
 
 def test_chunks_between_which_others_were_read(focus: FocusModel) -> None:
     """Prepared together and asked without one of them."""
-    stored = prefilled(focus, random_case([24] * 4)).rows()
-    cache = ChunkCache.from_rows([stored[0], stored[2]])
-    assert cache.rows() == [stored[0], stored[2]]
+    stored = focus.prefill(random_case([24] * 4).chunks)
+    cache = ChunkSet.of([stored[0], stored[2]])
+    assert cache.order == (0, 1)
     assert [run.chunks for run in cache.runs] == [1, 1]
 
 
@@ -409,7 +411,8 @@ def test_prefill_refuses_what_the_memory_does_not_hold(focus: FocusModel, monkey
 
 def test_a_step_needs_a_dynamic_prompt_first(focus: FocusModel) -> None:
     with pytest.raises(ConfigError, match="decode_candidates"):
-        focus.decode_step(prefilled(focus, CASE), torch.tensor([[1, 2]]), torch.tensor([CASE.local]))
+        chunks = prefilled(focus, CASE)
+        focus.decode_step(chunks, torch.tensor([[1, 2]]), torch.tensor([CASE.local]), focus.start_answer(chunks))
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3"])
@@ -428,7 +431,7 @@ def test_plain_decoding(family: str) -> None:
 
     check(decoding.start(), 0)
     check(decoding.step(torch.tensor([answer[0] for answer in ANSWERS])), 1)
-    decoding.select_questions(torch.tensor([3, 1]))
+    decoding.keep([3, 1])
     alive = [3, 1]
     check(decoding.step(torch.tensor([ANSWERS[i][1] for i in alive])), 2)
 
@@ -449,7 +452,7 @@ def test_long_answers_of_several_questions(focus: FocusModel, reference: Referen
     locals_, prompts = [q.local for q in questions], [q.prompt for q in questions]
     decoding = FocusDecoding(focus, prefilled(focus, CASE), locals_, prompts)
     forced(decoding, [[answer[step] for answer in answers] for step in range(50)])
-    decoding.select_questions(torch.tensor([1, 2]))
+    decoding.keep([1, 2])
     for step in range(50, 70):
         logits = decoding.step(torch.tensor([answers[1][step], answers[2][step]]))
     for row, i in enumerate((1, 2)):
@@ -476,7 +479,7 @@ def test_generate_reads_a_long_prompt(llama: PreTrainedModel, projections: Candi
     config = FocusConfig(chunk_size=20, local_window=16, dynamic_prompt=6, plain_up_to=40)
     model = FocusModel(llama, projections, config=config)
     text = random_tokens(20 + 20 + 7 + 16, seed=8)
-    generation = model.generate(text, max_new_tokens=3, return_logits=True)
+    generation = continue_tokens(model, text, max_new_tokens=3, return_logits=True)
     chunks = [[BOS, *text[:20]], [BOS, *text[20:40]], [BOS, *text[40:47]]]
     reference = Reference(llama, projections)
     answer: list[int] = []
@@ -493,12 +496,12 @@ def test_generate_without_chunks_is_the_plain_model(llama: PreTrainedModel, proj
     config = FocusConfig(chunk_size=20, local_window=16, dynamic_prompt=6, plain_up_to=40)
     model = FocusModel(llama, projections, config=config)
     text = random_tokens(41, seed=9)
-    generation = model.generate(text[:40], max_new_tokens=5, return_logits=True)
+    generation = continue_tokens(model, text[:40], max_new_tokens=5, return_logits=True)
     own = llama.generate(torch.tensor([text[:40]]), max_new_tokens=5, min_new_tokens=5, do_sample=False)
     assert generation.tokens.tolist() == own[0, 40:].tolist()
     with torch.no_grad():
         plain = llama(torch.tensor([text])).logits[:, -1]
-    longer = model.generate(text, max_new_tokens=0, return_logits=True).logits
+    longer = continue_tokens(model, text, max_new_tokens=0, return_logits=True).logits
     assert longer is not None
     assert (longer - plain).abs().max() > 50 * TOLERANCE
 
@@ -507,7 +510,7 @@ def test_generate_with_a_text_as_long_as_the_local_window(llama: PreTrainedModel
     """With `plain_up_to=0` a text that leaves nothing to chunk would crash, or not be read as it is."""
     config = FocusConfig(chunk_size=20, local_window=16, dynamic_prompt=6, plain_up_to=0)
     text = random_tokens(16, seed=9)
-    logits = FocusModel(llama, config=config).generate(text, max_new_tokens=0, return_logits=True).logits
+    logits = continue_tokens(FocusModel(llama, config=config), text, max_new_tokens=0, return_logits=True).logits
     assert logits is not None
     with torch.no_grad():
         assert_equal_logits(logits, llama(torch.tensor([text])).logits[:, -1])
@@ -532,7 +535,7 @@ def test_base_model_is_left_alone(family: str) -> None:
     for name, tensor in _state(model).items():
         assert torch.equal(tensor, state[name]), f"{name} has changed"
     assert model.config.to_dict() == config
-    assert model.config._attn_implementation != reading.CHUNK_ATTENTION
+    assert model.config._attn_implementation != chunk_pass.CHUNK_ATTENTION
     with torch.no_grad():
         assert torch.equal(model(ids).logits, logits)
 
@@ -553,7 +556,7 @@ def test_no_second_copy_of_the_weights(llama: PreTrainedModel, focus: FocusModel
     """The reader would double the memory that a model takes."""
     own = {parameter.data_ptr() for parameter in llama.parameters()}
     candidates = {parameter.data_ptr() for parameter in focus.projections.parameters()}
-    assert {parameter.data_ptr() for parameter in focus.reader.parameters()} == own | candidates
+    assert {parameter.data_ptr() for parameter in focus.candidate_model.parameters()} == own | candidates
 
 
 def test_base_model_and_questions_in_several_threads(llama: PreTrainedModel, focus: FocusModel) -> None:

@@ -31,8 +31,8 @@ from focus_core import (
 from focus_core import device as device_module
 from focus_core.engine import engine as engine_module
 from focus_core.engine import shared as registry
-from focus_core.loading.checkpoint import ADAPTER_WEIGHTS
-from focus_core.methods.decoding import FocusDecoding
+from focus_core.loading.adapters import ADAPTER_WEIGHTS
+from focus_core.methods.focus import FocusDecoding
 from focus_core.methods.limits import make_plan
 from focus_core.engine.sampling import Sampler
 from tests.model_zoo import random_projections

@@ -1,4 +1,4 @@
-"""Adapters and authors' checkpoints by hub id: what is asked of the hub (here a folder), what becomes of its answer."""
+"""Adapters and authors' checkpoints by hub id: which files are asked for, and how the hub's errors are passed on."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
 
 from focus_core import AdapterError, FocusModel
-from focus_core.loading import checkpoint
-from focus_core.loading.checkpoint import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from focus_core.loading import hub as hub_module
+from focus_core.loading import models
+from focus_core.loading.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 
@@ -40,7 +41,7 @@ def hub(model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     repository = Path(shutil.copytree(model_folder / "adapter", tmp_path / "repository"))
     (repository / "pytorch_model.bin").write_bytes(b"large")
     found = Hub(repository, tmp_path / "downloads")
-    monkeypatch.setattr(checkpoint, "snapshot_download", found)
+    monkeypatch.setattr(hub_module, "snapshot_download", found)
     return found
 
 
@@ -59,9 +60,9 @@ def test_a_checkpoint_of_the_authors_is_known_by_its_hub_id(tmp_path: Path, monk
     """Its candidate projections would be left unread, and the answers be those of an untrained model."""
     source = GOLDEN / "gqa_partial_chunk"
     hub = Hub(source, tmp_path / "downloads")
-    monkeypatch.setattr(checkpoint, "snapshot_download", hub)
-    load_base = checkpoint._load_base
-    monkeypatch.setattr(checkpoint, "_load_base", lambda name, *rest: load_base(str(source), *rest))
+    monkeypatch.setattr(hub_module, "snapshot_download", hub)
+    load_base = models.load_base
+    monkeypatch.setattr(models, "load_base", lambda name, *rest: load_base(str(source), *rest))
     model = FocusModel.from_pretrained("authors/checkpoint", device="cpu")
     wanted = FocusModel.from_pretrained(source, device="cpu")
     assert hub.asked == ["authors/checkpoint"]
@@ -77,9 +78,9 @@ def test_files_of_the_authors_that_the_hub_does_not_give(monkeypatch: pytest.Mon
         raise LocalEntryNotFoundError("no network")
 
     source = GOLDEN / "gqa_partial_chunk"
-    load_base = checkpoint._load_base
-    monkeypatch.setattr(checkpoint, "snapshot_download", gone)
-    monkeypatch.setattr(checkpoint, "_load_base", lambda name, *rest: load_base(str(source), *rest))
+    load_base = models.load_base
+    monkeypatch.setattr(hub_module, "snapshot_download", gone)
+    monkeypatch.setattr(models, "load_base", lambda name, *rest: load_base(str(source), *rest))
     with pytest.raises(AdapterError, match=r"config of authors/checkpoint names candidate projections.*no network"):
         FocusModel.from_pretrained("authors/checkpoint", device="cpu")
 

@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from focus_core.methods.decoding import FocusDecoding, PlainDecoding
+from focus_core.methods.focus import FocusDecoding
+from focus_core.methods.plain import PlainDecoding
 from focus_core.methods.focus import FocusModel
 from tests.cases import focus_model, prefilled, random_case
 from tests.model_zoo import build, random_projections, random_tokens
@@ -48,7 +49,7 @@ def counting_logits(focus: FocusModel) -> Iterator[list[int]]:
     def note(_: object, __: object, logits: Tensor) -> None:
         counts.append(logits.shape[:-1].numel())
 
-    handles = [model.lm_head.register_forward_hook(note) for model in (focus.model, focus.reader)]
+    handles = [model.lm_head.register_forward_hook(note) for model in (focus.model, focus.candidate_model)]
     yield counts
     for handle in handles:
         handle.remove()
@@ -67,7 +68,7 @@ def test_a_step_copies_no_chunk(family: str, parallel_chunks: int | None) -> Non
     decoding.start()
     with Allocations() as made:
         decoding.step(torch.tensor([3, 4]))
-        focus.decode_candidates(cache, torch.tensor([[3, 5], [4, 6]]))
+        focus.decode_candidates(cache, torch.tensor([[3, 5], [4, 6]]), decoding._appended)
     assert max(made.sizes) < one_chunk
 
 

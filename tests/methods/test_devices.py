@@ -125,7 +125,7 @@ def test_questions_that_leave(family: str, plain: bool) -> None:
             PlainDecoding(model, locals_) if plain else FocusDecoding(model, prefilled(model, CASE), locals_, prompts)
         )
         forced(decoding, [[answer[0] for answer in ANSWERS]])
-        decoding.select_questions(torch.tensor([0, 3]))
+        decoding.keep([0, 3])
         logits = decoding.step(torch.tensor([5, 7]))
     assert logits.shape[0] == 2
 

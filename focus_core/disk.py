@@ -1,0 +1,29 @@
+"""Writing files so that a reader finds the old content or the new one, never a part of it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from threading import get_ident
+from typing import Any
+
+
+def replace_file(path: Path, write: Callable[[Path], Any]) -> None:
+    """Write a temporary file next to `path`, then rename it to `path`.
+
+    If writing fails (a full disk, Ctrl-C), the old file stays and the temporary one is removed. The temporary name is
+    unique to the thread, so that two writers of the same path cannot mix their contents: the last rename wins.
+
+    Args:
+        write: writes the whole content to the path it is called with
+
+    Raises:
+        OSError: the folder cannot be written to; anything else that `write` raises
+    """
+    partial = path.with_name(f"{path.name}.{os.getpid()}-{get_ident()}.partial")
+    try:
+        write(partial)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,57 @@
+"""Settings of a model from its files: no weights are loaded and no network is used."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from transformers import AutoConfig
+
+from focus_core.attention.modules import Window, window_of
+from focus_core.config import FocusConfig, ResolvedConfig
+from focus_core.errors import AdapterError, ConfigError, UnsupportedModelError
+from focus_core.loading.adapters import ADAPTER_CONFIG, adapter_settings
+from focus_core.loading.authors import authors_settings
+from focus_core.loading.embedded import EMBEDDED, EMBEDDED_ADAPTER, EMBEDDED_BASE
+from focus_core.loading.hub import local_folder
+
+
+def settings_on_disk(
+    model: str | Path | None, adapter: str | Path | None, config: FocusConfig, *, revision: str | None = None
+) -> ResolvedConfig | None:
+    """The settings that an engine would have; `None` if the files do not tell, or are not on this machine.
+
+    Args:
+        model: a folder or hub id; `None` is the embedded model
+        adapter: a folder or hub id
+        config: the settings that the engine would be given
+        revision: branch, tag or commit of the model, for a hub id
+    """
+    if model is None or str(model) == EMBEDDED:
+        folder: Path | None = EMBEDDED_BASE
+        adapter = adapter or EMBEDDED_ADAPTER
+    else:
+        folder = local_folder(str(model), "config.json", revision=revision)
+    window = None if folder is None else saved_window(folder)
+    adapter_folder = local_folder(str(adapter), ADAPTER_CONFIG) if adapter else None
+    if folder is None or window is None or (adapter and adapter_folder is None):
+        return None
+    try:
+        trained_with = adapter_settings(adapter_folder) if adapter_folder else _authors_settings(folder, window)
+        return config.resolve(window.size, trained_with, window_is=window.reason)
+    except (AdapterError, ConfigError):
+        return None
+
+
+def saved_window(folder: str | Path) -> Window | None:
+    """The usable window of a saved model, from its `config.json` alone; `None` if that does not tell."""
+    try:
+        config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+        return window_of(config.get_text_config(), str(folder))
+    except (OSError, ValueError, KeyError, TypeError, UnsupportedModelError):
+        return None
+
+
+def _authors_settings(folder: Path, window: Window) -> FocusConfig | None:
+    settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return authors_settings(settings, window.size) if "beacon_param" in settings else None
