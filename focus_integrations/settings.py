@@ -230,7 +230,10 @@ def documents_from(documents: Any, kind: type, read: Callable[[Any], Document], 
 
 def without_duplicates(documents: Iterable[WholeText]) -> list[WholeText]:
     """The documents in their order, each once: the first of those with the same content stays."""
-    return list({document.key: document for document in documents}.values())
+    first: dict[Any, WholeText] = {}
+    for document in documents:
+        first.setdefault(document.key, document)
+    return list(first.values())
 
 
 def content_digest(value: Any) -> str:

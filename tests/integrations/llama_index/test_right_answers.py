@@ -95,7 +95,9 @@ async def in_four_ways(index: Any, questions: list[str], **options: Any) -> list
     return list(zip(texts, [*whole, streamed, astreamed], strict=True))
 
 
-async def test_facts_in_a_long_document_are_found(llm: FocusLLM, long_document: Document, asked: list[EngineCall]) -> None:
+async def test_facts_in_a_long_document_are_found(
+    llm: FocusLLM, long_document: Document, asked: list[EngineCall]
+) -> None:
     """The index has cut it into overlapping passages; the model reads it whole, and reads it once."""
     index = SummaryIndex.from_documents([long_document])
     index.docstore.add_documents([long_document])
@@ -112,7 +114,9 @@ async def test_facts_in_a_long_document_are_found(llm: FocusLLM, long_document: 
     assert_right(facts, [text for text, _ in answers])
 
 
-async def test_facts_in_twelve_documents_are_found(llm: FocusLLM, twelve: list[Document], asked: list[EngineCall]) -> None:
+async def test_facts_in_twelve_documents_are_found(
+    llm: FocusLLM, twelve: list[Document], asked: list[EngineCall]
+) -> None:
     """All twelve are read for every question, in their order."""
     index = SummaryIndex.from_documents(twelve)
     index.docstore.add_documents(twelve)
@@ -151,7 +155,9 @@ def test_whole_documents_of_a_postprocessor_give_the_same_answer(llm: FocusLLM, 
     splitter = SentenceSplitter(chunk_size=96, chunk_overlap=24)
     index = VectorStoreIndex.from_documents(twelve, transformations=[splitter], embed_model=TinyEmbedding())
     index.docstore.add_documents(twelve)
-    whole = WholeDocumentPostprocessor(docstore=index.docstore, llm=llm, max_document_tokens=llm.metadata.context_window)
+    whole = WholeDocumentPostprocessor(
+        docstore=index.docstore, llm=llm, max_document_tokens=llm.metadata.context_window
+    )
     engine = index.as_query_engine(
         llm=llm, similarity_top_k=3, response_synthesizer=FocusSynthesizer(llm), node_postprocessors=[whole]
     )
