@@ -27,6 +27,7 @@ from focus_integrations.streams import answers_in_thread, in_thread
 
 # Names that LangChain passes to any chat model; a local one has no use for them.
 _WITHOUT_EFFECT = {"api_key", "base_url", "max_retries", "timeout"}
+_STRUCTURED_METHODS = ("json_schema", "json_mode", "function_calling")
 _LARGEST_BATCH = 64  # threads
 
 
@@ -216,14 +217,21 @@ class ChatFocusLLM(LangChainSettings, BaseChatModel):
         """Asks for JSON that fits `schema` and parses what comes. The prompt is all: nothing forces the model.
 
         Args:
-            method: for tracing; all of LangChain's mean the same here
+            method: one of LangChain's, for tracing: all of them mean the same here. The engine's method is a setting of
+                the model
             include_raw: give `{"raw", "parsed", "parsing_error"}` and raise nothing where the answer cannot be parsed
             strict: accepted for LangChain's sake
             kwargs: settings of the call, such as `documents`
 
         Raises:
+            ConfigError: `method` is none of LangChain's
             OutputParserException: (when run) the answer is no JSON, or does not fit
         """
+        if method not in _STRUCTURED_METHODS:
+            raise ConfigError(
+                f"method={method!r}: here it is LangChain's, {', '.join(map(repr, _STRUCTURED_METHODS))}. "
+                "Set the engine's method on the model: ChatFocusLLM(method=…)."
+            )
         tracing = {"kwargs": {"method": method}, "schema": schema}
         return structured_output(
             self.bind(ls_structured_output_format=tracing, **kwargs), schema, include_raw=include_raw

@@ -184,14 +184,19 @@ def whole_documents_of(documents: str | Document | PreparedDocuments | BaseNode 
     Raises:
         DocumentError: something that is neither a node nor text, or a generator
     """
-    return documents_from(documents, BaseNode, _document, called="LlamaIndex Document or node")
+    return documents_from(documents, BaseNode, _from_node, called="LlamaIndex Document or node")
 
 
-def _document(node: BaseNode) -> Document:
+def named_document(text: str, metadata: dict[str, Any], key: str) -> Document:
+    """A core document under its file's name, where its metadata have one, else under its id."""
+    return Document(text, name=str(metadata.get("file_name") or key), metadata=metadata)
+
+
+def _from_node(node: BaseNode) -> Document:
     text = node.get_content(MetadataMode.NONE)
     if not text.strip():
         raise DocumentError(f"Node {node.node_id!r} is empty. Leave it out or give its text.")
-    return Document(text, name=str(node.metadata.get("file_name") or node.node_id), metadata=node.metadata)
+    return named_document(text, node.metadata, node.node_id)
 
 
 def _role(message: ChatMessage) -> str:

@@ -249,6 +249,20 @@ def test_the_system_prompt_comes_once(tiny_settings: dict[str, Any], monkeypatch
     assert seen[0].questions == [[{"role": "system", "content": "Be brief."}, {"role": "user", "content": QUESTION}]]
 
 
+async def test_documents_keep_name_and_metadata(llm: FocusLLM, calls: list[EngineCall]) -> None:
+    """Those of the original, whatever their nodes say; LlamaIndex passes on texts only."""
+    document = Document(text=STORIES[0], id_="doc-0", metadata={"file_name": "harbour.txt", "year": 1911})
+    store = SimpleDocumentStore()
+    store.add_documents([document])
+    synthesizer = FocusSynthesizer(llm, docstore=store)
+    synthesizer.synthesize(QUESTION, passages(*STORIES[:2]))
+    await synthesizer.asynthesize(QUESTION, passages(*STORIES[:2]))
+    for call in calls:
+        first, second = call.given
+        assert (first.name, dict(first.metadata)) == ("harbour.txt", document.metadata)
+        assert (second.name, dict(second.metadata)) == ("doc-1", {})
+
+
 # --- events -----------------------------------------------------------------------------------------------------------
 
 
