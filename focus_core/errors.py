@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
+
 
 class FocusError(Exception):
     """Base of everything this package raises on purpose.
@@ -36,6 +39,14 @@ class DocumentError(FocusError):
 
 class FocusWarning(UserWarning):
     """Something works, but not as its user may expect."""
+
+
+def warn(message: str) -> None:
+    """A `FocusWarning` that points to the first line outside of this package."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("focus_"):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, FocusWarning, stacklevel=level)
 
 
 def first_line(error: Exception) -> str:

@@ -1,4 +1,9 @@
-"""Who may import whom. The table below is the architecture; a failure names file, line and rule."""
+"""Who may import whom. The tables below are the architecture, and `docs/architecture.md` is printed from them.
+
+    python -m tests.test_architecture        # after a change here: writes the page anew
+
+A failure names file, line and rule.
+"""
 
 from __future__ import annotations
 
@@ -10,50 +15,83 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "architecture.md"
 
-# Which modules of focus_core a module (or every module of a folder, `name.*`) may import. Not listed: anything.
-MAY_IMPORT: dict[str, set[str]] = {
-    "errors": set(),
-    "config": {"errors"},
-    "chunking": {"config"},
-    "planning": {"chunking", "config", "errors"},
-    "chunk_cache": set(),
-    "store": {"chunk_cache", "errors"},
-    "device": {"errors"},
-    "sampling": {"config"},
-    "text_stream": set(),
-    "documents": {"errors"},
-    "progress": set(),
-    "tokenizer": {"errors"},
-    "decoding": {"chunk_cache", "errors", "config", "model"},  # model: for annotations only, see below
-    "attention.*": {"attention.*", "errors"},
-    "checkpoint": {"attention.*", "config", "device", "errors"},
-    "model": {
-        *("attention.*", "chunk_cache", "chunking", "config", "decoding", "device", "errors", "planning"),
-        *("checkpoint", "progress"),
+# The floors of focus_core, the highest first, and the rooms on each: a folder, or a module beside them. A room may
+# import rooms of lower floors, and only those that are named; inside a room there is no circle either.
+FLOORS: list[dict[str, tuple[str, str]]] = [
+    {
+        "cli": (
+            "the commands of `focusllm`: ask, info, train, eval",
+            "evaluation engine training loading text config device progress errors",
+        )
     },
-    "training.*": {
-        *("training.*", "attention.*", "chunk_cache", "chunking", "config", "decoding", "device", "errors", "model"),
-        *("checkpoint", "planning", "progress", "tokenizer"),
+    {"evaluation": ("how often a model answers right: tasks, contenders, intervals", "engine progress errors")},
+    {
+        "engine": (
+            "text in, text out: options, plans, the scheduler, answers",
+            "methods loading text attention cache config device progress errors",
+        ),
+        "training": (
+            "candidate projections for a model: examples, loss, loop",
+            "methods loading text attention cache config device progress disk errors",
+        ),
     },
-    "evaluation.*": {"evaluation.*", "engine", "config", "errors", "progress"},
-}
+    {
+        "methods": (
+            "how chunks become logits: one file for each method, and what fits the window",
+            "loading text attention cache config device progress errors",
+        )
+    },
+    {
+        "loading": (
+            "weights from disk and hub: models, adapters, the authors' checkpoints, identity",
+            "attention config device progress disk errors",
+        ),
+        "text": ("strings and tokens: documents, chunks, templates, files", "config errors"),
+    },
+    {
+        "attention": ("the inside of transformers: attention over chunks, candidates, RoPE", "errors"),
+        "cache": ("keys and values: of chunks, of what is appended to them, and where they are kept", "errors"),
+    },
+    {
+        "config": ("settings of the method and of sampling", "errors"),
+        "device": ("device, dtype, free memory", "errors"),
+        "progress": ("bars and spinners", ""),
+        "disk": ("one way to replace a file", ""),
+    },
+    {"errors": ("what can go wrong for a user", "")},
+]
+ROOMS = {room: rule for floor in FLOORS for room, rule in floor.items()}
 
-# Modules that may be imported from a module for annotations only.
-ONLY_FOR_TYPES: dict[str, set[str]] = {"decoding": {"model"}}
+# The way of a document, and of a question, through the house.
+DOCUMENT = [
+    ("text.documents", "a string becomes a `Document` at the door: its name, its metadata, one hash of its content"),
+    ("text.tokenizer", "its tokens, and the character at which each begins; equal documents are tokenized once"),
+    ("text.chunking", "cut into `Chunk`s, each with its document, span, opening and key"),
+    ("cache.store", "chunks that were read before are found by their key"),
+    ("methods.decoder", "the others go through the frozen model, each alone, one pass at a time"),
+    ("cache.chunks", "their keys and values are written once, into blocks, and never change"),
+]
+QUESTION = [
+    ("engine.options", "options are checked; a wrong name is answered with the right one"),
+    ("text.tokenizer", "the question goes through the chat template and becomes a `Prompt`"),
+    ("engine.planning", "the method is chosen, and refused before any work if `methods.limits` says it does not fit"),
+    ("engine.requests", "a `QuestionRequest`: plan, sampler, text so far, notices for its client"),
+    ("engine.scheduler", "waits for its chunks, joins the questions about the same ones, takes a token per step"),
+    ("methods.focus", "candidates condense the chunks into a memory, from which the frozen decoder goes on"),
+    ("cache.appended", "what the question appends to the chunks is its own, and leaves with it"),
+    ("engine.sampling", "logits become the next token"),
+    ("text.stream", "tokens become text: no half characters, no stop string"),
+    ("engine.answers", "`Piece`s while it runs, one `Finished`, or an `Answer`"),
+]
 
 # Packages of others, and the only modules of focus_core that may import them.
 ONLY_IN: dict[str, set[str]] = {
     "transformers": {
-        *("attention.*", "model", "decoding", "checkpoint", "sampling", "training.*"),
-        *(
-            "device",
-            "text_stream",
-            "tokenizer",
-            "registry",
-            "engine",
-            "cli.*",
-        ),  # classes of models and tokenizers, and logging
+        *("attention.*", "methods.*", "loading.*", "training.*", "engine.sampling"),
+        # classes of models and tokenizers, and logging
+        *("device", "text.stream", "text.tokenizer", "engine.shared", "engine.scheduler", "engine.engine", "cli.*"),
     },
     "accelerate": {"training.*"},
     "typer": {"cli.*"},
@@ -69,11 +107,14 @@ NEVER_IN_INTEGRATIONS = ("torch", "transformers")  # the engine's business
 
 # What the folders around focus_core may use of it, besides the names in its root.
 PUBLIC_MODULES = {
-    *("checkpoint", "config", "device", "documents", "engine", "errors", "model"),
+    *("config", "errors", "device", "text.documents", "text.files", "text.tokenizer"),
+    *("engine.answers", "engine.engine", "engine.options", "engine.prepared"),
+    *("loading.adapters", "loading.authors", "loading.embedded", "loading.models", "loading.peek"),
+    *("methods.focus", "methods.limits", "methods.table", "methods.continuation", "cache.chunks"),
     *("training.*", "evaluation.*"),
 }
 # A benchmark restates the authors' way out of the same parts, so it may look inside.
-ALSO_FOR = {"benchmarks": {"attention.*", "chunk_cache", "decoding"}}
+ALSO_FOR = {"benchmarks": {"attention.*", "cache.*", "methods.*"}}
 USERS = ("focus_integrations", "cookbook", "benchmarks")
 
 
@@ -124,7 +165,7 @@ def core_module(imported: Import) -> str | None:
     if imported.target.split(".")[0] != "focus_core":
         return None
     inside = imported.target.split(".")[1:]
-    if imported.name and _is_module([*inside, imported.name]):  # from focus_core import chunking
+    if imported.name and _is_module([*inside, imported.name]):  # from focus_core import config
         inside.append(imported.name)
     return ".".join(inside) or None
 
@@ -140,36 +181,83 @@ def matches(module: str, patterns: set[str]) -> bool:
     )
 
 
-def rule_for(module: str) -> set[str] | None:
-    return next((allowed for pattern, allowed in MAY_IMPORT.items() if matches(module, {pattern})), None)
+def room_of(module: str) -> str:
+    return module.split(".")[0]
+
+
+def floor_of(room: str) -> int:
+    """Counted from the top."""
+    return next(number for number, floor in enumerate(FLOORS) if room in floor)
 
 
 def assert_none(violations: list[str]) -> None:
     assert not violations, "\n" + "\n".join(violations)
 
 
-def test_modules_import_only_what_the_table_says() -> None:
+def test_rooms_import_only_what_the_table_says() -> None:
     """Layers would grow together until nothing could be read or tested alone."""
     violations = []
     for path in core_files():
         module = module_name(path)
-        allowed = rule_for(module)
+        if not module or module == "embedded":
+            continue
+        _, allowed = ROOMS[room_of(module)]
         for imported in imports_of(path):
             target = core_module(imported)
-            if allowed is not None and target is not None and not matches(target, allowed):
-                violations.append(f"{imported}: {module} may not import {target}, only {sorted(allowed)}")
+            if target is None or room_of(target) in (room_of(module), *allowed.split()):
+                continue
+            violations.append(f"{imported}: {module} may not import {target}, only {allowed or 'nothing'}")
     assert_none(violations)
 
 
-def test_imports_for_annotations_stay_behind_type_checking() -> None:
-    """A cycle of imports would begin where today there is only a name in a signature."""
+def test_every_arrow_points_down() -> None:
+    """The picture could not be drawn."""
     violations = [
-        f"{imported}: {module_name(path)} may import {target} under TYPE_CHECKING only"
-        for path in core_files()
-        for imported in imports_of(path)
-        if (target := core_module(imported)) in ONLY_FOR_TYPES.get(module_name(path), set()) and not imported.for_types
+        f"{room} (floor {floor_of(room)}) may import {other} (floor {floor_of(other)})"
+        for room, (_, allowed) in ROOMS.items()
+        for other in allowed.split()
+        if floor_of(other) <= floor_of(room)
     ]
     assert_none(violations)
+
+
+def test_every_permission_is_used() -> None:
+    """The picture would show arrows that are not there."""
+    used = {
+        (room_of(module_name(path)), room_of(target))
+        for path in core_files()
+        for imported in imports_of(path)
+        if (target := core_module(imported)) is not None
+    }
+    unused = [
+        (room, other) for room, (_, allowed) in ROOMS.items() for other in allowed.split() if (room, other) not in used
+    ]
+    assert not unused
+
+
+def test_there_is_no_circle() -> None:
+    """Also not inside a room, in a function, or for annotations."""
+    targets: dict[str, set[str]] = {}
+    for path in core_files():
+        module = module_name(path)
+        found = {target for imported in imports_of(path) if (target := core_module(imported)) is not None}
+        targets[module] = found - {module}
+    done: set[str] = set()
+
+    def visit(module: str, way: tuple[str, ...]) -> None:
+        assert module not in way, " → ".join([*way[way.index(module) :], module])
+        if module not in done:
+            for target in sorted(targets.get(module, ())):
+                visit(target, (*way, module))
+            done.add(module)
+
+    for module in targets:
+        visit(module, ())
+
+
+def test_the_page_is_printed_from_the_tables() -> None:
+    """A reader would learn the architecture of last month."""
+    assert PAGE.read_text(encoding="utf-8") == page(), "run: python -m tests.test_architecture"
 
 
 def test_foreign_packages_stay_where_they_belong() -> None:
@@ -214,7 +302,7 @@ def test_users_take_root_names_or_public_modules(folder: str) -> None:
 
 
 def test_users_import_public_names() -> None:
-    """`from focus_core.methods.focus import _visible` would be as bad as a private module."""
+    """`from focus_core.methods.focus import _shifts` would be as bad as a private module."""
     violations = [
         f"{imported}: {imported.name} is private to {imported.target}"
         for folder in (*USERS, "focus_core")
@@ -226,12 +314,14 @@ def test_users_import_public_names() -> None:
     assert_none(violations)
 
 
-def test_the_table_names_modules_that_exist() -> None:
+def test_the_tables_name_modules_that_exist() -> None:
     """A rule for a module that has been renamed would guard nothing."""
-    names = {*MAY_IMPORT, *PUBLIC_MODULES, *ONLY_FOR_TYPES}
-    names |= {pattern for allowed in [*MAY_IMPORT.values(), *ONLY_IN.values()] for pattern in allowed}
+    names = {*ROOMS, *PUBLIC_MODULES, *(module for module, _ in (*DOCUMENT, *QUESTION))}
+    names |= {pattern for homes in [*ONLY_IN.values(), *ALSO_FOR.values()] for pattern in homes}
     missing = sorted(name for name in names if not _is_module(name.removesuffix(".*").split(".")))
     assert not missing, f"no such modules in focus_core: {missing}; update the table in {Path(__file__).name}"
+    rooms = {room_of(module_name(path)) for path in core_files() if module_name(path)} - {"embedded"}
+    assert rooms == set(ROOMS)
 
 
 def test_the_reader_of_imports_sees_them(tmp_path: Path) -> None:
@@ -239,16 +329,74 @@ def test_the_reader_of_imports_sees_them(tmp_path: Path) -> None:
     path = tmp_path / "example.py"
     path.write_text(
         "import transformers.utils\n"
-        "from focus_core import chunking, FocusConfig\n"
+        "from focus_core import config, FocusConfig\n"
         "from typing import TYPE_CHECKING\n"
         "if TYPE_CHECKING:\n    from focus_core.methods.focus import FocusModel\n"
         "def f():\n    from focus_core.attention.memory import Memory\n"
     )
     found = list(imports_of(path))
     assert [core_module(imported) for imported in found if imported.target.startswith("focus_core")] == [
-        *("chunking", None, "model", "attention.memory"),
+        *("config", None, "methods.focus", "attention.memory"),
     ]
     assert [imported.for_types for imported in found] == [False, False, False, False, True, False]
     assert matches("attention.memory", {"attention.*"})
     assert not matches("attention.memory", {"attention"})
     assert not matches("attentions", {"attention.*"})
+
+
+# --- the page ---------------------------------------------------------------------------------------------------------
+
+
+def page() -> str:
+    """`docs/architecture.md`."""
+    lines = [
+        "# Architecture",
+        "",
+        "<!-- Printed from the tables of tests/test_architecture.py by `python -m tests.test_architecture`. -->",
+        "",
+        "`focus_core` is a house. A room imports only rooms on the floors below it, and there is no circle.",
+        "",
+        "```",
+        *_drawing(),
+        "```",
+        "",
+        *(line for room, (what, allowed) in ROOMS.items() for line in _room(room, what, allowed)),
+        "",
+        "`focus_integrations` knows no torch: it turns LangChain's and LlamaIndex's calls into calls of the engine.",
+        "`embedded/` holds the small model that comes with the package.",
+        "",
+        "## The way of a document",
+        "",
+        *(f"{number}. `{module}`: {what}." for number, (module, what) in enumerate(DOCUMENT, 1)),
+        "",
+        "## The way of a question",
+        "",
+        *(f"{number}. `{module}`: {what}." for number, (module, what) in enumerate(QUESTION, 1)),
+        "",
+        "How to add a method, a task, a tier or a model family: [CONTRIBUTING](../CONTRIBUTING.md).",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _drawing() -> list[str]:
+    """One row of boxes for each floor, all equally wide."""
+    width = 62
+    rows = [f"┌{'─' * width}┐"]
+    for number, floor in enumerate(FLOORS):
+        share, rest = divmod(width - (len(floor) - 1), len(floor))
+        cells = [room.center(share + (index < rest)) for index, room in enumerate(floor)]
+        rows.append(f"│{'│'.join(cells)}│")
+        last = number == len(FLOORS) - 1
+        rows.append(f"└{'─' * width}┘" if last else f"├{'─' * width}┤")
+    return rows
+
+
+def _room(room: str, what: str, allowed: str) -> list[str]:
+    files = sorted(path.stem for path in (ROOT / "focus_core" / room).glob("*.py") if not path.stem.startswith("__"))
+    inside = f" ({', '.join(files)})" if files else ""
+    return [f"- **{room}**{inside}: {what}. Imports {', '.join(allowed.split()) or 'nothing'}."]
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")

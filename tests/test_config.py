@@ -97,27 +97,6 @@ def test_dynamic_prompt_is_never_longer_than_chunk_or_local_window() -> None:
     assert FocusConfig(dynamic_prompt=700).resolve(8192).dynamic_prompt == 700
 
 
-def test_chunk_and_prompt_leave_room_for_one_token() -> None:
-    """Every question would fail later, with a message about the question instead of the setting."""
-    fits = FocusConfig(chunk_size=40, dynamic_prompt=21, local_window=30)  # 61 tokens, two BOS, one new token
-    assert fits.resolve(64).chunk_size == 40
-    with pytest.raises(ConfigError, match=r"chunk_size=41 and dynamic_prompt=21 need 65 positions .* has 64 .*Lower"):
-        FocusConfig(chunk_size=41, dynamic_prompt=21, local_window=30).resolve(64)
-
-
-def test_local_window_leaves_room() -> None:
-    """The same for the local context: a memory slot and an answer must fit behind it."""
-    assert FocusConfig(local_window=61).resolve(64).local_window == 61
-    with pytest.raises(ConfigError, match=r"local_window=62 leaves no room .* 64 .*Lower it"):
-        FocusConfig(local_window=62).resolve(64)
-
-
-def test_messages_say_what_limits_the_window() -> None:
-    """A user with a 128k model would not learn that its sliding window is what counts."""
-    with pytest.raises(ConfigError, match=r"64 positions \(its sliding window\)"):
-        FocusConfig(chunk_size=64).resolve(64, window_is="its sliding window")
-
-
 def test_a_window_that_came_with_the_adapter_was_not_set_by_hand() -> None:
     """Users of the authors' checkpoints would look for a setting that they never made."""
     trained_with = FocusConfig(window=4096)
@@ -151,22 +130,3 @@ def test_settings_as_json() -> None:
     config = FocusConfig(chunk_size=128, bos_per_chunk=False)
     assert config.as_dict() == {"chunk_size": 128, "bos_per_chunk": False}
     assert FocusConfig(**config.as_dict()) == config
-
-
-@pytest.mark.parametrize(
-    ("plain_up_to", "tokens", "new_tokens", "plainly"),
-    [
-        (None, 60, 4, True),
-        (None, 61, 4, False),
-        (50, 50, 10, True),
-        (50, 51, 1, False),
-        (60, 60, 10, False),
-        (0, 1, 1, False),
-    ],
-)
-def test_up_to_where_the_plain_model_reads(
-    plain_up_to: int | None, tokens: int, new_tokens: int, plainly: bool
-) -> None:
-    """A text that the model could read as it is would be cut, or one that does not fit would not."""
-    resolved = FocusConfig(plain_up_to=plain_up_to, chunk_size=20, local_window=20).resolve(64)
-    assert resolved.reads_plainly(tokens, new_tokens) is plainly

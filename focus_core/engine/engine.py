@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import fields
@@ -22,7 +21,7 @@ from focus_core.engine.prepared import PreparedDocuments
 from focus_core.engine.requests import AnyRequest, Notice, Progress, QuestionRequest, Request
 from focus_core.engine.sampling import Sampler
 from focus_core.engine.shared import SharedModel, shared_model
-from focus_core.errors import ConfigError, DocumentError, FocusWarning
+from focus_core.errors import ConfigError, DocumentError, warn
 from focus_core.loading.models import LoadedModel
 from focus_core.methods.base import Method
 from focus_core.methods.focus import FocusModel
@@ -229,11 +228,9 @@ class FocusEngine:
             self._planner.outline([len(document)], 1, 1).limits.check(1)
         outline = self._planner.outline([len(document) for document in listed], SHORT_QUESTION)
         if not outline.chunks:
-            warnings.warn(
+            warn(
                 f"{sum(map(len, listed)):,} tokens of documents fit the window with a question: the plain model reads "
-                "both together each time, so nothing is prepared. Use method='focus' to read them in chunks.",
-                FocusWarning,
-                stacklevel=2,
+                "both together each time, so nothing is prepared. Use method='focus' to read them in chunks."
             )
             return PreparedDocuments(tuple(listed), self.shared.key)
         chunks = self.layout.chunks_of(listed)
@@ -369,7 +366,7 @@ class FocusEngine:
         """The method's notice, once for each model."""
         if method.notice and not self.shared.warned:
             self.shared.warned = True
-            warnings.warn(f"{self.shared.loaded.model_id}: {method.notice}", FocusWarning, stacklevel=2)
+            warn(f"{self.shared.loaded.model_id}: {method.notice}")
 
     # --- documents at the door ----------------------------------------------------------------------------------------
 

@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 from focus_core.cache.chunks import ChunkSet
 from focus_core.cache.store import ChunkKey
 from focus_core.device import naming_lack_of_memory, require_memory, tokens_per_pass
+from focus_core.engine.prefill import ChunkPrefill
 from focus_core.engine.requests import AnyRequest, Failed, Notice, Progress, QuestionRequest, Ready, Request
 from focus_core.engine.sampling import choose
 from focus_core.methods.base import Decoding, Method
@@ -63,7 +64,8 @@ class Scheduler:
         self._added: list[Request] = []
         self._left: list[Request] = []
         # What follows belongs to the thread that runs a step.
-        self._prefilling: deque[Request] = deque()
+        self._prefilling: list[Request] = []
+        self._prefilled_last: ChunkPrefill | None = None
         self._ready: deque[QuestionRequest] = deque()
         self._batches: list[Batch] = []
 
@@ -141,14 +143,7 @@ class Scheduler:
                     self._stepping = False
                     self._changed.notify_all()
                     return
-            try:
-                self._drop(left)
-            except BaseException:
-                self._recover()
-                with self._changed:
-                    self._stepping = False
-                    self._changed.notify_all()
-                raise
+            self._drop(left)
 
     def _tell(self, request: Request, notice: Notice, *, last: bool = False) -> None:
         with self._changed:
@@ -165,9 +160,8 @@ class Scheduler:
             left, self._left = self._left, []
         self._prefilling.extend(added)
         self._drop(left)
-        running = list(self._batches)
         try:
-            for batch in running:
+            for batch in list(self._batches):
                 self._advance(batch)
             self._prefill()
             self._start_ready()
@@ -182,38 +176,40 @@ class Scheduler:
                 self._begin(request)
             else:
                 self._settle(request)
-        for _ in range(len(self._prefilling)):
-            request = self._prefilling[0]
-            self._prefilling.rotate(-1)
-            others = [other.prefill for other in self._prefilling if other.prefill is not request.prefill]
-            elsewhere = {key for prefill in others for key in prefill.block}
-            if request.prefill.block or request.prefill.missing(elsewhere):
-                self._prefill_pass(request, elsewhere)
+        prefills = list(dict.fromkeys(request.prefill for request in self._prefilling))
+        first = prefills.index(self._prefilled_last) + 1 if self._prefilled_last in prefills else 0
+        for prefill in (*prefills[first:], *prefills[:first]):
+            elsewhere = {key for other in prefills if other is not prefill for key in other.block}
+            if prefill.block or prefill.missing(elsewhere):
+                self._prefill_pass(prefill, elsewhere)
                 return
 
     def _begin(self, request: Request) -> None:
         try:
             request.prefill.begin()
         except Exception as error:
-            self._fail(self._sharing(request), error)
+            self._fail(self._sharing(request.prefill), error)
             return
         self._settle(request)
 
-    def _prefill_pass(self, request: Request, elsewhere: set[ChunkKey]) -> None:
+    def _prefill_pass(self, prefill: ChunkPrefill, elsewhere: set[ChunkKey]) -> None:
+        self._prefilled_last = prefill
         try:
             with naming_lack_of_memory():
-                rows = request.prefill.step(elsewhere)
+                rows = prefill.step(elsewhere)
         except Exception as error:
-            self._fail(self._sharing(request), error)
+            self._fail(self._sharing(prefill), error)
             return
-        for other in list(self._prefilling):
-            if other.prefill is request.prefill or (rows and other.prefill.find(rows)):
-                self._tell(other, Progress(*other.prefill.progress))
-                self._settle(other)
+        changed = {prefill}
+        changed |= {other for other in {r.prefill for r in self._prefilling} if rows and other.find(rows)}
+        for request in list(self._prefilling):
+            if request.prefill in changed:
+                self._tell(request, Progress(*request.prefill.progress))
+                self._settle(request)
 
-    def _sharing(self, request: Request) -> list[Request]:
-        """Requests that wait for the same prefill."""
-        return [other for other in self._prefilling if other.prefill is request.prefill]
+    def _sharing(self, prefill: ChunkPrefill) -> list[Request]:
+        """Requests that wait for the same chunks together."""
+        return [request for request in self._prefilling if request.prefill is prefill]
 
     def _settle(self, request: Request) -> None:
         """Move on a request whose chunks are all there."""
@@ -274,6 +270,7 @@ class Scheduler:
                     self._join(joined, batch)
         except Exception as error:
             self._fail(requests, error)
+            self._recover()  # the batch that they were about to join
 
     def _batch_for(self, key: _BatchKey, requests: Sequence[QuestionRequest]) -> Batch | None:
         """A running batch that these questions can join in one pass."""
@@ -296,6 +293,7 @@ class Scheduler:
         try:
             with naming_lack_of_memory():
                 batch.in_step = True
+                self._keep(batch, [index for index, request in enumerate(batch.requests) if not request.left])
                 self._accept(batch, batch.decoding.step(torch.tensor(batch.tokens)))
         except Exception as error:
             self._fail(batch.requests, error)
@@ -334,7 +332,7 @@ class Scheduler:
         self._drop(requests)
 
     def _drop(self, requests: Sequence[Request]) -> None:
-        """Take requests out, wherever they are."""
+        """Take requests out, wherever they are; from a batch that goes on, with its next step."""
         if not requests:
             return
         gone = set(map(id, requests))
@@ -347,11 +345,7 @@ class Scheduler:
             if isinstance(request, QuestionRequest):
                 with suppress(ValueError):
                     self._ready.remove(request)
-        for batch in list(self._batches):
-            if batch.in_step:
-                self._restart(batch)
-            else:
-                self._keep(batch, [i for i, request in enumerate(batch.requests) if id(request) not in gone])
+        self._batches = [batch for batch in self._batches if not all(request.left for request in batch.requests)]
 
     def _recover(self) -> None:
         """After an interrupt: let other clients' questions go on from the tokens they have."""

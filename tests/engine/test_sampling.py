@@ -8,7 +8,8 @@ import torch
 from focus_core import FocusEngine
 from focus_core.config import SamplingConfig
 from focus_core.engine.sampling import Sampler, choose
-from tests.core.test_engine import QUESTION, A, make_engine
+from focus_core.methods.continuation import continue_tokens
+from tests.engines import QUESTION, A, make_engine
 from tests.tiny import byte_tokenizer
 
 LOGITS = torch.tensor([2.0, 1.9, 0.0, -1.0, -8.0])
@@ -112,7 +113,7 @@ def test_each_of_several_end_of_sequence_ids_ends_an_answer() -> None:
     made = make_engine(plain_up_to=400)
     questions = ["Why?", "Where is it?", "And then"]
     ids = [[1, *made.tokenize(question)] for question in questions]
-    first = [int(made.focus.generate(row, max_new_tokens=1).tokens[0]) for row in ids]
+    first = [int(continue_tokens(made.focus, row, max_new_tokens=1).tokens[0]) for row in ids]
     assert len(set(first)) == 3
     assert made.generate(questions[2], max_new_tokens=1, chat_template=False).finish_reason == "length"
     made.focus.model.generation_config.eos_token_id = first[:2]

@@ -21,13 +21,14 @@ from transformers import PreTrainedModel
 
 from focus_core import device
 from focus_core.attention.candidates import CandidateProjections
-from focus_core.methods.decoding import Decoding, FocusDecoding, PlainDecoding
 from focus_core.device import choose_device, free_memory
 from focus_core.errors import ConfigError
-from focus_core.methods.focus import FocusModel
+from focus_core.methods.base import Decoding
+from focus_core.methods.focus import FocusDecoding, FocusModel
+from focus_core.methods.plain import PlainDecoding
 from focus_core.training.loss import FocusLoss
 from tests.cases import computed, focus_model, forced, prefilled
-from tests.core.test_exactness import ANSWERS, CASE, QUESTIONS
+from tests.methods.test_exactness import ANSWERS, CASE, QUESTIONS
 from tests.model_zoo import FAMILIES, build, random_projections
 from tests.training.test_loss import CONFIG, example_for
 
@@ -100,7 +101,7 @@ def test_steps(family: str, parallel_chunks: int | None) -> None:
 def test_projections_go_where_the_model_is() -> None:
     model = build("llama")
     projections = random_projections(model)
-    FocusModel(model.to("meta"), projections)
+    assert FocusModel(model.to("meta"), projections).projections is projections
     assert all(parameter.is_meta for parameter in projections.parameters())
 
 

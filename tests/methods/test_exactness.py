@@ -364,7 +364,9 @@ def test_padding_leaves_with_the_question_that_needed_it(focus: FocusModel, refe
     forced(decoding, [[answer[0] for answer in ANSWERS]])
     decoding.keep([2, 3])  # local contexts of 12 and 1, of up to 30; prompts of 12 and 1
     sizes: list[int] = []
-    focus.candidate_model.get_decoder().embed_tokens.register_forward_hook(lambda _, given, __: sizes.append(given[0].numel()))
+    focus.candidate_model.get_decoder().embed_tokens.register_forward_hook(
+        lambda _, given, __: sizes.append(given[0].numel())
+    )
     decoding.step(torch.tensor([ANSWERS[2][1], ANSWERS[3][1]]))
     assert sizes == [2 * 2 * len(CASE.chunks) + 2 * (12 + 2)]
     decoding.keep([1])

@@ -12,10 +12,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from focus_core.config import FocusConfig
-from focus_core.methods.focus import FocusDecoding
-from focus_core.methods.focus import FocusModel
+from focus_core.methods.continuation import continue_tokens
+from focus_core.methods.focus import FocusDecoding, FocusModel
 from tests.cases import Case, assert_equal_logits, computed, expected, focus_model, forced, prefilled, random_case
-from tests.core.test_exactness import ANSWERS, CASE, CHUNKINGS, GOLDEN, QUESTIONS
+from tests.methods.test_exactness import ANSWERS, CASE, CHUNKINGS, GOLDEN, QUESTIONS
 from tests.model_zoo import FAMILIES, build, random_projections, random_tokens
 from tests.reference import Reference
 
@@ -63,7 +63,7 @@ def test_golden_vectors(folder: Path, parallel_chunks: int | None) -> None:
     golden = load_file(folder / "golden.safetensors")
     config = FocusConfig(parallel_chunks=parallel_chunks)
     model = FocusModel.from_pretrained(folder, device="cuda", dtype="float32", config=config)
-    generation = model.generate(golden["input_ids"], max_new_tokens=len(golden["generated"]), return_logits=True)
+    generation = continue_tokens(model, golden["input_ids"], max_new_tokens=len(golden["generated"]), return_logits=True)
     assert generation.logits is not None
     assert_equal_logits(generation.logits[: len(golden["logits"])], golden["logits"], atol=TOLERANCE)
     assert generation.tokens.tolist() == golden["generated"].tolist()
@@ -108,7 +108,7 @@ def test_questions_together_with_tokens_from_the_gpu() -> None:
 
     check(decoding.start(), [0, 1, 2, 3], 0)
     check(decoding.step(torch.tensor([answer[0] for answer in ANSWERS], device="cuda")), [0, 1, 2, 3], 1)
-    decoding.keep(torch.tensor([0, 3], device="cuda"))
+    decoding.keep([0, 3])
     check(decoding.step(torch.tensor([ANSWERS[i][1] for i in (0, 3)], device="cuda")), [0, 3], 2)
 
 

@@ -1,0 +1,71 @@
+"""A third method, to show that the seam holds: every chunk is read with the question alone, and the surest one answers.
+
+Each question is appended to every chunk as ordinary tokens; the chunk whose row is surest of the first token gives the
+whole answer, as the plain model would from that chunk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from focus_core.cache.chunks import ChunkSet
+from focus_core.methods.base import Prefilling, Question, pad_left, without_unused
+from focus_core.methods.decoder import Decoder
+from focus_core.methods.limits import FocusLimits, Lengths
+from focus_core.text.chunking import Chunk
+
+
+class SurestDecoding:
+    def __init__(self, decoder: Decoder, chunks: ChunkSet, prompts: Sequence[Sequence[int]]) -> None:
+        self._decoder, self._chunks = decoder, chunks
+        self._prompts, self._padding = pad_left(prompts)
+        self._appended = decoder.new_appended(chunks, self._padding, layers=decoder.parts.num_layers)
+        self._surest = torch.zeros(len(prompts), dtype=torch.long)
+
+    def start(self) -> Tensor:
+        rows = self._append(self._prompts)
+        self._surest = rows.softmax(-1).amax(-1).argmax(0)
+        return self._of_surest(rows)
+
+    def step(self, tokens: Tensor) -> Tensor:
+        return self._of_surest(self._append(tokens[:, None]))
+
+    def keep(self, questions: Sequence[int]) -> None:
+        self._padding, unused = without_unused([self._padding[index] for index in questions])
+        self._appended.keep(questions, unused)
+        self._surest = self._surest[torch.tensor(questions)]
+
+    def join(self, other: SurestDecoding) -> None:
+        self._appended.join(other._appended)
+        self._padding = self._appended.padding.tolist()
+        self._surest = torch.cat([self._surest, other._surest])
+
+    def _append(self, tokens: Tensor) -> Tensor:
+        return self._decoder.append(self._chunks, tokens, self._appended)[:, :, 0]
+
+    def _of_surest(self, rows: Tensor) -> Tensor:
+        """`[chunks, questions, vocab]` to `[questions, vocab]`."""
+        return rows[self._surest, torch.arange(rows.shape[1])]
+
+
+class SurestMethod:
+    name: ClassVar[str] = "surest"
+    notice = None
+
+    def __init__(self, decoder: Decoder) -> None:
+        self._decoder = decoder
+        self.cached_layers = decoder.parts.num_layers
+        self.bytes_per_token = self.cached_layers * decoder.bytes_per_layer
+
+    def limits(self, lengths: Lengths) -> FocusLimits:
+        return FocusLimits(self._decoder.config, lengths)
+
+    def prefill(self, chunks: Sequence[Chunk]) -> Prefilling:
+        return self._decoder.prefill_passes([chunk.row for chunk in chunks], layers=self.cached_layers)
+
+    def decoding(self, chunks: ChunkSet, questions: Sequence[Question]) -> SurestDecoding:
+        return SurestDecoding(self._decoder, chunks, [question.dynamic_prompt for question in questions])

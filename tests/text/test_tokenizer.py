@@ -1,0 +1,103 @@
+"""From strings to tokens: the BOS that a tokenizer writes, templates, and documents that are tokenized once."""
+
+from __future__ import annotations
+
+import pytest
+from tokenizers import processors
+
+from focus_core import ConfigError, Document, DocumentError
+from focus_core.text import tokenizer as tokenizer_module
+from focus_core.text.tokenizer import TextTokenizer
+from tests.tiny import byte_tokenizer
+
+_SAYS_BOS = "{{ bos_token }}{% for m in messages %}{{ m.content }}{% endfor %}"
+_SAYS_NONE = "{% for m in messages %}{{ m.content }}{% endfor %}"
+_REFUSES = "{{ raise_exception('no') }}"
+
+
+def _tokenizer(template: str | None = None, *, writes_bos: bool = True) -> TextTokenizer:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = template
+    if not writes_bos:
+        tokenizer.backend_tokenizer.post_processor = processors.Sequence([])
+    return TextTokenizer(tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("writes", "template", "bos"),
+    [
+        (True, None, 1),
+        (True, _SAYS_NONE, 1),
+        (False, _SAYS_BOS, 1),
+        (False, _SAYS_NONE, None),
+        (False, None, None),
+        (False, _REFUSES, None),
+    ],
+)
+def test_a_bos_that_nothing_writes_is_none(writes: bool, template: str | None, bos: int | None) -> None:
+    """Chunks would start with a token that stands in front of no text otherwise (GPT-2 and its like)."""
+    tokenizer = _tokenizer(template, writes_bos=writes)
+    assert tokenizer.tokenizer.bos_token_id == 1
+    assert tokenizer.bos == bos
+
+
+@pytest.mark.parametrize("template", [_SAYS_BOS, _SAYS_NONE])
+def test_a_prompt_has_one_bos_whoever_writes_it(template: str) -> None:
+    prompt = _tokenizer(template).prompt([{"role": "user", "content": "ab"}], chat_template=True)
+    assert prompt.opening == (1,)
+    assert len(prompt) == 3
+
+
+def test_a_bos_string_in_a_question_is_a_token_of_the_question() -> None:
+    """Where the template writes none, it would be taken for the opening, and the count be one short."""
+    prompt = _tokenizer(_SAYS_NONE).prompt([{"role": "user", "content": "<bos>ab"}], chat_template=True)
+    assert prompt.row[:2] == [1, 1]
+    assert len(prompt) == 4
+    bare = _tokenizer(None).prompt([{"role": "user", "content": "<bos>ab"}], chat_template=False)
+    assert bare.row[:2] == [1, 1]
+
+
+def test_a_template_that_refuses_is_named() -> None:
+    with pytest.raises(ConfigError, match="refuses these messages: no"):
+        _tokenizer(_REFUSES).prompt([{"role": "user", "content": "a"}], chat_template=True)
+
+
+def test_equal_documents_are_tokenized_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By content, and each keeps its own name."""
+    tokenizer = _tokenizer()
+    first = tokenizer.document(Document("some text", name="a"))
+    monkeypatch.setattr(tokenizer, "_with_characters", None)
+    second = tokenizer.document(Document("some text", name="b"))
+    assert second.token_ids is first.token_ids
+    assert (first.document.name, second.document.name) == ("a", "b")
+
+
+def test_documents_are_remembered_up_to_a_number_of_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory would grow with every text that was ever asked about."""
+    monkeypatch.setattr(tokenizer_module, "_REMEMBERED_TOKENS", 20)
+    tokenizer = _tokenizer()
+    made: list[str] = []
+    tokenize = tokenizer._with_characters
+
+    def noting(document: Document) -> object:
+        made.append(str(document.text))
+        return tokenize(document)
+
+    monkeypatch.setattr(tokenizer, "_with_characters", noting)
+    texts = [letter * 10 for letter in "abc"]
+    for text in (*texts, texts[2], texts[1], texts[0], texts[2]):  # of tokens that are letters, two fit
+        tokenizer.document(Document(text))
+    assert made == [*texts, texts[0], texts[2]]
+
+
+def test_characters_of_tokens() -> None:
+    """Bytes of one character begin where it begins."""
+    document = _tokenizer().document(Document("aé\U0001f600b"))
+    assert list(document.starts or ()) == [0, 1, 1, 2, 2, 2, 2, 3, 4]
+    assert document.characters(0, 3) == (0, 2)
+    assert document.characters(3, len(document)) == (2, 4)
+
+
+def test_half_a_character_is_refused() -> None:
+    with pytest.raises(DocumentError, match=r"half of a character at place 1 \('.udce9'\)"):
+        _tokenizer().tokenize("a\udce9")
