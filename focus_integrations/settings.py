@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import sha256
 from typing import Any, TypeVar
 
-from pydantic import AliasChoices, BaseModel, Field, PrivateAttr, SkipValidation
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, PrivateAttr
+from pydantic.json_schema import SkipJsonSchema
 
 from focus_core import Document, FocusConfig, FocusEngine, Options, PreparedDocuments
 from focus_core.config import DEFAULT_NEW_TOKENS
+from focus_core.engine.answers import Event
+from focus_core.engine.engine import Question
 from focus_core.engine.options import nearest
 from focus_core.errors import ConfigError, DocumentError
 from focus_core.text.documents import require_sequence
-from focus_integrations.engines import EngineSettings, default_model, longest_input, shared_engine
+from focus_integrations.engines import EngineSettings, default_model, longest_input, name_of, shared_engine
 
 WholeText = Document | PreparedDocuments
 Wrapper = TypeVar("Wrapper", bound="FocusSettings")
@@ -52,6 +55,8 @@ class Call:
 class FocusSettings(BaseModel):
     """Fields of a wrapper. Building one loads nothing; the engine comes with the first question."""
 
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
     model: str = Field(default_factory=default_model, validation_alias=AliasChoices("model", "model_name"))
     """A model folder, a hub id, or "embedded". By default what the variable `FOCUSLLM_MODEL` names, else "embedded"."""
     adapter: str | None = None
@@ -80,7 +85,7 @@ class FocusSettings(BaseModel):
 
     method: str = "auto"
     """"focus", "plain" or "auto": the plain model for texts that fit its window with the question."""
-    given_engine: SkipValidation[FocusEngine | None] = Field(default=None, exclude=True, repr=False)
+    given_engine: SkipJsonSchema[FocusEngine | None] = Field(default=None, exclude=True, repr=False)
     """An engine that is there already, instead of one by the name of a model: see `from_engine`."""
 
     _engine: FocusEngine | None = PrivateAttr(default=None)
@@ -89,6 +94,7 @@ class FocusSettings(BaseModel):
     def from_engine(cls: type[Wrapper], engine: FocusEngine, **settings: Any) -> Wrapper:
         """Around an engine that is there already; `settings` are those of sampling and prompting."""
         loaded = engine.shared.loaded
+        settings = {"method": engine.method, **settings}
         return cls(model=loaded.model_id, adapter=loaded.adapter_id, given_engine=engine, **settings)
 
     def __deepcopy__(self: Wrapper, memo: dict[int, Any] | None = None) -> Wrapper:
@@ -97,6 +103,22 @@ class FocusSettings(BaseModel):
         for engine in (self._engine, self.given_engine):
             memo[id(engine)] = engine
         return super().__deepcopy__(memo)
+
+    def __getstate__(self) -> dict[Any, Any]:
+        """Without the engine, which is shared again when the copy is first used.
+
+        Raises:
+            ConfigError: the wrapper was made `from_engine`
+        """
+        if self.given_engine is not None:
+            name = type(self).__name__
+            raise ConfigError(
+                f"A {name} made from_engine cannot be pickled: its engine exists in this process only. "
+                f"Name the model instead: {name}(model=…)."
+            )
+        bare = self.model_copy()
+        bare._engine = None
+        return super(FocusSettings, bare).__getstate__()
 
     @property
     def engine(self) -> FocusEngine:
@@ -134,8 +156,12 @@ class FocusSettings(BaseModel):
         without_effect = ("parallel_chunks", "given_engine")
         settings = {name: getattr(self, name) for name in FocusSettings.model_fields if name not in without_effect}
         if self.given_engine is not None:
-            settings["engine"] = f"{self.given_engine.shared.key} {self.given_engine.config}"
+            settings["engine"] = name_of(self.given_engine)
         return {**settings, "stop": list(self.stop)}
+
+    def _events(self, questions: Sequence[Question], call: Call, **options: Any) -> Generator[tuple[int, Event]]:
+        """`stream_batch`. Loads the model, if it is not loaded yet, when the first event is asked for."""
+        yield from self.engine.stream_batch(questions, **call.arguments, **options)
 
     def call(self, given: dict[str, Any], stop: Sequence[str] | str | None = None) -> Call:
         """The settings of this wrapper with those of one call on top.
@@ -204,7 +230,10 @@ def documents_from(documents: Any, kind: type, read: Callable[[Any], Document], 
 
 def without_duplicates(documents: Iterable[WholeText]) -> list[WholeText]:
     """The documents in their order, each once: the first of those with the same content stays."""
-    return list({document.key: document for document in documents}.values())
+    first: dict[Any, WholeText] = {}
+    for document in documents:
+        first.setdefault(document.key, document)
+    return list(first.values())
 
 
 def content_digest(value: Any) -> str:

@@ -18,7 +18,7 @@ from langchain_core.vectorstores import InMemoryVectorStore
 from focus_core import ContextOverflowError, FocusEngine
 from focus_core.errors import ConfigError, DocumentError
 from focus_integrations.langchain import WholeDocumentRetriever, create_focus_documents_chain
-from tests.integrations.langchain.conftest import EngineCall
+from tests.integrations.spies import EngineCall
 
 A = Document("In the first story Ada keeps the lighthouse. " * 6, metadata={"source": "a.txt"})
 B = Document("In the second story Edith sells bread. " * 6, metadata={"source": "b.txt"})

@@ -27,7 +27,7 @@ from langchain_tests.unit_tests import ChatModelUnitTests
 from focus_integrations.engines import MODEL_VARIABLE
 from focus_integrations.langchain import ChatFocusLLM
 from tests.embedded import needs_embedded
-from tests.integrations.langchain.conftest import Script
+from tests.integrations.spies import Script
 from tests.tiny import save_tiny_model
 
 _FEW = {"max_tokens": 8}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -11,12 +10,12 @@ from llama_index.core import SummaryIndex, VectorStoreIndex
 from llama_index.core.node_parser import SentenceSplitter
 from llama_index.core.schema import Document
 
-from focus_core import FocusEngine
 from focus_core.evaluation.facts import Fact, filler_sentences, hide
 from focus_integrations.llama_index import FocusLLM, FocusSynthesizer, WholeDocumentPostprocessor
 from tests import embedded
 from tests.embedded import needs_embedded, question_about
 from tests.integrations.llama_index.drivers import TinyEmbedding
+from tests.integrations.spies import EngineCall, Spy
 
 pytestmark = [needs_embedded, pytest.mark.timeout(900)]
 
@@ -37,14 +36,6 @@ FACTS = [
 ASKED = [0, 4, 9, 11]  # about these, so that answers sit in different documents
 
 
-@dataclass
-class Asked:
-    """What the engine was given."""
-
-    questions: list[str]
-    documents: list[list[str]]
-
-
 @pytest.fixture(scope="module")
 def llm() -> FocusLLM:
     return FocusLLM(max_tokens=32)
@@ -63,16 +54,8 @@ def twelve() -> list[Document]:
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
-    seen, original = Asked([], []), FocusEngine.stream_batch
-
-    def spy(self: FocusEngine, questions: Any, documents: Any = None, **options: Any) -> Any:
-        seen.questions.append(questions[0][-1]["content"])
-        seen.documents.append(list(documents or []))
-        return original(self, questions, documents, **options)
-
-    monkeypatch.setattr(FocusEngine, "stream_batch", spy)
-    return seen
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[EngineCall]:
+    return Spy(monkeypatch).calls
 
 
 def assert_right(facts: list[Fact], answers: list[str]) -> None:
@@ -95,13 +78,15 @@ async def in_four_ways(index: Any, questions: list[str], **options: Any) -> list
     return list(zip(texts, [*whole, streamed, astreamed], strict=True))
 
 
-async def test_facts_in_a_long_document_are_found(llm: FocusLLM, long_document: Document, asked: Asked) -> None:
+async def test_facts_in_a_long_document_are_found(
+    llm: FocusLLM, long_document: Document, asked: list[EngineCall]
+) -> None:
     """The index has cut it into overlapping passages; the model reads it whole, and reads it once."""
     index = SummaryIndex.from_documents([long_document])
     index.docstore.add_documents([long_document])
     facts = embedded.FACTS
     answers = await in_four_ways(index, [question_about(fact) for fact in facts], llm=llm)
-    assert asked.documents == [[long_document.text]] * 4
+    assert [call.documents for call in asked] == [[long_document.text]] * 4
     length = len(llm.tokenize(long_document.text))
     for number, (_, response) in enumerate(answers):
         usage = response.metadata["focus"]
@@ -113,13 +98,15 @@ async def test_facts_in_a_long_document_are_found(llm: FocusLLM, long_document: 
 
 
 @pytest.mark.slow
-async def test_facts_in_twelve_documents_are_found(llm: FocusLLM, twelve: list[Document], asked: Asked) -> None:
+async def test_facts_in_twelve_documents_are_found(
+    llm: FocusLLM, twelve: list[Document], asked: list[EngineCall]
+) -> None:
     """All twelve are read for every question, in their order."""
     index = SummaryIndex.from_documents(twelve)
     index.docstore.add_documents(twelve)
     facts = [FACTS[number] for number in ASKED]
     answers = await in_four_ways(index, [question_about(fact) for fact in facts], llm=llm)
-    assert asked.documents == [[document.text for document in twelve]] * 4
+    assert [call.documents for call in asked] == [[document.text for document in twelve]] * 4
     for _, response in answers:
         sources = list(dict.fromkeys(hit.node.source_node.node_id for hit in response.source_nodes))
         assert sources == [document.id_ for document in twelve]
@@ -127,7 +114,7 @@ async def test_facts_in_twelve_documents_are_found(llm: FocusLLM, twelve: list[D
 
 
 async def test_a_vector_index_finds_the_document_and_the_model_reads_it_whole(
-    llm: FocusLLM, twelve: list[Document], asked: Asked
+    llm: FocusLLM, twelve: list[Document], asked: list[EngineCall]
 ) -> None:
     """The sources are the passages that were found, the first of them from the document with the answer."""
     index = VectorStoreIndex.from_documents(
@@ -139,10 +126,10 @@ async def test_a_vector_index_finds_the_document_and_the_model_reads_it_whole(
     facts = [FACTS[number] for number in ASKED]
     answers = await in_four_ways(index, [question_about(fact) for fact in facts], llm=llm, similarity_top_k=3)
     texts = {document.id_: document.text for document in twelve}
-    for number, (_, response), documents in zip(ASKED, answers, asked.documents, strict=True):
+    for number, (_, response), call in zip(ASKED, answers, asked, strict=True):
         sources = list(dict.fromkeys(hit.node.source_node.node_id for hit in response.source_nodes))
         assert sources[0] == f"doc-{number}"
-        assert documents == [texts[source] for source in sources]
+        assert call.documents == [texts[source] for source in sources]
         assert len(response.source_nodes) == 3
     assert_right(facts, [text for text, _ in answers])
 
@@ -152,7 +139,9 @@ def test_whole_documents_of_a_postprocessor_give_the_same_answer(llm: FocusLLM, 
     splitter = SentenceSplitter(chunk_size=96, chunk_overlap=24)
     index = VectorStoreIndex.from_documents(twelve, transformations=[splitter], embed_model=TinyEmbedding())
     index.docstore.add_documents(twelve)
-    whole = WholeDocumentPostprocessor(docstore=index.docstore, llm=llm, max_tokens=llm.metadata.context_window)
+    whole = WholeDocumentPostprocessor(
+        docstore=index.docstore, llm=llm, max_document_tokens=llm.metadata.context_window
+    )
     engine = index.as_query_engine(
         llm=llm, similarity_top_k=3, response_synthesizer=FocusSynthesizer(llm), node_postprocessors=[whole]
     )

@@ -201,19 +201,25 @@ def budgeted(llm: FocusLLM, **options: Any) -> list[str]:
 
 def test_a_budget_is_never_exceeded_in_silence(tiny_settings: dict[str, Any], recwarn: pytest.WarningsRecorder) -> None:
     llm = FocusLLM(**tiny_settings)
-    assert budgeted(llm, max_tokens=30) == ["0", "1", "2"]
+    assert budgeted(llm, max_document_tokens=30) == ["0", "1", "2"]
     assert not recwarn
-    with pytest.raises(ContextOverflowError, match="3 of 3 documents have 30 tokens, and max_tokens=29"):
-        budgeted(llm, max_tokens=29)
+    with pytest.raises(ContextOverflowError, match="3 of 3 documents have 30 tokens, and max_document_tokens=29"):
+        budgeted(llm, max_document_tokens=29)
     with pytest.warns(UserWarning, match="Left out, because they came last: doc-1, doc-2"):
-        assert budgeted(llm, max_tokens=19, on_overflow="drop") == ["0"]
+        assert budgeted(llm, max_document_tokens=19, on_overflow="drop") == ["0"]
     with pytest.raises(ContextOverflowError):  # nothing would be left
-        budgeted(llm, max_tokens=9, on_overflow="drop")
+        budgeted(llm, max_document_tokens=9, on_overflow="drop")
+
+
+def test_the_old_name_of_the_budget_is_refused_with_the_new_one() -> None:
+    """Elsewhere in this package `max_tokens` is the length of an answer."""
+    with pytest.raises(ConfigError, match="Give max_document_tokens"):
+        WholeDocumentPostprocessor(docstore=SimpleDocumentStore(), max_tokens=10)  # type: ignore[call-arg]
 
 
 def test_a_budget_needs_the_model_that_counts() -> None:
     with pytest.raises(ConfigError, match="llm=FocusLLM"):
-        WholeDocumentPostprocessor(docstore=SimpleDocumentStore(), max_tokens=10)
+        WholeDocumentPostprocessor(docstore=SimpleDocumentStore(), max_document_tokens=10)
 
 
 @pytest.mark.parametrize("kind", [SummaryIndex, VectorStoreIndex])
@@ -236,9 +242,9 @@ def test_in_an_index_whole_documents_are_the_sources(tiny_settings: dict[str, An
 
 def test_errors_come_through_the_query_engine(tiny_settings: dict[str, Any]) -> None:
     llm = FocusLLM(**tiny_settings)
-    processor = WholeDocumentPostprocessor(docstore=store_of(*as_documents("text")), llm=llm, max_tokens=2)
+    processor = WholeDocumentPostprocessor(docstore=store_of(*as_documents("text")), llm=llm, max_document_tokens=2)
     engine = RetrieverQueryEngine(
         Found([hit("x", "doc-0")]), response_synthesizer=FocusSynthesizer(llm), node_postprocessors=[processor]
     )
-    with pytest.raises(ContextOverflowError, match="max_tokens=2"):
+    with pytest.raises(ContextOverflowError, match="max_document_tokens=2"):
         engine.query("Who?")
