@@ -1,6 +1,6 @@
 """The three ways to answer a question about a long text, each timed and weighed.
 
-ours             FocusModel: all chunks at once, caches read in place
+ours             FocusModel: all chunks in one pass, their keys and values read in place
 one-by-one       the same method as the authors' code runs it: chunk after chunk (one_by_one.py)
 full-attention   the plain model over text and question, by transformers' generate
 """
@@ -17,9 +17,8 @@ from transformers.generation.streamers import BaseStreamer
 
 from benchmarks.machine import Peak, now, peak_memory
 from benchmarks.one_by_one import OneByOne
-from focus_core.cache.chunks import ChunkCache
-from focus_core.methods.decoding import FocusDecoding
-from focus_core.methods.focus import FocusModel
+from focus_core.cache.chunks import ChunkSet
+from focus_core.methods.focus import FocusDecoding, FocusModel
 
 OURS, ONE_BY_ONE, FULL_ATTENTION = "ours", "one-by-one", "full-attention"
 
@@ -63,10 +62,10 @@ class Measurement:
 def run_ours(focus: FocusModel, text: Text) -> Measurement:
     clock = Clock(focus.device)
     with peak_memory(focus.device) as peak:
-        cache = focus.prefill(text.chunks)
+        chunks = ChunkSet.of(focus.prefill(text.chunks))
         prefill = clock.lap()
         question = text.question.tolist()
-        decoding = FocusDecoding(focus, cache, question, question)
+        decoding = FocusDecoding(focus, chunks, question, question)
         logits = [decoding.start()]
         first_token = prefill + clock.lap()
         steps = []
@@ -74,7 +73,7 @@ def run_ours(focus: FocusModel, text: Text) -> Measurement:
             logits.append(decoding.step(token[None]))
             steps.append(clock.lap())
         another = text.another_question.tolist()
-        FocusDecoding(focus, ChunkCache.from_rows(cache.rows()), another, another).start()
+        FocusDecoding(focus, chunks, another, another).start()
         second_question = clock.lap()
     seconds = {
         "prefill": prefill,
@@ -82,7 +81,7 @@ def run_ours(focus: FocusModel, text: Text) -> Measurement:
         "second_question": second_question,
         "step": median(steps),
     }
-    return Measurement(seconds, peak, _reserved_bytes(cache), torch.cat(logits).float().cpu())
+    return Measurement(seconds, peak, _chunk_bytes(chunks) + decoding.appended_bytes, torch.cat(logits).float().cpu())
 
 
 def run_one_by_one(focus: FocusModel, text: Text) -> Measurement:
@@ -148,8 +147,6 @@ class Laps(BaseStreamer):
     def end(self) -> None: ...
 
 
-def _reserved_bytes(cache: ChunkCache) -> int:
-    """Everything that chunks and prompt hold, whether in use or not."""
-    assert cache.prompt is not None
-    blocks = {id(run.block): run.block.nbytes for run in cache.runs}
-    return sum(blocks.values()) + cache.prompt.nbytes
+def _chunk_bytes(chunks: ChunkSet) -> int:
+    """All that the blocks of these chunks hold, in use or not."""
+    return sum({id(run.block): run.block.nbytes for run in chunks.runs}.values())

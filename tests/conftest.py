@@ -1,23 +1,30 @@
-"""What holds for every test: offline, seeded, two threads."""
+"""What holds for every test: offline, seeded, two threads, nothing written beside the code."""
 
 from __future__ import annotations
 
 import os
+import tempfile
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported, so before anything else
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # idle threads leave the cores to others; before torch is imported
+os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = tempfile.gettempdir() + "/hypothesis"  # not into the repository
 
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 from transformers import set_seed
 from transformers.utils import logging
 
 from tests.tiny import save_tiny_model
 
 torch.set_num_threads(int(os.environ.get("FOCUSLLM_TEST_THREADS", "2")))
+# No time limit for one example: on a busy machine any of them may be slow. In CI the same examples every time.
+settings.register_profile("focusllm", deadline=None, database=None, max_examples=50, derandomize="CI" in os.environ)
+settings.load_profile("focusllm")
 logging.set_verbosity_error()
 logging.disable_progress_bar()
 

@@ -1,4 +1,4 @@
-"""The commands put together, and what becomes of an error: one message, one exit code.
+"""The commands put together. An error ends with one message and one exit code.
 
 Exit codes: 0 done, 1 a `FocusError` or a file that cannot be read or written, 2 wrong usage, 130 Ctrl-C, 141 broken
 pipe (SIGPIPE).
@@ -10,7 +10,8 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Annotated, Any
 
 import typer
@@ -25,11 +26,12 @@ from focus_core.errors import FocusError, FocusWarning
 
 
 class _Commands(TyperGroup):
-    """Runs a command and turns what it raises into a message and an exit code."""
+    """Runs a command and turns an error into a message and an exit code, and a warning into a note."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            return super().invoke(ctx)
+            with _notes():
+                return super().invoke(ctx)
         except FocusError as error:
             typer.secho(f"Error: {error}", err=True, fg="red")
             code = 1
@@ -46,8 +48,24 @@ class _Commands(TyperGroup):
         raise typer.Exit(code)
 
 
+@contextmanager
+def _notes() -> Iterator[None]:
+    """Our warnings as a line of their own; those of other libraries as Python shows them."""
+    with warnings.catch_warnings():
+        python_shows = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *where: Any, **options: Any) -> None:
+            if issubclass(category, FocusWarning):
+                typer.echo(f"Note: {message}", err=True)
+            else:
+                python_shows(message, category, *where, **options)
+
+        warnings.showwarning = show
+        yield
+
+
 def _forget_output() -> None:
-    """Python writes what is left when it ends, and would complain once more."""
+    """At its end Python writes the rest of the output, and would raise the same error again."""
     with suppress(OSError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
@@ -81,23 +99,11 @@ def _options(
     pass
 
 
-def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
-    """Our warnings in one line; those of other libraries as Python shows them."""
-    if issubclass(category, FocusWarning):
-        typer.echo(f"Note: {message}", err=True)
-    else:
-        _python_shows(message, category, *_, **__)
-
-
-_python_shows = warnings.showwarning
-
-
 def main() -> None:
     """Entry point of `focusllm`."""
-    warnings.showwarning = _show_warning
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        if getattr(sys, name) is None:  # whoever closed a stream, as in `2>&-`, wants nothing of it
+        if getattr(sys, name) is None:  # closed by the shell, as in `2>&-`
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115  # open to the end
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # an answer may hold what a terminal lacks
+        stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # a terminal may lack some characters of an answer
     app(prog_name="focusllm")

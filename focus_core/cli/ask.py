@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def ask(
-    question: Annotated[str, typer.Argument(help="What you want to know.", show_default=False)],
+    question: Annotated[str, typer.Argument(help="The question.", show_default=False)],
     document: options.Documents = None,
     model: options.Model = None,
     adapter: options.Adapter = None,
@@ -39,7 +39,7 @@ def ask(
     top_p: Annotated[
         float, typer.Option(min=0, max=1, help="Draw from the likeliest tokens that make up this share.")
     ] = 1.0,
-    top_k: Annotated[int, typer.Option(min=0, help="Draw from so many of the likeliest tokens; 0: from all.")] = 0,
+    top_k: Annotated[int, typer.Option(min=0, help="Draw from this number of the likeliest tokens; 0: from all.")] = 0,
     min_p: Annotated[
         float, typer.Option(min=0, max=1, help="Draw from tokens at least this share as likely as the likeliest.")
     ] = 0.0,
@@ -61,7 +61,7 @@ def ask(
     documents = read_documents(document or [])
     clock = _Clock()
     config = FocusConfig(chunk_size=chunk_size, dynamic_prompt=dynamic_prompt, parallel_chunks=parallel_chunks)
-    engine = load_engine(model, adapter, device, dtype, config=config)
+    engine = load_engine(model, adapter, device, dtype, config=config, method=method)
     clock.loaded()
     events = engine.stream(
         question,
@@ -76,7 +76,6 @@ def ask(
         min_p=min_p,
         repetition_penalty=repetition_penalty,
         seed=seed,
-        method=method,
     )
     text, end = _collect(events, clock, show=not as_json)
     if as_json:

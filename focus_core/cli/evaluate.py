@@ -1,4 +1,4 @@
-"""`focusllm eval`: how often a model finds what is hidden in long texts."""
+"""`focusllm eval`: how often a model finds facts in long texts."""
 
 from __future__ import annotations
 
@@ -48,7 +48,8 @@ def evaluate(
 ) -> None:
     """Measure how often a model answers questions about long texts right. Every trial is seeded.
 
-    In the table, the contender `focus` reads in chunks, and `cut` is the plain model on the end of the text.
+    In the table, `focus` is the engine as `ask` uses it: texts that fit the window go to the plain model. `cut` is
+    the plain model on the end of the text.
     """
     with sign_of_life("starting"):
         from focus_core.evaluation.run import evaluate as run

@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Needs:
-    """What it takes to read documents.
+    """Memory and positions that documents take, and what they leave for a question.
 
     Attributes:
-        method: the method that answers
+        method: the method that answers, as in `methods.table.METHODS`
         chunks: 0 where documents and question are read in one row
         cache_bytes: keys and values of the documents
         prompt_bytes: keys and values of one short question and its answer, of default length at most
-        free_bytes: what the device can still hold
+        free_bytes: free memory of the device
         positions_left: positions that the window leaves for question and answer
         answer_tokens: tokens that the answer to a short question may have; 0 if none can be asked
     """
@@ -58,7 +58,7 @@ class Needs:
 def info(
     document: options.Documents = None,
     tokens: Annotated[
-        int | None, typer.Option(min=1, help="A document of so many tokens, instead of --document.")
+        int | None, typer.Option(min=1, help="A document of this many tokens, instead of --document.")
     ] = None,
     model: options.Model = None,
     adapter: options.Adapter = None,
@@ -66,6 +66,7 @@ def info(
     dtype: options.Dtype = "auto",
     chunk_size: options.ChunkSize = None,
     dynamic_prompt: options.DynamicPrompt = None,
+    method: options.Method = "auto",
     as_json: options.AsJson = False,
 ) -> None:
     """Show how a model reads: window, chunks, memory per token; and whether documents fit."""
@@ -73,11 +74,11 @@ def info(
         raise typer.BadParameter("give documents or a number of tokens, not both.", param_hint="--tokens")
     texts = read_documents(document or [])
     config = FocusConfig(chunk_size=chunk_size, dynamic_prompt=dynamic_prompt)
-    engine = load_engine(model, adapter, device, dtype, config=config)
+    engine = load_engine(model, adapter, device, dtype, config=config, method=method)
     with sign_of_life("counting tokens"):
         lengths = [tokens] if tokens else [engine.count_tokens(text) for text in texts]
     described = _describe(engine)
-    needs = _needs(engine, lengths) if lengths else None
+    needs = needs_of(engine, lengths) if lengths else None
     if as_json:
         found = None if needs is None else {**asdict(needs), "fits": needs.fits}
         typer.echo(json.dumps({**described, "reading": found}))
@@ -107,12 +108,12 @@ def _describe(engine: FocusEngine) -> dict[str, Any]:
     }
 
 
-def _needs(engine: FocusEngine, lengths: Sequence[int]) -> Needs:
-    """As the engine would answer a short question."""
+def needs_of(engine: FocusEngine, lengths: Sequence[int]) -> Needs:
+    """As the engine would answer a short question about documents of these numbers of tokens."""
     from focus_core.device import free_memory
-    from focus_core.engine.engine import SHORT_QUESTION
 
     outline = engine.outline(lengths)
+    unasked = engine.outline(lengths, question=0, method=outline.method.name)
     limits, per_token = outline.limits, outline.method.bytes_per_token
     documents = limits.chunk_tokens or sum(lengths)
     held = limits.chunk_tokens + limits.appended_tokens(outline.new_tokens)
@@ -124,7 +125,7 @@ def _needs(engine: FocusEngine, lengths: Sequence[int]) -> Needs:
         cache_bytes=documents * per_token,
         prompt_bytes=(held - documents) * per_token,
         free_bytes=free_memory(engine.focus.device),
-        positions_left=limits.positions_left + SHORT_QUESTION,
+        positions_left=unasked.limits.positions_left,
         answer_tokens=max(min(limits.positions_left, outline.new_tokens), 0),
     )
 
@@ -140,10 +141,10 @@ def _shown(value: Any) -> str:
 
 
 def _explain(needs: Needs) -> str:
-    how = f"{needs.chunks:,} chunks" if needs.chunks else "read whole by the plain model"
+    how = f"{needs.chunks:,} chunks" if needs.chunks else "one row with the question"
     plural = "s" if needs.documents > 1 else ""
     lines = [
-        f"{needs.documents} document{plural}, {needs.tokens:,} tokens: {how}.",
+        f"{needs.documents} document{plural}, {needs.tokens:,} tokens: {how}, method {needs.method}.",
         f"Keys and values take {_gib(needs.cache_bytes)}, and up to {_gib(needs.prompt_bytes)} for a question and "
         f"its answer, of {_gib(needs.free_bytes)} free.",
         f"The window leaves {max(needs.positions_left, 0):,} positions for question and answer.",

@@ -1,4 +1,4 @@
-"""What commands need before they can work: documents as text, and an engine."""
+"""Documents as text, and an engine: commands need both before they can work."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def read_documents(names: Sequence[str]) -> list[str]:
     """The texts of files, folders and standard input, in the order in which they were named.
 
     Raises:
-        DocumentError: what cannot be read as text
+        DocumentError: one of them cannot be read as text
     """
     if names.count("-") > 1:
         raise typer.BadParameter("standard input (-) can be read only once.")
@@ -31,18 +31,34 @@ def read_documents(names: Sequence[str]) -> list[str]:
 
 
 def load_engine(
-    model: str | None, adapter: str | None, device: str, dtype: str, *, config: FocusConfig, progress: bool = True
+    model: str | None,
+    adapter: str | None,
+    device: str,
+    dtype: str,
+    *,
+    config: FocusConfig,
+    method: str = "auto",
+    progress: bool = True,
 ) -> FocusEngine:
-    """The engine that the options ask for; `progress` as it has it."""
+    """The engine that the options ask for.
+
+    Args:
+        progress: show a bar while documents are read, as in `FocusEngine`
+
+    Raises:
+        FocusError: whatever `FocusEngine.from_pretrained` raises; an unknown method before the model is loaded
+    """
     with sign_of_life("starting"):
         from transformers.utils import logging
 
         from focus_core.engine.engine import FocusEngine
+        from focus_core.engine.planning import checked_method
+    checked_method(method)
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
     with sign_of_life("loading the model"):
         return FocusEngine.from_pretrained(
-            model, adapter=adapter, device=device, dtype=dtype, config=config, progress=progress
+            model, adapter=adapter, device=device, dtype=dtype, config=config, method=method, progress=progress
         )
 
 

@@ -249,7 +249,7 @@ class FocusEngine:
         max_new_tokens: int | None = None,
         method: str | None = None,
     ) -> Outline:
-        """How a question of so many tokens about documents of so many tokens would be answered.
+        """How a question would be answered, by the lengths of its documents alone.
 
         Args:
             documents: tokens of each document

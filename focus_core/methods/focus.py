@@ -317,6 +317,11 @@ class FocusDecoding:
         self._appended = model.start_answer(chunks, self._appended_padding)
         self._set_padding()
 
+    @property
+    def appended_bytes(self) -> int:
+        """Bytes of the keys and values that were appended to the chunks."""
+        return self._appended.nbytes
+
     def start(self) -> Tensor:
         memory = self._model.decode_candidates(self._chunks, self._pending, self._appended)
         # From here on only the newest token of each row is needed again.

@@ -39,6 +39,7 @@ from focus_core.loading.adapters import fresh_projections, load_adapter, save_ad
 from focus_core.loading.fingerprint import weights_fingerprint
 from focus_core.loading.models import LoadedModel, load_model
 from focus_core.methods.focus import FocusModel
+from focus_core.methods.limits import check_sizes
 from focus_core.progress import progress_bar
 from focus_core.training.config import TrainingConfig
 from focus_core.training.examples import TrainingExample
@@ -128,8 +129,8 @@ def _make_folder(output: Path) -> None:
 
 
 def _usable(config: TrainingConfig, used_with: FocusConfig, focus: FocusModel) -> TrainingConfig:
-    """The config with the settings that are saved with the adapter; whoever loads it must be able to use them."""
-    used_with.resolve(focus.config.window, window_is=focus.config.window_is)
+    """The config with the settings that are saved with the adapter, checked as an engine will check them."""
+    check_sizes(used_with.resolve(focus.config.window, window_is=focus.config.window_is))
     if used_with.window is None and focus.config.window > focus.parts.window.size:  # more than the model says itself
         used_with = replace(used_with, window=focus.config.window)
     return replace(config, used_with=used_with)

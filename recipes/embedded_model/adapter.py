@@ -14,11 +14,12 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from focus_core.text.chunking import TextLayout
 from focus_core.config import FocusConfig
 from focus_core.methods.focus import FocusModel
+from focus_core.text.chunking import Layout
+from focus_core.text.documents import TokenizedDocument
 from focus_core.training.config import TrainingConfig
-from focus_core.training.examples import Question, TrainingExample
+from focus_core.training.examples import SupervisedQuestion, TrainingExample
 from focus_core.training.trainer import train
 from recipes.embedded_model.data import Sampler
 from recipes.embedded_model.documents import Asked, chunked_repeats, draw_chunk_size, log_uniform, text_document
@@ -63,22 +64,23 @@ class Examples:
         layout = self._layout(size)
         make = chunked_repeats if size <= 128 and rng.random() < REPEATS_SHARE else text_document
         ids, asked = make(self.sampler, rng, tokens)
-        chunks = layout.document_chunks(ids)
+        chunks = [chunk.row for chunk in layout.document_chunks(TokenizedDocument.of_tokens(ids))]
         asked = rng.sample(asked, min(len(asked), max(2, MOST_ROWS // len(chunks))))
         return TrainingExample(chunks, [self._question(rng, layout, one) for one in asked])
 
-    def _layout(self, size: int) -> TextLayout:
+    def _layout(self, size: int) -> Layout:
         config = FocusConfig(chunk_size=size, local_window=512, dynamic_prompt=128, window=2048)
-        return TextLayout(config.resolve(2048), self.sampler.bos)
+        return Layout(config.resolve(2048), self.sampler.bos)
 
-    def _question(self, rng: random.Random, layout: TextLayout, asked: Asked) -> Question:
+    def _question(self, rng: random.Random, layout: Layout, asked: Asked) -> SupervisedQuestion:
         """Of what the document alone tells, the first two tokens and a few others; of the rest, one."""
         row, first = asked.row, next(index for index, weight in enumerate(asked.row.weights) if weight)
         sought, end = asked.sought_from - first, len(row.ids) - first
         later = range(min(sought + 2, end), end)
         targets = {*range(sought, min(sought + 2, end)), *rng.sample(later, min(len(later), MORE_TARGETS))}
         targets |= set(rng.sample(range(sought), min(sought, 1)))
-        return Question.of(layout, row.ids[1:first], row.ids[first:], targets=tuple(sorted(targets)))
+        prompt = layout.prompt(row.ids[1:first])
+        return SupervisedQuestion.of(layout, prompt, row.ids[first:], targets=sorted(targets))
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ import pytest
 from typer.testing import Result
 
 from focus_core import FocusConfig, FocusEngine
+from focus_core.methods.focus import FocusMethod
 from tests.cli.conftest import Focusllm
 from tests.tiny import CHUNK, WINDOW
 
@@ -50,7 +51,7 @@ def tokens_read(result: Result) -> int:
 
 
 def test_prints_the_answer_and_nothing_else(ask: Focusllm, document: Path, model_folder: Path) -> None:
-    """Whoever pipes the answer on wants the answer only."""
+    """A program that reads it through a pipe wants the answer only."""
     result = ask("-d", document, QUESTION)
     assert result.exit_code == 0, result.output
     assert result.stderr == ""
@@ -61,7 +62,7 @@ def test_prints_the_answer_and_nothing_else(ask: Focusllm, document: Path, model
 
 def test_json_has_text_usage_and_timings(ask: Focusllm, document: Path, model_folder: Path) -> None:
     found = answered(ask("-d", document, "--json", QUESTION))
-    assert set(found) == {"text", "finish_reason", "usage", "timings", "model"}
+    assert set(found) == {"text", "finish_reason", "method", "usage", "timings", "model"}
     assert found["finish_reason"] in ("stop", "length")
     usage = found["usage"]
     assert usage["cache_creation"] + usage["cache_read"] == usage["document_tokens"] == len(TEXT)
@@ -162,13 +163,24 @@ def test_chunk_size(ask: Focusllm, document: Path) -> None:
     assert answered(ask("-d", document, "--chunk-size", "100", "--json", QUESTION))["usage"]["chunks"] == 4
 
 
-def test_says_when_a_model_has_no_adapter(focusllm: Focusllm, model_folder: Path, tmp_path: Path) -> None:
-    """Untrained projections find little, and the reader would blame the method."""
+def test_a_method_can_be_chosen(ask: Focusllm, document: Path) -> None:
+    """The adapter's `plain_up_to=0` has every text chunked, so auto is focus here."""
+    options = ("-d", document, "--json", QUESTION)
+    found = {name: answered(ask("--method", name, *options)) for name in ("auto", "focus", "plain")}
+    assert {name: one["method"] for name, one in found.items()} == {"auto": "focus", "focus": "focus", "plain": "plain"}
+    assert [one["usage"]["chunks"] > 0 for one in found.values()] == [True, True, False]
+    assert found["plain"]["text"] != found["focus"]["text"]
+
+
+def test_the_method_is_told_where_documents_fit_the_window(focusllm: Focusllm, model_folder: Path) -> None:
+    options = ("ask", "--model", model_folder, "--max-new-tokens", "2", "-d", "-", "--json", QUESTION)
+    assert answered(focusllm(*options, stdin=TEXT.encode()))["method"] == "plain"
+
+
+def test_a_plain_model_refuses_what_exceeds_its_window(ask: Focusllm, tmp_path: Path) -> None:
     path = tmp_path / "long.txt"
-    path.write_text("x" * (WINDOW + 1))
-    result = focusllm("ask", "--model", model_folder, "--max-new-tokens", "2", "-d", path, QUESTION)
-    assert result.exit_code == 0
-    assert "--adapter" in result.stderr
+    path.write_text("x" * WINDOW)
+    assert f"usable window has {WINDOW} positions" in error_of(ask("--method", "plain", "-d", path, QUESTION))
 
 
 def test_ctrl_c_before_anything_was_read(ask: Focusllm, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,7 +197,7 @@ def test_ctrl_c_while_reading(ask: Focusllm, document: Path, monkeypatch: pytest
     def pressed(*arguments: object, **options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(FocusEngine, "_decoding", pressed)
+    monkeypatch.setattr(FocusMethod, "prefill", pressed)
     result = ask("-d", document, QUESTION)
     assert result.exit_code == 130
     assert "there is no answer yet" in result.stderr
@@ -268,6 +280,12 @@ def test_unknown_device(ask: Focusllm) -> None:
 
 def test_unknown_dtype(ask: Focusllm) -> None:
     assert "dtype='int3'" in error_of(ask("--dtype", "int3", QUESTION))
+
+
+def test_unknown_method(ask: Focusllm, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found before minutes of loading."""
+    monkeypatch.delattr(FocusEngine, "from_pretrained")
+    assert "method='fokus': choose from 'auto', 'focus', 'plain'" in error_of(ask("--method", "fokus", QUESTION))
 
 
 def test_what_messages_advise_can_be_set(ask: Focusllm, document: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ def test_results_are_printed_and_written(focusllm: Focusllm, model_folder: Path,
     )
     assert result.exit_code == 0, result.output
     found = [json.loads(line) for line in out.read_text().splitlines()]
-    assert [(one["task"], one["reader"], one["trials"]) for one in found] == [
+    assert [(one["task"], one["contender"], one["trials"]) for one in found] == [
         ("passkey", "focus", 2),
         ("passkey", "cut", 2),
     ]

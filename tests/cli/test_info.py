@@ -14,6 +14,8 @@ from focus_core.loading.adapters import ADAPTER_WEIGHTS
 from tests.cli.conftest import Focusllm
 from tests.tiny import CHUNK, WINDOW
 
+ANY_LETTER = ["\ufffd", *map(chr, range(1, 256))]  # stop strings that end an answer of random bytes at once
+
 
 @pytest.fixture
 def info(focusllm: Focusllm, model_folder: Path) -> Focusllm:
@@ -58,29 +60,32 @@ def test_says_exactly_what_reading_takes(info: Focusllm, model_folder: Path, tmp
     engine.shared.store.clear()  # other tests may have used the same model
     engine.prepare(texts)
     assert reading["cache_bytes"] == engine.shared.store.nbytes
+    assert reading["documents"] == 2
     assert reading["tokens"] == 1070
     assert reading["chunks"] == 16 + 2
+    assert reading["method"] == "focus"
     assert reading["fits"]
 
 
 @pytest.mark.parametrize("tokens", [100, WINDOW - 40, WINDOW - 20, WINDOW + 1])
 def test_reads_as_a_question_would_be(info: Focusllm, model_folder: Path, tokens: int) -> None:
-    """Where a text leaves the plain model no room for an answer, it is read in chunks."""
+    """A text that leaves the plain model no positions for an answer is read in chunks."""
     reading = json.loads(info("--tokens", str(tokens), "--json").stdout)["reading"]
     engine = FocusEngine.from_pretrained(model_folder, adapter=model_folder / "adapter", progress=False)
-    assert reading["chunks"] == engine.generate("Key?", ["x" * tokens]).usage.chunks
+    answer = engine.generate("Key?", ["x" * tokens], stop=ANY_LETTER)  # no word on its length, which is what counts
+    assert reading["chunks"] == answer.usage.chunks
 
 
 def test_no_room_for_a_question_does_not_fit(info: Focusllm) -> None:
     result = info("--tokens", str(2 * (WINDOW - 10)), "--chunk-size", "2")
-    assert "leaves 10 positions" in result.stdout
+    assert "leaves 9 positions" in result.stdout  # a BOS takes the tenth
     assert "It does not fit the window" in result.stdout
 
 
 def test_plain_words(info: Focusllm) -> None:
     result = info("--tokens", "6400")
     assert result.exit_code == 0, result.output
-    assert "6,400 tokens: 100 chunks." in result.stdout
+    assert "6,400 tokens: 100 chunks, method focus." in result.stdout
     assert "It fits." in result.stdout
 
 
@@ -103,10 +108,21 @@ def test_a_text_that_fits_is_read_by_the_plain_model(focusllm: Focusllm, model_f
     result = focusllm("info", "--model", model_folder, "--tokens", "100", "--json")
     reading = json.loads(result.stdout)["reading"]
     assert reading["chunks"] == 0
-    assert reading["room"] == WINDOW - 100
+    assert reading["method"] == "plain"
+    assert reading["positions_left"] == WINDOW - 100 - 2  # a BOS before the document, and one before the question
     per_token = 2 * 3 * 2 * 8 * 4  # it keeps the last layer's keys and values, too
-    assert reading["cache_bytes"] == (100 + 1) * per_token
-    assert reading["prompt_bytes"] == (32 + 256) * per_token
+    assert reading["cache_bytes"] == 100 * per_token
+    assert reading["prompt_bytes"] == (2 + 32 + 256) * per_token
+
+
+def test_a_method_can_be_chosen(info: Focusllm) -> None:
+    for method, chunks in (("auto", 2), ("focus", 2), ("plain", 0)):
+        reading = json.loads(info("--tokens", "100", "--method", method, "--json").stdout)["reading"]
+        assert (reading["method"], reading["chunks"]) == ("plain" if method == "plain" else "focus", chunks)
+    assert "method plain" in info("--tokens", "100", "--method", "plain").stdout
+    result = info("--method", "fokus")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "method='fokus': choose from" in result.stderr
 
 
 @pytest.mark.parametrize("arguments", [("--tokens", "0"), ("--tokens", "5", "-d", "-"), ("a word",)])

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from focus_core import FocusConfig, FocusEngine, progress
+from focus_core import Document, FocusConfig, FocusEngine, progress
 from focus_core.cli import loading
+from focus_core.text.documents import TokenizedDocument
 from focus_core.training.trainer import train
-from tests.core.test_engine import A, B, make_engine
-from tests.training.test_loss import focus_model
-from tests.training.test_trainer import config_for, numbered
+from tests.engines import A, B, make_engine
+from tests.training.cases import config_for, focus_model, numbered
 
 
 class Screen(io.StringIO):
@@ -35,7 +35,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def watch(monkeypatch: pytest.MonkeyPatch, *, terminal: bool) -> Screen:
-    """Standard error from here to the end of the test. Not a fixture: pytest would put its own back behind it."""
+    """Standard error from here to the end of the test. Not a fixture: pytest would put its own back after it."""
     for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):  # rich believes them more than the stream
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TERM", "xterm")
@@ -159,13 +159,13 @@ def test_a_program_without_a_console_works(monkeypatch: pytest.MonkeyPatch) -> N
 def test_tokenizing_shows_a_spinner(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = watch(monkeypatch, terminal=True)
     engine = make_engine()
-    tokenize = engine.tokenize
+    tokenize = engine.shared.tokenizer.document
 
-    def slowly(text: str) -> list[int]:
-        assert text != A or _shows(terminal, "tokenizing")
-        return tokenize(text)
+    def slowly(document: Document) -> TokenizedDocument:
+        assert _shows(terminal, "tokenizing")
+        return tokenize(document)
 
-    monkeypatch.setattr(engine, "tokenize", slowly)
+    monkeypatch.setattr(engine.shared.tokenizer, "document", slowly)
     engine.generate("Which?", [A], max_new_tokens=1)
     assert "tokenizing" in terminal.getvalue()
 
@@ -180,8 +180,8 @@ def test_no_bar_in_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("impatient")
 def test_no_bar_where_it_is_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = watch(monkeypatch, terminal=True)
-    config = FocusConfig(chunk_size=64, parallel_chunks=1)
-    FocusEngine(make_engine().shared, config=config, progress=False).prepare(A)
+    config = FocusConfig(chunk_size=64, parallel_chunks=1, plain_up_to=0)
+    assert FocusEngine(make_engine().shared, config=config, progress=False).prepare(A).chunks
     assert terminal.getvalue() == ""
 
 

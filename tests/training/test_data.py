@@ -8,48 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
+from hypothesis import given
+from hypothesis import strategies as st
 
 from focus_core.config import FocusConfig
 from focus_core.errors import ConfigError
 from focus_core.training.config import TrainingConfig
-from focus_core.training.data import FileExamples, read_records
-
-WORDS = [f"w{number}" for number in range(200)]
-TEMPLATE = (
-    "{% for m in messages %}{{ '<bos> user ' if m.role == 'user' else 'bot ' }}{{ m.content }}"
-    "{{ ' ' if m.role == 'user' else ' <eos>' }}{% endfor %}{% if add_generation_prompt %}bot {% endif %}"
-)
+from focus_core.training.data import read_records
+from focus_core.training.examples import TrainingExample
+from tests.training.cases import examples, ids, text
 
 
-def tokenizer(template: str | None = TEMPLATE) -> PreTrainedTokenizerFast:
-    vocabulary = {token: number for number, token in enumerate(["<pad>", "<bos>", "<eos>", "user", "bot", *WORDS])}
-    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
-    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    words.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 1)])
-    made = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>")
-    made.chat_template = template
-    return made
-
-
-def ids(text: str) -> list[int]:
-    return tokenizer()(text, add_special_tokens=False)["input_ids"]
-
-
-def text(count: int) -> str:
-    """`count` words of which no piece occurs twice."""
-    assert count <= len(WORDS)
-    return " ".join(WORDS[:count])
-
-
-def examples(folder: Path, *records: dict[str, Any], template: str | None = TEMPLATE, **settings: Any) -> FileExamples:
-    path = folder / "data.jsonl"
-    path.write_text("\n".join(map(json.dumps, records)))
-    sizes: dict[str, Any] = {"chunk_sizes": (8, 16), "max_chunks": 4, "local_lengths": (6, 20), "targets_per_span": 3}
-    config = TrainingConfig(output=folder, dynamic_prompts=(5,), **sizes)
-    limits = FocusConfig(chunk_size=8, dynamic_prompt=5).resolve(128)
-    return FileExamples(replace(config, **settings), read_records(path), tokenizer(template), limits)
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One for all examples that hypothesis tries."""
+    return tmp_path_factory.mktemp("drawn")
 
 
 def without_bos(rows: list[list[int]]) -> list[int]:
@@ -57,25 +30,54 @@ def without_bos(rows: list[list[int]]) -> list[int]:
     return [token for row in rows for token in row[1:]]
 
 
-@pytest.mark.parametrize("number", range(30))
-def test_a_continuation_follows_what_is_chunked(tmp_path: Path, number: int) -> None:
-    example = examples(tmp_path, {"text": text(100)}, objectives={"continuation": 1})(number)
+@st.composite
+def settings_of_spans(draw: st.DrawFn) -> dict[str, Any]:
+    """What may be drawn, from chunks of two tokens to spans that are longer than the memory may be."""
+    shortest = draw(st.integers(2, 90))
+    return {
+        "seed": draw(st.integers(0, 5)),
+        "chunk_sizes": tuple(draw(st.lists(st.integers(2, 40), min_size=1, max_size=3, unique=True))),
+        "max_chunks": draw(st.integers(1, 6)),
+        "local_lengths": (shortest, draw(st.integers(shortest, 90))),
+        "targets_per_span": draw(st.integers(1, 8)),
+        "dynamic_prompts": (draw(st.integers(1, 50)),),
+    }
+
+
+@given(words=st.integers(4, 200), number=st.integers(0, 10**9), settings=settings_of_spans())
+def test_a_continuation_follows_what_is_chunked(
+    folder: Path, words: int, number: int, settings: dict[str, Any]
+) -> None:
+    """A gap before the span, or a memory that was cut to fit, would teach to continue what was never read."""
+    example = examples(folder, {"text": text(words)}, objectives={"continuation": 1}, **settings)(number)
     chunked, question = without_bos(example.chunks), example.questions[0]
     span = question.local_context[1:] + question.answer
-    whole = ids(text(100))
+    whole = ids(text(words))
     assert chunked + span == whole[whole.index(chunked[0]) :][: len(chunked + span)]
-    assert len(example.chunks) <= 4
-    assert len(question.answer) <= 3
-    assert question.dynamic_prompt == [1, *question.local_context[1:][-5:]]
+    assert_within(settings, example)
 
 
-@pytest.mark.parametrize("number", range(30))
-def test_a_reconstruction_repeats_a_part_of_what_is_chunked(tmp_path: Path, number: int) -> None:
-    example = examples(tmp_path, {"text": text(100)}, objectives={"reconstruction": 1})(number)
+@given(words=st.integers(4, 200), number=st.integers(0, 10**9), settings=settings_of_spans())
+def test_a_reconstruction_repeats_a_part_of_what_is_chunked(
+    folder: Path, words: int, number: int, settings: dict[str, Any]
+) -> None:
+    """A memory that was cut to fit could have lost what is to be repeated."""
+    example = examples(folder, {"text": text(words)}, objectives={"reconstruction": 1}, **settings)(number)
     chunked, question = without_bos(example.chunks), example.questions[0]
     span = question.local_context[1:] + question.answer
     start = chunked.index(span[0])
     assert chunked[start : start + len(span)] == span
+    assert_within(settings, example)
+
+
+def assert_within(settings: dict[str, Any], example: TrainingExample) -> None:
+    question, (prompt,) = example.questions[0], settings["dynamic_prompts"]
+    assert 1 <= len(example.chunks) <= settings["max_chunks"]
+    assert max(map(len, example.chunks)) - 1 <= max(settings["chunk_sizes"])
+    assert 1 <= len(question.answer) <= settings["targets_per_span"]
+    assert 2 <= len(question.local_context[1:] + question.answer) <= settings["local_lengths"][1]
+    local = question.local_context[1:]
+    assert question.dynamic_prompt in [[1, *local[-min(prompt, size) :]] for size in settings["chunk_sizes"]]
 
 
 def test_questions_of_one_record_share_its_chunks(tmp_path: Path) -> None:
@@ -181,20 +183,6 @@ def test_the_check_looks_at_every_record_once(tmp_path: Path) -> None:
     records = ({"text": text(9)}, {"documents": ["w1"], "question": "w1", "answer": "w2"})
     examples(tmp_path, *records).check(lambda done, all_: seen.append((done, all_)))
     assert seen == [(1, 2), (2, 2)]
-
-
-@pytest.mark.parametrize("number", range(40))
-def test_a_span_longer_than_the_memory_may_be_is_made_shorter(tmp_path: Path, number: int) -> None:
-    """Cutting the memory instead would leave nothing to repeat, or a gap before what continues it."""
-    made = examples(tmp_path, {"text": text(200)}, max_chunks=2, local_lengths=(6, 90))(number)
-    question = made.questions[0]
-    span = without_bos([question.local_context]) + question.answer
-    memory = without_bos(made.chunks)
-    assert len(made.chunks) <= 2
-    if made.objective == "continuation":
-        assert span[0] == memory[-1] + 1
-    else:
-        assert set(span) <= set(memory)
 
 
 def test_line_ends_within_a_text_end_no_record(tmp_path: Path) -> None:

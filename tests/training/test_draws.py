@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from focus_core.training.examples import TrainingExample
-from tests.training.test_data import examples, text
+from tests.training.cases import examples, text
 
 DOCUMENTS = {"documents": [text(20), text(11)], "question": text(9), "answer": "w3"}
 

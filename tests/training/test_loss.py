@@ -2,81 +2,34 @@
 
 from __future__ import annotations
 
-import random
-
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig, Qwen3Config
+from transformers import DynamicCache
 
-from focus_core.attention.candidates import CandidateProjections, LowRankChange
+from focus_core.attention.candidates import LowRankChange
 from focus_core.attention.memory import Memory
-from focus_core.attention.modules import decoder_parts
 from focus_core.attention.rope import RotaryPositions
-from focus_core.text.chunking import TextLayout
+from focus_core.cache.chunks import ChunkSet
 from focus_core.config import FocusConfig
 from focus_core.methods.focus import FocusModel
-from focus_core.training.examples import Question, TrainingExample
+from focus_core.training.examples import SupervisedQuestion, TrainingExample
 from focus_core.training.loss import FocusLoss
 from tests.model_zoo import FAMILIES as ZOO
 from tests.model_zoo import build, random_projections
-
-VOCAB, BOS = 61, 1
-CONFIG = FocusConfig(chunk_size=12, local_window=16, dynamic_prompt=5)
-SIZES = {
-    "vocab_size": VOCAB,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "max_position_embeddings": 128,
-    "initializer_range": 0.2,
-    "bos_token_id": BOS,
-    "pad_token_id": 0,
-}
-
-
-def focus_model(family: str = "llama", rank: int | None = None, config: FocusConfig = CONFIG) -> FocusModel:
-    """A random model with projections that differ from its own maps."""
-    torch.manual_seed(0)
-    configs = {
-        "llama": lambda: LlamaConfig(**SIZES),
-        "llama with biases": lambda: LlamaConfig(**SIZES, attention_bias=True),
-        "qwen3": lambda: Qwen3Config(**SIZES),
-    }
-    model = AutoModelForCausalLM.from_config(configs[family](), attn_implementation="sdpa").eval()
-    projections = CandidateProjections(decoder_parts(model), rank=rank)
-    with torch.no_grad():
-        for parameter in projections.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.1)
-    return FocusModel(model, projections, config=config)
-
-
-def example_for(model: FocusModel, *, seed: int = 0, targets: tuple[int, ...] = ()) -> TrainingExample:
-    """Two documents with short last chunks and three questions of different lengths."""
-    draw = random.Random(seed)
-    layout = TextLayout(model.config, BOS)
-
-    def tokens(count: int) -> list[int]:
-        return [draw.randrange(2, VOCAB) for _ in range(count)]
-
-    chunks = layout.document_chunks(tokens(29)) + layout.document_chunks(tokens(17))
-    questions = [Question.of(layout, tokens(length), tokens(answer)) for length, answer in ((9, 3), (1, 4), (3, 1))]
-    questions[1] = Question.of(layout, tokens(4), tokens(4), targets=targets)
-    return TrainingExample(chunks, questions)
+from tests.training.cases import BOS, CONFIG, example_for, focus_model, gradients
 
 
 def losses_in_use(model: FocusModel, example: TrainingExample) -> Tensor:
     """The losses of the same tokens when the method is used step by step."""
     losses = []
     for question in example.questions:
-        cache = model.prefill([torch.tensor(chunk) for chunk in example.chunks])
+        chunks = ChunkSet.of(model.prefill(example.chunks))
+        appended = model.start_answer(chunks)
         local, pending = torch.tensor([question.local_context]), torch.tensor([question.dynamic_prompt])
         for position, token in enumerate(question.answer):
-            logits = model.next_token_logits(local, model.decode_candidates(cache, pending))
+            logits = model.next_token_logits(local, model.decode_candidates(chunks, pending, appended))
             if position in question.targets:
                 losses.append(F.cross_entropy(logits, torch.tensor([token])))
             pending = torch.tensor([[int(pending[0, -1]), token]])
@@ -127,14 +80,6 @@ def plain_losses(model: FocusModel, example: TrainingExample) -> Tensor:
     return torch.stack(losses)
 
 
-def gradients(model: FocusModel, loss: Tensor) -> dict[str, Tensor]:
-    model.projections.zero_grad(set_to_none=True)
-    loss.backward()
-    found = {name: p.grad for name, p in model.projections.named_parameters() if p.grad is not None}
-    assert len(found) == len(list(model.projections.parameters())), "a projection got no gradient"
-    return found
-
-
 def assert_equal_gradients(got: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
     assert got.keys() == wanted.keys()
     for name, gradient in wanted.items():
@@ -181,7 +126,7 @@ def test_all_targets_in_one_pass_equal_one_at_a_time(family: str, rank: int | No
     model = focus_model(family, rank)
     example, module = example_for(model), FocusLoss(model)
     alone = [
-        TrainingExample(example.chunks, [Question(q.local_context, q.dynamic_prompt, q.answer, (target,))])
+        TrainingExample(example.chunks, [SupervisedQuestion(q.local_context, q.dynamic_prompt, q.answer, (target,))])
         for q in example.questions
         for target in q.targets
     ]
@@ -206,7 +151,7 @@ def test_targets_that_are_left_out_change_no_other() -> None:
 
 def test_a_single_token_before_the_answer_is_candidate_enough() -> None:
     model = focus_model()
-    example = TrainingExample([[BOS, 7, 8, 9]], [Question([BOS], [BOS], [5])])
+    example = TrainingExample([[BOS, 7, 8, 9]], [SupervisedQuestion([BOS], [BOS], [5])])
     torch.testing.assert_close(FocusLoss(model).target_losses(example).detach(), losses_in_use(model, example))
 
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, set_seed
 
+from focus_core.cache.chunks import ChunkSet
 from focus_core.config import FocusConfig
 from focus_core.engine.engine import FocusEngine
 from focus_core.evaluation import facts
@@ -57,7 +58,7 @@ def test_steps_of_the_recipe_are_those_of_the_engine(
             docs.chunks[document, chunk, : docs.sizes[document, chunk]] for chunk in docs.slots[document].tolist()
         ]
         local = steps.ids[row : row + 1, :length]
-        condensed = focus.decode_candidates(focus.prefill(chunks), local)
+        condensed = focus.decode_candidates(ChunkSet.of(focus.prefill(chunks)), local)
         expected = focus.next_token_logits(local, condensed)[0]
         torch.testing.assert_close(logits[row], expected, atol=2e-5, rtol=0)
 

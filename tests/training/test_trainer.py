@@ -22,6 +22,7 @@ from transformers import AutoModelForCausalLM
 from focus_core.config import FocusConfig
 from focus_core.errors import ConfigError, FocusError, OutOfMemoryError, UnsupportedModelError
 from focus_core.loading.adapters import ADAPTER_CONFIG, load_adapter
+from focus_core.methods.continuation import continue_tokens
 from focus_core.methods.focus import FocusModel
 from focus_core.training import trainer as trainer_module
 from focus_core.training.config import TrainingConfig
@@ -29,21 +30,7 @@ from focus_core.training.examples import TrainingExample
 from focus_core.training.loss import FocusLoss
 from focus_core.training.trainer import CHECKPOINT, learning_rate, train
 from tests.model_zoo import build
-from tests.training.test_data import text, tokenizer
-from tests.training.test_loss import example_for, focus_model, gradients
-
-
-def config_for(folder: Path, **settings: object) -> TrainingConfig:
-    quick = TrainingConfig(
-        output=folder, steps=6, accumulation=2, warm_up=2, learning_rate=1e-2, mixed_precision="no", log_every=1,
-        save_every=100, device="cpu",
-    )  # fmt: skip
-    return replace(quick, **settings)
-
-
-def numbered(number: int) -> TrainingExample:
-    objective = "answering" if number % 2 else "continuation"
-    return replace(example_for(focus_model(), seed=number), objective=objective)
+from tests.training.cases import config_for, focus_model, gradients, numbered, text, tokenizer
 
 
 def weights(model: FocusModel) -> dict[str, Tensor]:
@@ -246,7 +233,7 @@ def test_a_base_in_bfloat16_trains_and_is_evaluated(tmp_path: Path) -> None:
     asked: list[Tensor] = []
 
     def evaluate(model: FocusModel) -> dict[str, float]:
-        asked.append(model.generate(list(range(3, 30)) * 30, max_new_tokens=2).tokens)
+        asked.append(continue_tokens(model, list(range(3, 30)) * 30, max_new_tokens=2).tokens)
         return {"tokens": 2.0}
 
     base = build("llama").to(torch.bfloat16)

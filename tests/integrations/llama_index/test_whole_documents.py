@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import random
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from llama_index.core import SummaryIndex, VectorStoreIndex
 from llama_index.core.node_parser import SentenceSplitter, TokenTextSplitter
 from llama_index.core.query_engine import RetrieverQueryEngine
@@ -23,6 +26,8 @@ from tests.integrations.llama_index.drivers import Found, TinyEmbedding, as_docu
 PROSE = " ".join(filler_sentences(random.Random(1), 80))
 PARAGRAPHS = "\n\n".join(" ".join(filler_sentences(random.Random(seed), 9)) for seed in range(8)) + "\n"
 REPETITIVE = "The tide came in. The tide went out. " * 60
+
+Cut = tuple[str, list[NodeWithScore]]
 
 
 def split(text: str, overlap: int = 12, **metadata: str) -> list[NodeWithScore]:
@@ -111,6 +116,45 @@ def test_overlaps_are_believed_only_where_texts_agree() -> None:
     assert joined(touching) == "abcdef"
     assert joined(unknown) == "def\nabc"
     assert joined([*right, *right]) == "abcdefgh"
+
+
+@st.composite
+def cut_up(draw: st.DrawFn, separators: Sequence[str], words: st.SearchStrategy[str] | None = None) -> Cut:
+    """A text and its nodes, in any order; without `words` no word comes twice."""
+    count = draw(st.integers(1, 60))
+    chosen = [draw(words) if words is not None else f"word{number}" for number in range(count)]
+    between = draw(st.lists(st.sampled_from(separators), min_size=count - 1, max_size=count - 1))
+    text = "".join(word + gap for word, gap in zip(chosen, [*between, ""], strict=True))
+    size = draw(st.integers(3, 20))
+    splitter = draw(st.sampled_from([SentenceSplitter, TokenTextSplitter]))(
+        chunk_size=size, chunk_overlap=draw(st.integers(0, size - 1)), tokenizer=str.split, include_metadata=False
+    )
+    nodes = splitter.get_nodes_from_documents([Document(text=text, id_="doc")])
+    return text, [NodeWithScore(node=node) for node in draw(st.permutations(nodes))]
+
+
+@given(cut_up([" ", ". ", ".\n\n"]))
+def test_paragraphs_are_put_together_exactly(cut: Cut) -> None:
+    """Whatever the splitter and its sizes, the overlaps, and the order in which the nodes come."""
+    text, nodes = cut
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        (found,) = whole_documents(nodes, None)
+    assert (found.text, found.exact) == (text, True)
+
+
+@given(cut_up([" ", "\n", ". ", "   ", " \n\n\n"], words=st.sampled_from(["the", "tide", "came", "in", "in."])))
+def test_what_is_called_exact_is_exact(cut: Cut) -> None:
+    """A text that repeats itself, or with unequal gaps, may not be told from its nodes; then there is a warning."""
+    text, nodes = cut
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        (found,) = whole_documents(nodes, None)
+    assert found.text == text if found.exact else warned
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        (found,) = whole_documents(nodes, store_of(Document(text=text, id_="doc")))
+    assert (found.text, found.exact) == (text, True)
 
 
 # --- the postprocessor ------------------------------------------------------------------------------------------------
