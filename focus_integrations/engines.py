@@ -46,10 +46,10 @@ _lock = Lock()  # guards both
 
 
 def shared_engine(settings: EngineSettings) -> FocusEngine:
-    """The engine for these settings, loaded now or long ago.
+    """The engine for these settings; loads it if it is not loaded yet.
 
     Raises:
-        FocusError: what `FocusEngine.from_pretrained` raises
+        FocusError: as from `FocusEngine.from_pretrained`
     """
     with _lock:
         engine = _engines.get(settings)

@@ -1,4 +1,4 @@
-"""What can be set on every wrapper, and per call: one list of names for LangChain and LlamaIndex."""
+"""Settings of wrappers and of single calls: one list of names for LangChain and LlamaIndex."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class FocusSettings(BaseModel):
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
     model: str = Field(default_factory=default_model, validation_alias=AliasChoices("model", "model_name"))
-    """A model folder, a hub id, or "embedded". By default what the variable `FOCUSLLM_MODEL` names, else "embedded"."""
+    """A model folder, a hub id, or "embedded". By default the value of `FOCUSLLM_MODEL`, else "embedded"."""
     adapter: str | None = None
     """Folder or hub id of trained candidate projections."""
     revision: str | None = None
@@ -69,7 +69,7 @@ class FocusSettings(BaseModel):
     dynamic_prompt: int | None = None
     parallel_chunks: int | None = None
     max_tokens: int | None = Field(default=None, validation_alias=AliasChoices("max_tokens", "max_new_tokens"))
-    """Tokens that an answer may have; by default 256, or what the window leaves."""
+    """Tokens that an answer may have; by default 256, less if the window is smaller."""
     temperature: float = 0.0
     """0 is greedy."""
     top_p: float = 1.0
@@ -82,7 +82,6 @@ class FocusSettings(BaseModel):
     system_prompt: str | None = None
     chat_template: bool = True
     """False hands a prompt to the model as it stands, to be continued."""
-
     method: str = "auto"
     """"focus", "plain" or "auto": the plain model for texts that fit its window with the question."""
     given_engine: SkipJsonSchema[FocusEngine | None] = Field(default=None, exclude=True, repr=False)
@@ -191,13 +190,13 @@ class FocusSettings(BaseModel):
         return Call(documents or [], options, system_prompt)
 
 
-def documents_from(documents: Any, kind: type, read: Callable[[Any], Document], *, called: str) -> list[WholeText]:
+def documents_from(documents: Any, kind: type, convert: Callable[[Any], Document], *, called: str) -> list[WholeText]:
     """A framework's documents as the engine's.
 
     Args:
         documents: one or a list of: the framework's documents, texts, core documents, prepared documents
         kind: the framework's class of documents
-        read: makes a core document of one of them
+        convert: makes a core document of one of them
         called: the name of `kind` in messages
 
     Raises:
@@ -216,14 +215,14 @@ def documents_from(documents: Any, kind: type, read: Callable[[Any], Document], 
         if isinstance(document, Document | PreparedDocuments):
             found.append(document)
         elif isinstance(document, kind):
-            found.append(read(document))
+            found.append(convert(document))
         elif isinstance(document, str) and document.strip():
             found.append(Document(document))
         elif isinstance(document, str):
             raise DocumentError(f"{where} is empty. Leave it out or give its text.")
         else:
             raise DocumentError(
-                f"{where} is a {type(document).__name__}. Give a {called}, a string, or what `engine.prepare` returned."
+                f"{where} is a {type(document).__name__}. Give a {called}, a string, or a result of `engine.prepare`."
             )
     return found
 

@@ -29,7 +29,7 @@ async def in_thread(iterator: Iterator[Item]) -> AsyncGenerator[Item, None]:
     finally:
         if pending is None or pending.done():
             _close(iterator)
-        else:  # the thread is still inside: close as soon as it comes out
+        else:  # the thread still computes an item: close after it
             pending.add_done_callback(partial(_close_after, iterator))
 
 
@@ -53,7 +53,7 @@ async def answers_in_thread(events: Iterator[tuple[int, Event]], questions: int)
 
 def _close_after(iterator: Iterator[Any], done: asyncio.Future[Any]) -> None:
     if not done.cancelled():
-        done.exception()  # nobody waits for it any more
+        done.exception()  # retrieved: asyncio would log it as an error that was never handled
     _close(iterator)
 
 

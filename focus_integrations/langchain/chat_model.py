@@ -20,7 +20,7 @@ from focus_core.engine.answers import Event
 from focus_core.errors import ConfigError
 from focus_integrations.langchain.base import PROVIDER, LangChainSettings, answer_metadata, usage_metadata
 from focus_integrations.langchain.documents import whole_documents_of
-from focus_integrations.langchain.messages import Conversation, read_messages
+from focus_integrations.langchain.messages import Conversation, conversation_from
 from focus_integrations.langchain.structured import structured_output
 from focus_integrations.settings import Call, content_digest, without_duplicates
 from focus_integrations.streams import answers_in_thread, in_thread
@@ -46,7 +46,7 @@ class ChatFocusLLM(LangChainSettings, BaseChatModel):
     Documents come as `text-plain` blocks in the messages, and per call as `documents` (LangChain's, strings, or
     prepared ones), in this order. A call also takes `stop`, `system_prompt` and everything in
     `focus_integrations.settings.PER_CALL`. A conversation may itself be longer than the window: all but its end
-    is then read in chunks.
+    is then prefilled in chunks.
     """
 
     model_config = ConfigDict(extra="forbid", populate_by_name=True, protected_namespaces=())
@@ -100,7 +100,7 @@ class ChatFocusLLM(LangChainSettings, BaseChatModel):
         """
         if tools:
             raise ConfigError("This model takes no tools.")
-        conversation = read_messages(messages, self.system_prompt)
+        conversation = conversation_from(messages, self.system_prompt)
         local = self.engine.count_question_tokens(conversation.messages, chat_template=self.chat_template)
         return local + sum(map(self.engine.count_tokens, conversation.documents))
 
@@ -108,7 +108,7 @@ class ChatFocusLLM(LangChainSettings, BaseChatModel):
 
     def _request(self, messages: list[BaseMessage], stop: list[str] | None, given: dict[str, Any]) -> _ChatRequest:
         call = self.call_with(given, stop)
-        conversation = read_messages(messages, call.system_prompt)
+        conversation = conversation_from(messages, call.system_prompt)
         return _ChatRequest(conversation, Call([*map(Document, conversation.documents), *call.documents], call.options))
 
     def _generate(
@@ -214,7 +214,7 @@ class ChatFocusLLM(LangChainSettings, BaseChatModel):
         strict: bool | None = None,
         **kwargs: Any,
     ) -> Runnable[LanguageModelInput, Any]:
-        """Asks for JSON that fits `schema` and parses what comes. The prompt is all: nothing forces the model.
+        """Asks for JSON that fits `schema` and parses the answer. The prompt alone asks: decoding is not constrained.
 
         Args:
             method: one of LangChain's, for tracing: all of them mean the same here. The engine's method is a setting of

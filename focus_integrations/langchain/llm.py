@@ -27,12 +27,12 @@ class FocusLLM(LangChainSettings, BaseLLM):
 
     A call takes `documents` (LangChain's, strings, or prepared ones), `stop`, `system_prompt` and everything in
     `focus_integrations.settings.PER_CALL`. Without `documents` a prompt may itself be longer than the window: all but
-    its end is then read in chunks.
+    its end is then prefilled in chunks.
     """
 
     model_config = ConfigDict(extra="forbid", populate_by_name=True, protected_namespaces=())
 
-    # What the present call asks for. LangChain keys its response cache by `_identifying_params` and forgets the call's
+    # Digest of the present call. LangChain keys its response cache by `_identifying_params` and forgets the call's
     # own arguments: without this, the answer about one document would be given for another.
     _call_digest: str | None = PrivateAttr(default=None)
 
@@ -149,6 +149,6 @@ def _info(end: Answer | Finished) -> dict[str, Any]:
 
 
 def _summed(answers: list[Answer]) -> dict[str, int]:
-    read = sum(answer.usage.input_tokens for answer in answers)
-    written = sum(answer.usage.output_tokens for answer in answers)
-    return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
+    prompt = sum(answer.usage.input_tokens for answer in answers)
+    completion = sum(answer.usage.output_tokens for answer in answers)
+    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}

@@ -57,7 +57,7 @@ class FocusLLM(FocusSettings, CustomLLM):
 
     All eight endpoints take `documents` (nodes, documents, strings, or prepared ones), `stop`, `system_prompt` and
     everything in `focus_integrations.settings.PER_CALL`. Without `documents` a prompt may itself be longer than the
-    window: all but its end is then read in chunks. Prompts go through the model's chat template, except those that
+    window: all but its end is then prefilled in chunks. Prompts go through the model's chat template, except those that
     LlamaIndex has formatted already, or that `completion_to_prompt` and `messages_to_prompt` format if they are given.
     """
 
@@ -69,7 +69,7 @@ class FocusLLM(FocusSettings, CustomLLM):
 
     @property
     def metadata(self) -> LLMMetadata:
-        """`context_window` is what fits with documents in chunks, not the window of the model."""
+        """`context_window` is the length of documents that fit in chunks, not the window of the model."""
         longest = self.longest_input
         if longest is None:  # a model that is on no disk yet: it will be needed in any case
             assert self.engine
@@ -179,7 +179,9 @@ def _as_it_stands(prompt: str, call: Call) -> _LlamaRequest:
 
 
 def whole_documents_of(documents: str | Document | PreparedDocuments | BaseNode | Sequence[Any]) -> list[WholeText]:
-    """LlamaIndex's documents and nodes as the engine's: the text as it stands; metadata go along unread.
+    """LlamaIndex's documents and nodes as the engine's: the text as it stands.
+
+    Name and metadata stay with a document; the model does not see them.
 
     Raises:
         DocumentError: something that is neither a node nor text, or a generator

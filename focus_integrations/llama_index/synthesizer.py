@@ -44,7 +44,7 @@ UsageRecord = dict[str, Any]
 
 
 class FocusSynthesizer(BaseSynthesizer):
-    """Answers from the whole documents behind the nodes, in one call.
+    """Answers from the whole documents that the nodes belong to, in one call.
 
     Nodes are put together by document. The source nodes of the response are the nodes that came in, and its metadata
     hold the usage of the call under `"focus"` (once a stream has ended).
@@ -66,7 +66,7 @@ class FocusSynthesizer(BaseSynthesizer):
     ) -> None:
         """Args:
         llm: a `FocusLLM`; by default `Settings.llm`
-        docstore: where originals may be kept, preferred to what nodes say
+        docstore: may hold the originals, which are preferred to text put together from nodes
         streaming: the response holds a generator of its text; not with `output_cls`
         output_cls: answer with an instance of this class, by asking for JSON
         text_qa_template: the question as the model sees it, from `query_str`; `context_str` stays empty in it, because
@@ -87,8 +87,8 @@ class FocusSynthesizer(BaseSynthesizer):
         self._focus = llm if isinstance(llm, FocusLLM) else None
         if self._focus is None:
             warnings.warn(
-                f"{type(llm).__name__} cannot take whole documents: they are joined in its prompt, and what does not "
-                "fit its window fails or is lost there. Give a FocusLLM.",
+                f"{type(llm).__name__} cannot take whole documents: they are joined in its prompt, and text beyond "
+                "its window fails or is dropped there. Give a FocusLLM.",
                 stacklevel=2,
             )
         self._docstore = docstore
@@ -208,7 +208,7 @@ class FocusSynthesizer(BaseSynthesizer):
             focus_documents: the same texts with their names and metadata
 
         Raises:
-            FocusError: what the engine raises; nothing becomes an "Empty Response"
+            FocusError: any error of the engine; none becomes an "Empty Response"
         """
         dispatcher.event(GetResponseStartEvent(query_str=query_str, text_chunks=list(text_chunks)))
         usage: UsageRecord = {} if focus_usage is None else focus_usage
@@ -267,7 +267,7 @@ class FocusSynthesizer(BaseSynthesizer):
     # --- another model ------------------------------------------------------------------------------------------------
 
     def _joined(self, query_str: str, texts: Sequence[str], prompt_args: dict[str, Any]) -> Any:
-        """What LlamaIndex's simplest synthesizer does, for a model that knows no documents."""
+        """As in LlamaIndex's simplest synthesizer: for a model that takes no documents."""
         given = self._joined_arguments(query_str, texts, prompt_args)
         if self._output_cls is not None:
             return self._llm.structured_predict(self._output_cls, self._question, **given)
@@ -305,7 +305,7 @@ def _with_usage(response: RESPONSE_TYPE, usage: UsageRecord) -> RESPONSE_TYPE:
 
 
 def _deltas(responses: Generator[ChatResponse, None, None], usage: UsageRecord) -> Generator[str, None, None]:
-    """What is new of each; closing this stops the work."""
+    """The new text of each response; closing this stops the work."""
     with closing(responses):
         for response in responses:
             _note_usage(response, usage)

@@ -36,7 +36,7 @@ IDS = ["LangChain LLM", "LangChain chat", "LlamaIndex LLM"]
 def ask(wrapper: Any, **options: Any) -> str:
     """The answer of any wrapper, or of something that LangChain made of one."""
     if isinstance(wrapper, LlamaIndexLLM):
-        return wrapper.complete("Who?", **options).text
+        return str(wrapper.complete("Who?", **options).text)
     answer = wrapper.invoke("Who?", **options)
     return answer if isinstance(answer, str) else str(answer.content)
 

@@ -24,7 +24,7 @@ from tests.integrations.spies import EngineCall, break_after, count_steps, delay
 
 DOCUMENT = "The gates were closed at noon, and nobody saw the keeper again. " * 6
 MIXED = ["Who?", "What did the keeper of the northern gate say to the baker that morning?", "x", "Why? " * 9]
-EIGHT = [f"Who is number {number}?" for number in range(8)]
+EIGHT: list[Any] = [f"Who is number {number}?" for number in range(8)]
 
 
 def about(document: str, question: str) -> list[HumanMessage]:
