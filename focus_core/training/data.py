@@ -179,7 +179,7 @@ class FileExamples:
 
     def _check_room(self, record: Record, chunks: Sequence[TokenIds], question: SupervisedQuestion) -> None:
         prompt, local = len(question.dynamic_prompt), len(question.local_context)
-        lengths = Lengths(tuple(map(len, chunks)), prompt, local, whole=0)
+        lengths = Lengths.of([len(chunk) for chunk in chunks], prompt, local, whole=0)
         try:
             FocusLimits(self._limits, lengths).check(len(question.answer))
         except ContextOverflowError as error:
@@ -233,8 +233,8 @@ class FileExamples:
     def _check_window(self) -> None:
         config, window, size = self._config, self._limits.window, max(self._config.chunk_sizes)
         prompt, opening = min(max(config.dynamic_prompts), size), 1
-        longest = Lengths((opening + size,) * config.max_chunks, opening + prompt, opening + config.local_lengths[1], 0)
-        limits = FocusLimits(self._limits, longest)
+        chunks, local = [opening + size] * config.max_chunks, opening + config.local_lengths[1]
+        limits = FocusLimits(self._limits, Lengths.of(chunks, opening + prompt, local, whole=0))
         row = limits.chunk_row + config.targets_per_span
         if row > window:
             raise ConfigError(
