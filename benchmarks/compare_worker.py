@@ -22,7 +22,7 @@ _TRAINED = 0.02  # by how much candidate projections differ from the model's own
 
 
 class Tree(Protocol):
-    """What both APIs can do."""
+    """The calls that both APIs allow."""
 
     def prefill(self, chunks: list[Tensor]) -> Any: ...
 
@@ -51,7 +51,7 @@ class OldTree:
 
 
 class NewTree:
-    """Since the rooms: chunks are never changed, and a decoding holds what it appends."""
+    """Since the rooms: chunks are never changed, and a decoding holds the tokens that it appends."""
 
     def __init__(self, model: Any, **settings: int) -> None:
         from focus_core.config import FocusConfig

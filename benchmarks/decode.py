@@ -1,4 +1,4 @@
-"""What an answer costs: our prefill and decode step against two alternatives, and against the floor of the machine.
+"""Cost of an answer: our prefill and decode step against two alternatives, and against the floor of the machine.
 
     python -m benchmarks.decode                                      25M parameters; 4K, 8K, 16K, 32K tokens
     python -m benchmarks.decode --seq 8192 --runs 5 --json result.json
@@ -46,7 +46,7 @@ _TRAINED = 0.02  # by how much candidate projections differ from the model's own
 
 @dataclass(frozen=True)
 class Bench:
-    """A model on this machine, and what is asked of it."""
+    """A model on this machine, and the size of the questions about a text."""
 
     shape: Shape
     focus: FocusModel
@@ -109,9 +109,9 @@ class Bench:
     def _floors(self, chunks: Sequence[int]) -> dict[str, dict[str, float]]:
         """Seconds that no implementation can go below, by way and figure."""
         s, size, question = self.shape, self.focus.dtype.itemsize, self.question
-        behind = question + (self.new_tokens + 1) // 2  # tokens behind each chunk in the middle one of the steps
+        after = question + (self.new_tokens + 1) // 2  # tokens after each chunk in the middle one of the steps
         text = [floors.prefill(s, size, chunks)]
-        local = floors.local_pass(s, size, len(chunks), behind)
+        local = floors.local_pass(s, size, len(chunks), after)
         first_local = floors.local_pass(s, size, len(chunks), question)
         first = [floors.together(s, size, floors.candidates(s, size, chunks, question, 0), first_local)]
         passes: dict[str, dict[str, list[Work]]] = {
@@ -119,15 +119,15 @@ class Bench:
                 "prefill": text,
                 "first_token": text + first,
                 "second_question": first,
-                "step": [floors.together(s, size, floors.candidates(s, size, chunks, 2, behind - 2), local)],
+                "step": [floors.together(s, size, floors.candidates(s, size, chunks, 2, after - 2), local)],
             },
             ONE_BY_ONE: {
                 "first_token": [*(floors.one_chunk(s, size, tokens + question, 0) for tokens in chunks), first_local],
-                "step": [*(floors.one_chunk(s, size, 2, tokens + behind - 2) for tokens in chunks), local],
+                "step": [*(floors.one_chunk(s, size, 2, tokens + after - 2) for tokens in chunks), local],
             },
             FULL_ATTENTION: {
                 "first_token": [floors.full_attention(s, size, sum(chunks) + question, 0)],
-                "step": [floors.full_attention(s, size, 1, sum(chunks) + behind - 1)],
+                "step": [floors.full_attention(s, size, 1, sum(chunks) + after - 1)],
             },
         }
         return {

@@ -1,4 +1,4 @@
-"""The floor under a measured time: what the method has to compute and to read, at the rates of this machine.
+"""The floor under a measured time: the least computing and reading that the method needs, at the machine's rates.
 
 A pass cannot end before its multiplications are done, nor before everything it reads has been read once:
 
@@ -6,10 +6,10 @@ A pass cannot end before its multiplications are done, nor before everything it 
 
 and passes that need each other's results add up. Counted are the matrix products of linear maps and of attention (a
 multiplication and an addition are two FLOPs), the weights, and the keys and values of caches. Norms, rotations,
-softmax, activations, and what a pass writes cost time too but are left out: a floor must not be too high.
+softmax, activations and writing cost time too but are left out: a floor must not be too high.
 
 The method is counted as it is defined, not as we wrote it. Of a chunk's tokens only keys and values are ever used, so
-nothing behind those of the last layer but one is needed; of the candidate those of the last layer too; of the local
+nothing after those of the last layer but one is needed; of the candidate those of the last layer too; of the local
 context the whole last layer for the last token only.
 """
 
@@ -67,11 +67,11 @@ class Shape:
         return self.attention + 3 * self.hidden * self.intermediate
 
     def pairs(self, count: float) -> float:
-        """FLOPs of one layer's attention over so many pairs of a query and a key."""
+        """FLOPs of one layer's attention over this number of pairs of a query and a key."""
         return 4 * self.hidden * count
 
     def cached(self, tokens: int) -> int:
-        """Elements that one layer's cache holds of so many tokens."""
+        """Elements that one layer's cache holds of this number of tokens."""
         return 2 * self.kv_heads * self.head_dim * tokens
 
 
@@ -99,22 +99,22 @@ def prefill(s: Shape, itemsize: int, chunks: Sequence[int]) -> Work:
     return Work(linear + full * s.pairs(pairs), itemsize * (full * s.layer + s.keys_values))
 
 
-def candidates(s: Shape, itemsize: int, chunks: Sequence[int], new: int, behind: int) -> Work:
-    """`new` tokens appended to every chunk and to `behind` earlier tokens of the dynamic prompt; the last condenses."""
+def candidates(s: Shape, itemsize: int, chunks: Sequence[int], new: int, before: int) -> Work:
+    """`new` tokens appended to every chunk and to `before` earlier tokens of the dynamic prompt; the last condenses."""
     full, rows = s.layers - 2, len(chunks)
     ordinary = 2 * rows * (new - 1) * (full * s.layer + s.keys_values)
     candidate = 2 * rows * ((full + 1) * s.layer + s.keys_values)
-    seen_by_candidate = sum(chunks) + rows * (behind + new)
-    seen_by_others = (new - 1) * (sum(chunks) + rows * behind) + rows * _causal(new - 1)
+    seen_by_candidate = sum(chunks) + rows * (before + new)
+    seen_by_others = (new - 1) * (sum(chunks) + rows * before) + rows * _causal(new - 1)
     attention = full * s.pairs(seen_by_others) + (full + 1) * s.pairs(seen_by_candidate)
     # In the last layer but one, ordinary tokens need nothing but the maps of keys and values.
     weights = full * (s.layer + s.attention) + s.layer + 2 * s.keys_values
-    read = (full + 1) * s.cached(sum(chunks) + rows * behind)
+    read = (full + 1) * s.cached(sum(chunks) + rows * before)
     return Work(ordinary + candidate + attention, itemsize * (weights + read))
 
 
 def local_pass(s: Shape, itemsize: int, slots: int, tokens: int) -> Work:
-    """Local context behind the memory, up to the next token's logits."""
+    """Local context after the memory, up to the next token's logits."""
     full, head = s.layers - 1, s.hidden * s.vocabulary
     last = s.keys_values * tokens + (s.layer - s.keys_values)
     linear = 2 * (full * s.layer * tokens + last + head)
@@ -132,19 +132,19 @@ def together(s: Shape, itemsize: int, of_candidates: Work, of_local: Work) -> Wo
 # --- the alternatives -----------------------------------------------------------------------------------------------
 
 
-def one_chunk(s: Shape, itemsize: int, new: int, behind: int) -> Work:
-    """The authors' way: `new` tokens of one row behind `behind` cached ones, the last of them a candidate."""
+def one_chunk(s: Shape, itemsize: int, new: int, before: int) -> Work:
+    """The authors' way: `new` tokens of one row after `before` cached ones, the last of them a candidate."""
     linear = 2 * new * s.layers * s.layer
-    attention = s.layers * s.pairs(new * behind + _causal(new))
-    return Work(linear + attention, itemsize * s.layers * (s.layer + s.attention + s.cached(behind)))
+    attention = s.layers * s.pairs(new * before + _causal(new))
+    return Work(linear + attention, itemsize * s.layers * (s.layer + s.attention + s.cached(before)))
 
 
-def full_attention(s: Shape, itemsize: int, new: int, behind: int) -> Work:
-    """The plain model: `new` tokens behind `behind` cached ones, up to the next token's logits."""
+def full_attention(s: Shape, itemsize: int, new: int, before: int) -> Work:
+    """The plain model: `new` tokens after `before` cached ones, up to the next token's logits."""
     head = s.hidden * s.vocabulary
     linear = 2 * (new * s.layers * s.layer + head)
-    attention = s.layers * s.pairs(new * behind + _causal(new))
-    return Work(linear + attention, itemsize * (s.layers * (s.layer + s.cached(behind)) + head))
+    attention = s.layers * s.pairs(new * before + _causal(new))
+    return Work(linear + attention, itemsize * (s.layers * (s.layer + s.cached(before)) + head))
 
 
 def _causal(tokens: int) -> float:

@@ -1,4 +1,4 @@
-"""What a benchmark runs on: rates, clock, peak memory, and the conditions that belong beside every number."""
+"""The machine under a benchmark: rates, clock, peak memory, and the conditions that belong beside every number."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Rates:
-    """What the machine does at best, measured."""
+    """The best rates of the machine, measured."""
 
     flops: float  # per second, large matrix product
     flops_real_shape: float  # the same with the shape of a decode step's widest map
@@ -27,7 +27,7 @@ class Rates:
 
 
 def conditions(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
-    """What the numbers depend on and the arguments do not say."""
+    """Conditions that change the numbers and are no arguments."""
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "cpu": _cpu_model(),

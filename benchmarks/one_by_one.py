@@ -6,7 +6,7 @@
     concatenate the candidates, run the local context
 
     and for every new token
-        for every chunk, pass [previous token ; new token] behind its cache
+        for every chunk, pass [previous token ; new token] after its cache
         concatenate the candidates, run the local context again
 
 Where the authors' code does more than its method asks for, this does not: it moves no cache between devices, runs no
@@ -38,7 +38,7 @@ class OneByOne:
     def __init__(self, model: PreTrainedModel, projections: CandidateProjections) -> None:
         parts = decoder_parts(model)
         self._model = model
-        self._reader = _reader(model, projections)
+        self._candidate_model = _candidate_model(model, projections)
         self._positions = RotaryPositions(parts)
         self._caches: list[DynamicCache] = []
         self._local = torch.empty(1, 0, dtype=torch.long)
@@ -73,7 +73,7 @@ class OneByOne:
         ends = torch.tensor([[cache.get_seq_length() for cache in self._caches]], device=self._model.device)
         keys = torch.stack([torch.cat(layer, dim=2) for layer in zip(*(keys for keys, _ in candidates), strict=True)])
         values = [torch.cat(layer, dim=2) for layer in zip(*(values for _, values in candidates), strict=True)]
-        # Candidate i stands behind its cache and goes to position i.
+        # Candidate i stands after its cache and goes to position i.
         keys = self._positions.move(keys, torch.arange(len(rows), device=keys.device) - ends)
         memory = DynamicCache(config=self._model.config)
         for layer, states in enumerate(zip(keys, values, strict=True)):
@@ -86,7 +86,7 @@ class OneByOne:
 
     def _candidate(self, row: Tensor, cache: DynamicCache) -> tuple[list[Tensor], list[Tensor]]:
         """Keys and values of the last token of `row`, per layer; all tokens but this one stay in `cache`."""
-        self._reader.get_decoder()(input_ids=row.to(self._model.device), past_key_values=cache, use_cache=True)
+        self._candidate_model.get_decoder()(input_ids=row.to(self._model.device), past_key_values=cache, use_cache=True)
         keys = [layer.keys[:, :, -1:] for layer in cache.layers]
         values = [layer.values[:, :, -1:] for layer in cache.layers]
         cache.crop(-1)
@@ -105,11 +105,11 @@ class _LastTokenLinear(nn.Module):
         return torch.cat([self.base(hidden[:, :-1]), self.projection(hidden[:, -1:])], dim=1)
 
 
-def _reader(model: PreTrainedModel, projections: CandidateProjections) -> PreTrainedModel:
+def _candidate_model(model: PreTrainedModel, projections: CandidateProjections) -> PreTrainedModel:
     """A second set of modules around the same weights, with candidate projections in it."""
     weights = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    reader = copy.deepcopy(model, weights)
-    for index, attention in enumerate(decoder_parts(reader).attentions):
+    shell = copy.deepcopy(model, weights)
+    for index, attention in enumerate(decoder_parts(shell).attentions):
         for name, projection in projections.layer(index).items():
             setattr(attention, name, _LastTokenLinear(getattr(attention, name), projection))
-    return reader
+    return shell

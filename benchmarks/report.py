@@ -1,4 +1,4 @@
-"""What `decode.py` prints, and which of the aims a run meets."""
+"""Tables of `decode.py`, and which of the aims a run meets."""
 
 from __future__ import annotations
 

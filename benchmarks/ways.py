@@ -25,13 +25,13 @@ OURS, ONE_BY_ONE, FULL_ATTENTION = "ours", "one-by-one", "full-attention"
 
 @dataclass(frozen=True)
 class Text:
-    """What is read and asked.
+    """A text in chunks, two questions about it, and an answer.
 
     Attributes:
         chunks: token ids `[tokens]` of each chunk
         question: token ids `[1, tokens]`: dynamic prompt and local context
         another_question: a second one about the same chunks
-        answer: token ids `[tokens]`, appended whatever the logits say, so that ours and one-by-one read the same
+        answer: token ids `[tokens]`, appended in place of the likeliest ones, so that ours and one-by-one read the same
     """
 
     chunks: list[Tensor]
@@ -49,7 +49,7 @@ class Measurement:
             and where text and question are read apart, `prefill`: the text's part of `first_token`, and
             `second_question`: another question about the same text, to its first token's logits
         peak: memory taken
-        cache_bytes: what the keys and values occupy at the end
+        cache_bytes: of all keys and values at the end
         logits: `[1 + answer, vocabulary]`
     """
 

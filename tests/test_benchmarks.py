@@ -61,7 +61,7 @@ def test_the_floor_of_reading_chunks() -> None:
 
 
 def test_the_floor_of_a_local_pass() -> None:
-    """Four tokens behind two slots: two whole layers, the last one for one token, and the head."""
+    """Four tokens after two slots: two whole layers, the last one for one token, and the head."""
     linear = 2 * (2 * 40 * 4 + 8 * 4 + 32 + 10)
     attention = 2 * 4 * 2 * (10 + 8) + 4 * 2 * 6
     assert floors.local_pass(SMALL, 4, 2, 4) == Work(linear + attention, 4 * (3 * (40 + 4 * 2) + 10))

@@ -102,7 +102,7 @@ def _options(
 def main() -> None:
     """Entry point of `focusllm`."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        if getattr(sys, name) is None:  # closed by the shell, as in `2>&-`
+        if getattr(sys, name) is None:  # closed by the caller, as in `2>&-`
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115  # open to the end
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # a terminal may lack some characters of an answer

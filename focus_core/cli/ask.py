@@ -39,7 +39,7 @@ def ask(
     top_p: Annotated[
         float, typer.Option(min=0, max=1, help="Draw from the likeliest tokens that make up this share.")
     ] = 1.0,
-    top_k: Annotated[int, typer.Option(min=0, help="Draw from this number of the likeliest tokens; 0: from all.")] = 0,
+    top_k: Annotated[int, typer.Option(min=0, help="Draw from this number of likeliest tokens; 0: from all.")] = 0,
     min_p: Annotated[
         float, typer.Option(min=0, max=1, help="Draw from tokens at least this share as likely as the likeliest.")
     ] = 0.0,

@@ -48,8 +48,8 @@ def evaluate(
 ) -> None:
     """Measure how often a model answers questions about long texts right. Every trial is seeded.
 
-    In the table, `focus` is the engine as `ask` uses it: texts that fit the window go to the plain model. `cut` is
-    the plain model on the end of the text.
+    In the table, `focus` is the engine as `ask` uses it, where texts that fit the window go to the plain model; `cut`
+    is the plain model on the end of the text.
     """
     with sign_of_life("starting"):
         from focus_core.evaluation.run import evaluate as run

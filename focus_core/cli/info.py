@@ -58,7 +58,7 @@ class Needs:
 def info(
     document: options.Documents = None,
     tokens: Annotated[
-        int | None, typer.Option(min=1, help="A document of this many tokens, instead of --document.")
+        int | None, typer.Option(min=1, help="One document of this length, instead of --document.")
     ] = None,
     model: options.Model = None,
     adapter: options.Adapter = None,

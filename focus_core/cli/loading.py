@@ -46,7 +46,7 @@ def load_engine(
         progress: show a bar while documents are read, as in `FocusEngine`
 
     Raises:
-        FocusError: whatever `FocusEngine.from_pretrained` raises; an unknown method before the model is loaded
+        FocusError: as `FocusEngine.from_pretrained`; an unknown method before the model is loaded
     """
     with sign_of_life("starting"):
         from transformers.utils import logging

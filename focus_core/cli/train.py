@@ -13,7 +13,7 @@ from focus_core.progress import sign_of_life
 
 def train(
     config: Annotated[Path, typer.Argument(metavar="CONFIG.toml", help="Settings of the run.", show_default=False)],
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in the output folder.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the resume state in the output folder.")] = False,
 ) -> None:
     """Train candidate projections; the model itself stays as it is.
 
@@ -23,13 +23,16 @@ def train(
     """
     with sign_of_life("starting"):
         from focus_core.training.config import TrainingConfig
-        from focus_core.training.trainer import CHECKPOINT
+        from focus_core.training.trainer import RESUME_STATE
         from focus_core.training.trainer import train as run
     settings = TrainingConfig.from_toml(config)
-    if resume and not (settings.output / CHECKPOINT).exists():
-        raise ConfigError(f"{settings.output} holds no {CHECKPOINT} to go on from. Start the run without --resume.")
-    if not resume and (settings.output / CHECKPOINT).exists():
+    if resume and not (settings.output / RESUME_STATE).exists():
         raise ConfigError(
-            f"{settings.output} holds a checkpoint already. Go on from it with --resume, or name another output folder."
+            f"{settings.output} holds no resume state ({RESUME_STATE}) to go on from. Start the run without --resume."
+        )
+    if not resume and (settings.output / RESUME_STATE).exists():
+        raise ConfigError(
+            f"{settings.output} holds a resume state already. Go on from it with --resume, or name another output "
+            "folder."
         )
     typer.echo(run(settings))

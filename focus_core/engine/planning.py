@@ -30,7 +30,7 @@ class Outline:
     @property
     def chunks(self) -> int:
         """Chunks that are prefilled."""
-        return len(self.lengths.chunks) if self.method.cached_layers else 0
+        return self.lengths.chunks if self.method.cached_layers else 0
 
 
 class Planner:

@@ -1,7 +1,7 @@
 """Facts hidden in long text, and the questions about them.
 
 One module makes the material for the embedded model's training, for the demo and for the evaluation, so that all
-three speak of the same task. Everything is drawn from a ``random.Random`` that the caller seeds; nothing else is used.
+three speak of the same task. Everything is drawn from a `random.Random` that the caller seeds; nothing else is used.
 """
 
 from __future__ import annotations
@@ -87,9 +87,9 @@ KEY_RESTATEMENTS = ("{e}:", "{e}:", "The value of {e} is")
 
 @dataclass(frozen=True)
 class Fact:
-    """One thing to be found: ``attribute`` of ``entity`` is ``value``.
+    """One thing to be found: `attribute` of `entity` is `value`.
 
-    ``kind`` is "fact", "passkey" (no entity) or "key" (a ``key: value`` line, the key being the entity).
+    `kind` is "fact", "passkey" (no entity) or "key" (a `key: value` line, the key being the entity).
     """
 
     attribute: str
@@ -104,7 +104,7 @@ class Fact:
         return self._fill(rng, PASS_KEY_STATEMENTS if self.kind == "passkey" else STATEMENTS)
 
     def question(self, rng: random.Random, form: int | None = None) -> str:
-        """A question that the fact answers (``form`` picks one; otherwise it is drawn)."""
+        """A question that the fact answers (`form` picks one; otherwise it is drawn)."""
         forms = {"key": KEY_QUESTIONS, "passkey": PASS_KEY_QUESTIONS, "fact": QUESTIONS}
         return self._fill(rng, forms[self.kind], form)
 
@@ -124,7 +124,7 @@ class Fact:
 
 @dataclass(frozen=True)
 class Document:
-    """A text with facts in it; ``spans[i]`` holds the first and last character of ``facts[i]``'s statement."""
+    """A text with facts in it; `spans[i]` holds the first and last character of `facts[i]`'s statement."""
 
     text: str
     facts: tuple[Fact, ...]
@@ -141,7 +141,7 @@ def held_out(fact: Fact) -> bool:
 
 
 def number(rng: random.Random, low: int, high: int) -> str:
-    """A number of ``low`` to ``high`` digits, the first not zero."""
+    """A number of `low` to `high` digits, the first not zero."""
     digits = rng.randint(low, high)
     return str(rng.randrange(10 ** (digits - 1), 10**digits))
 
@@ -162,7 +162,7 @@ def attribute(rng: random.Random) -> str:
 
 
 def value(rng: random.Random, name: str) -> str:
-    """A value that suits the attribute ``name``; a number where the attribute is unknown."""
+    """A value that suits the attribute `name`; a number where the attribute is unknown."""
     if name in words.WORD_ATTRIBUTES:
         return rng.choice(words.WORD_ATTRIBUTES[name])
     return number(rng, *words.NUMERIC_ATTRIBUTES.get(name, (3, 6)))
@@ -191,7 +191,7 @@ def look_alikes(rng: random.Random, fact: Fact) -> list[Fact]:
 
 
 def distractors(rng: random.Random, fact: Fact, count: int) -> list[Fact]:
-    """``count`` facts of the same kind as ``fact``, none with its attribute and owner, no two alike."""
+    """`count` facts of the same kind as `fact`, none with its attribute and owner, no two alike."""
     taken = {(fact.attribute, fact.entity)}
     found: list[Fact] = []
     while len(found) < count:
@@ -203,7 +203,7 @@ def distractors(rng: random.Random, fact: Fact, count: int) -> list[Fact]:
 
 
 def key_values(rng: random.Random, count: int) -> list[Fact]:
-    """``count`` ``key: value`` lines with distinct keys of one style.
+    """`count` `key: value` lines with distinct keys of one style.
 
     Raises:
         ConfigError: more lines than there are keys
@@ -211,7 +211,7 @@ def key_values(rng: random.Random, count: int) -> list[Fact]:
     if count > MOST_KEYS:
         raise ConfigError(f"{count} keys: there are no more than {MOST_KEYS} that differ. Choose a shorter list.")
     style, numeric = rng.choice(("hex", "id", "word", "pair")), rng.random() < 0.7
-    # A list as long as half of what a style has to offer would be drawn for ever.
+    # Drawing more than half of all keys of a style would take very long.
     style = style if count <= _KEYS_OF_STYLE.get(style, MOST_KEYS) // 2 else "hex"
     lines: dict[str, Fact] = {}
     while len(lines) < count:
@@ -254,12 +254,12 @@ def _clause(rng: random.Random) -> str:
 
 
 def filler_sentences(rng: random.Random, count: int) -> list[str]:
-    """``count`` sentences of filler."""
+    """`count` sentences of filler."""
     return [filler_sentence(rng) for _ in range(count)]
 
 
 def split_sentences(text: str) -> list[str]:
-    """Text cut after line ends and spaces behind ``.?!;``; the pieces joined give the text again."""
+    """Text cut after line ends and after spaces that follow `.?!;`; the pieces joined give the text again."""
     pieces, start = [], 0
     for index, letter in enumerate(text):
         if letter == "\n" or (letter == " " and index and text[index - 1] in ".?!;"):
@@ -271,9 +271,9 @@ def split_sentences(text: str) -> list[str]:
 def hide(
     facts: Sequence[Fact], sentences: Sequence[str], rng: random.Random, depths: Sequence[float] | None = None
 ) -> Document:
-    """Puts each fact's statement between two sentences, at a random place or at ``depths`` (0 start, 1 end).
+    """Puts each fact's statement between two sentences, at a random place or at `depths` (0 start, 1 end).
 
-    Sentences that carry their own white space (from ``split_sentences``) keep it; others are joined by a space.
+    Sentences that carry their own white space (from `split_sentences`) keep it; others are joined by a space.
     """
     places = [round(d * len(sentences)) for d in depths] if depths else [rng.randint(0, len(sentences)) for _ in facts]
     order = sorted(range(len(facts)), key=lambda i: (places[i], rng.random()))

@@ -133,7 +133,7 @@ def _end_of(engine: FocusEngine, sheet: Sheet) -> str:
     """
     needed = max(engine.count_question_tokens(t.question, chat_template=t.chat_template) for t in sheet.trials)
     answer = max(trial.new_tokens for trial in sheet.trials)
-    # What is left for the document if one token of it is there already.
+    # Positions for the document: those left beside one token of it, and that one.
     left = 1 + engine.outline([1], needed, answer, method="plain").limits.positions_left - answer - _SLACK
     if left < 1:
         raise ConfigError(

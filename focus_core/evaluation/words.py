@@ -82,7 +82,7 @@ WORD_ATTRIBUTES: dict[str, list[str]] = {
 
 
 def _phrases(text: str) -> list[str]:
-    """The phrases of ``text``, divided by bars; line ends count as nothing."""
+    """The phrases of `text`, divided by bars; line ends count as nothing."""
     return text.replace("\n", "").split("|")
 
 

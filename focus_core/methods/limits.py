@@ -22,16 +22,25 @@ class Lengths:
     """How long everything is that a question is asked of: tokens, with openings and separators.
 
     Attributes:
-        chunks: of every chunk
+        chunks: number of chunks
+        longest_chunk: tokens of the longest one; 0 without chunks
+        chunk_tokens: tokens of all chunks
         dynamic_prompt: what is appended to every chunk
         local: the local context
         whole: documents and local context in one row, as the plain model reads them
     """
 
-    chunks: tuple[int, ...]
+    chunks: int
+    longest_chunk: int
+    chunk_tokens: int
     dynamic_prompt: int
     local: int
     whole: int
+
+    @classmethod
+    def of(cls, chunks: Sequence[int], dynamic_prompt: int, local: int, whole: int) -> Lengths:
+        """From the length of every chunk."""
+        return cls(len(chunks), max(chunks, default=0), sum(chunks), dynamic_prompt, local, whole)
 
 
 class Limits(Protocol):
@@ -66,12 +75,12 @@ class FocusLimits:
     @property
     def chunk_row(self) -> int:
         """Positions of the longest chunk with its dynamic prompt."""
-        return max(self.lengths.chunks, default=0) + self.lengths.dynamic_prompt
+        return self.lengths.longest_chunk + self.lengths.dynamic_prompt
 
     @property
     def local_row(self) -> int:
         """Positions of memory and local context."""
-        return len(self.lengths.chunks) + self.lengths.local
+        return self.lengths.chunks + self.lengths.local
 
     @property
     def positions_left(self) -> int:
@@ -79,16 +88,16 @@ class FocusLimits:
 
     @property
     def chunk_tokens(self) -> int:
-        return sum(self.lengths.chunks)
+        return self.lengths.chunk_tokens
 
     def appended_tokens(self, new_tokens: int) -> int:
-        return len(self.lengths.chunks) * (self.lengths.dynamic_prompt + new_tokens)
+        return self.lengths.chunks * (self.lengths.dynamic_prompt + new_tokens)
 
     def check(self, new_tokens: int) -> None:
-        config, window, chunks = self.config, self.config.window, len(self.lengths.chunks)
+        config, window, chunks = self.config, self.config.window, self.lengths.chunks
         if self.chunk_row + new_tokens > window:
             raise ContextOverflowError(
-                f"A chunk of {max(self.lengths.chunks, default=0)} tokens, a dynamic prompt of "
+                f"A chunk of {self.lengths.longest_chunk} tokens, a dynamic prompt of "
                 f"{self.lengths.dynamic_prompt} and max_new_tokens={new_tokens} need {self.chunk_row + new_tokens} "
                 f"positions, but {config.usable_window}. Lower max_new_tokens to "
                 f"{max(window - self.chunk_row, 0)}, or choose a smaller chunk_size or dynamic_prompt."
@@ -153,10 +162,13 @@ def measure(layout: Layout, documents: Sequence[int], prompt: int, *, with_bos: 
     own = opening if with_bos is None else int(with_bos)
     if not documents:
         return _measure_long_prompt(config, opening, own, prompt)
-    chunks = [size for document in documents for size in _chunk_lengths(config, opening, document)]
+    counts = [-(-document // config.chunk_size) for document in documents]
+    longest = min(max(documents), config.chunk_size)
     separators = len(layout.separator) * (len(documents) - 1 + (opening == 0))
     return Lengths(
-        chunks=tuple(chunks),
+        chunks=sum(counts),
+        longest_chunk=opening + longest,
+        chunk_tokens=sum(documents) + sum(opening + _repeated(config, opening) * (count - 1) for count in counts),
         dynamic_prompt=opening + min(prompt, config.dynamic_prompt),
         local=opening + prompt,
         whole=opening + sum(documents) + separators + opening + prompt,
@@ -166,22 +178,24 @@ def measure(layout: Layout, documents: Sequence[int], prompt: int, *, with_bos: 
 def _measure_long_prompt(config: ResolvedConfig, opening: int, own: int, prompt: int) -> Lengths:
     whole = own + prompt
     border = max(whole - config.local_window, 0)
-    pieces = [min(config.chunk_size, border - start) for start in range(0, border, config.chunk_size)]
-    first = 0 if own or not config.bos_per_chunk else opening
-    rest = opening if config.bos_per_chunk else 0
+    chunks, size = -(-border // config.chunk_size), min(border, config.chunk_size)
+    later = _repeated(config, opening)
+    first = 0 if own else later
+    second = later + min(border - size, size)
     local = prompt - (border - own) if border else prompt
     return Lengths(
-        chunks=tuple(size + (rest if index else first) for index, size in enumerate(pieces)),
+        chunks=chunks,
+        longest_chunk=max(first + size, second if chunks > 1 else 0) if chunks else 0,
+        chunk_tokens=border + first + later * (chunks - 1) if chunks else 0,
         dynamic_prompt=opening + min(local, config.dynamic_prompt),
         local=opening + local,
         whole=whole,
     )
 
 
-def _chunk_lengths(config: ResolvedConfig, opening: int, tokens: int) -> list[int]:
-    size = config.chunk_size
-    rest = opening if config.bos_per_chunk else 0
-    return [min(size, tokens - start) + (rest if start else opening) for start in range(0, tokens, size)]
+def _repeated(config: ResolvedConfig, opening: int) -> int:
+    """Tokens of the opening of every chunk but the first."""
+    return opening if config.bos_per_chunk else 0
 
 
 def resolve_max_new_tokens(asked: int | None, positions_left: int) -> int:

@@ -15,7 +15,7 @@ from focus_core.errors import ConfigError
 OBJECTIVES = ("continuation", "reconstruction", "answering")
 _PRECISIONS = ("no", "bf16", "fp16")
 _OPTIMIZERS = ("adamw", "muon")
-# What may differ between a run and its continuation; what the model and the data hold is compared by itself.
+# These may differ between a run and its continuation. The content of model and data is compared apart.
 _FREE_TO_CHANGE = (
     *("model", "output", "data", "used_with", "recompute", "device"),
     *("save_every", "log_every", "evaluate_every"),
@@ -49,7 +49,7 @@ class TrainingConfig:
 
     objectives: Mapping[str, float] = field(default_factory=dict)  # shares; by default all that the data has, equally
     chunk_sizes: tuple[int, ...] = (64, 128, 256, 512, 1024, 2048)  # one is drawn per sample (paper §3)
-    max_chunks: int = 16  # at most so many of a text; the number is drawn per sample
+    max_chunks: int = 16  # of a text, at most; the number is drawn per sample
     local_lengths: tuple[int, int] = (30, 2048)  # of a continued or repeated span, smallest and largest
     dynamic_prompts: tuple[int, ...] = (64, 128, 256, 512)  # one is drawn per sample; never longer than the chunk
     targets_per_span: int = 16  # the last of a continued or repeated span; each takes a row of local context of its own
@@ -131,7 +131,7 @@ class TrainingConfig:
                 hint = f" Did you mean {near[0]!r}?" if near else ""
                 raise ConfigError(f"unknown key {name!r}.{hint} Known: {', '.join(sorted(known))}.")
         if "output" not in values:
-            raise ConfigError("the key 'output' is missing: a folder for the adapter, the checkpoint and the log.")
+            raise ConfigError("the key 'output' is missing: a folder for the adapter, the resume state and the log.")
         for name in ("output", "data"):
             if name in values:
                 values[name] = _under(folder, values[name], name)
@@ -142,7 +142,7 @@ class TrainingConfig:
         return cls(**values)
 
     def for_use(self) -> FocusConfig:
-        """The settings saved with the adapter, which become the defaults of whoever loads it."""
+        """The settings saved with the adapter: the defaults of every engine that loads it."""
         if self.used_with is not None:
             return self.used_with
         return FocusConfig(
@@ -152,8 +152,8 @@ class TrainingConfig:
             bos_per_chunk=self.bos_per_chunk,
         )
 
-    def fingerprint(self) -> dict[str, Any]:
-        """What has to be equal for a run to go on as if it had never stopped."""
+    def settings_digest(self) -> dict[str, Any]:
+        """The settings that must be equal for a run to go on as if it had never stopped."""
         return {name: str(value) for name, value in asdict(self).items() if name not in _FREE_TO_CHANGE}
 
 
@@ -178,7 +178,7 @@ _PLAIN: dict[str, tuple[type, ...]] = {
 
 
 def _typed(name: str, value: Any) -> Any:
-    """A value as the dataclass wants it, or an error that names the key."""
+    """A value in the type of its field, or an error that names the key."""
     if name == "used_with" and not isinstance(value, FocusConfig):
         if not isinstance(value, dict):
             raise ConfigError(f"used_with={value!r}: must be a table.")

@@ -65,7 +65,7 @@ class FileExamples:
     """Example number i of a run: callable with i.
 
     Args:
-        config: what is drawn
+        config: from which sizes and objectives examples are drawn
         limits: the resolved settings of the model, for its window and BOS rule
 
     Attributes:
@@ -90,7 +90,7 @@ class FileExamples:
                 needed = "'documents'" if name == "answering" else "'text'"
                 raise ConfigError(f"objectives: {name} is on, but no record of the data has {needed}.")
         self._check_window()
-        contents = [replace(record, where="") for record in records]  # wherever the files lie
+        contents = [replace(record, where="") for record in records]  # files may be moved
         self.data_digest = sha256(repr(contents).encode("utf-8", "surrogatepass")).hexdigest()
         self._tokens = lru_cache(maxsize=_TEXTS_REMEMBERED)(self._text.tokenize)
 
@@ -108,7 +108,7 @@ class FileExamples:
         Tokenizes all documents and questions; long texts, which always give a sample, are passed over.
 
         Raises:
-            ConfigError: names the record and what does not fit
+            ConfigError: names the record and the limit that it exceeds
         """
         drawn = [name for name in self._by_objective if self._config.objectives.get(name, 1.0) > 0]
         records = list(dict.fromkeys(record for name in drawn for record in self._by_objective[name]))
@@ -138,13 +138,13 @@ class FileExamples:
     # --- the objectives -----------------------------------------------------------------------------------------------
 
     def _span(self, draw: random.Random, record: Record, objective: str) -> TrainingExample:
-        """Continuation: the span follows what is chunked. Reconstruction: it is a copy of a part (paper §3).
+        """Continuation: the span follows the chunked text. Reconstruction: it is a copy of a part of it (paper §3).
 
-        The span's last tokens are the targets, what comes before them is the local context.
+        The span's last tokens are the targets, the tokens before them are the local context.
         """
         tokens = self._span_tokens(record)
         size = draw.choice(self._config.chunk_sizes)
-        # No longer than the memory may be, so that what is repeated lies in it, whole.
+        # No longer than the memory may be, so that the whole of a repeated span lies in it.
         length = min(draw.randint(*self._config.local_lengths), len(tokens) // 2, size * self._config.max_chunks)
         last = size * draw.randint(1, self._config.max_chunks) - draw.randrange(size)
         chunked = max(min(last, len(tokens) - length), length)
@@ -179,14 +179,14 @@ class FileExamples:
 
     def _check_room(self, record: Record, chunks: Sequence[TokenIds], question: SupervisedQuestion) -> None:
         prompt, local = len(question.dynamic_prompt), len(question.local_context)
-        lengths = Lengths(tuple(map(len, chunks)), prompt, local, whole=0)
+        lengths = Lengths.of([len(chunk) for chunk in chunks], prompt, local, whole=0)
         try:
             FocusLimits(self._limits, lengths).check(len(question.answer))
         except ContextOverflowError as error:
             raise ConfigError(f"{record.where}: {error}") from error
 
     def _question(self, layout: Layout, asked: QuestionAnswer, where: str) -> SupervisedQuestion:
-        """Prompt and answer as the engine would have them, ended by what ends a turn."""
+        """Prompt and answer as in use, with the token that ends a turn."""
         prompt, answer = self._rendered(asked, where)
         tokens, end = list(self._text.tokenize(answer)), self._tokenizer.eos_token_id
         if end in tokens:
@@ -233,8 +233,8 @@ class FileExamples:
     def _check_window(self) -> None:
         config, window, size = self._config, self._limits.window, max(self._config.chunk_sizes)
         prompt, opening = min(max(config.dynamic_prompts), size), 1
-        longest = Lengths((opening + size,) * config.max_chunks, opening + prompt, opening + config.local_lengths[1], 0)
-        limits = FocusLimits(self._limits, longest)
+        chunks, local = [opening + size] * config.max_chunks, opening + config.local_lengths[1]
+        limits = FocusLimits(self._limits, Lengths.of(chunks, opening + prompt, local, whole=0))
         row = limits.chunk_row + config.targets_per_span
         if row > window:
             raise ConfigError(
@@ -292,7 +292,7 @@ def _record(where: str, line: str) -> Record:
 
 
 def _refuse_others(where: str, values: Mapping[str, Any]) -> None:
-    """One of our fields that would be passed over in silence; others (a source, a number) mean nothing here."""
+    """Refuse one of our fields where it would be ignored; other fields (a source, a number) are allowed."""
     others = {"documents", "questions", "question", "prompt", "answer"} if "text" in values else set()
     if "questions" in values:
         others |= {"question", "prompt", "answer"}

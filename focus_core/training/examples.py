@@ -1,4 +1,4 @@
-"""What one training sample is: chunks, and one or more questions about them."""
+"""One training sample: chunks, and one or more questions about them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from focus_core.text.documents import TokenIds
 
 @dataclass(frozen=True)
 class SupervisedQuestion:
-    """A local context and what follows it.
+    """A local context and the answer that follows it.
 
     Attributes:
         local_context: token ids before generation starts, BOS included
@@ -51,7 +51,7 @@ class SupervisedQuestion:
 
 @dataclass(frozen=True)
 class TrainingExample:
-    """One set of chunks and all questions about it: reading the chunks is paid for once.
+    """One set of chunks and all questions about it: the chunks are prefilled once.
 
     Attributes:
         chunks: token ids, BOS included where the BOS rule wants one

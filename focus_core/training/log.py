@@ -1,4 +1,4 @@
-"""What a training run tells: a progress bar or JSON lines on the screen, and losses per objective as CSV."""
+"""Output of a training run: a progress bar or JSON lines on the screen, and losses per objective as CSV."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class LossLog:
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             console=self._console,
-            redirect_stdout=False,  # what an evaluation prints stays where it belongs
+            redirect_stdout=False,  # an evaluation may print to standard output
             redirect_stderr=False,
             disable=not (accelerator.is_main_process and self._console.is_terminal),
         )
@@ -75,7 +75,7 @@ class LossLog:
             self.flush()
 
     def flush(self) -> None:
-        """Write what has been noted since the last row: what a checkpoint holds stands in the log."""
+        """Write the losses since the last row, so that the log is complete up to a resume state."""
         if self._steps:
             self._write(*self._last)
 
@@ -85,7 +85,7 @@ class LossLog:
             return any(int(row["step"]) == done for row in csv.DictReader(file))
 
     def evaluated(self, done: int, results: dict[str, float]) -> None:
-        """Write what an evaluation returned."""
+        """Write the results of an evaluation."""
         rows = [{"step": done, "name": name, "value": value} for name, value in results.items()]
         _append_csv(self._config.output / EVALUATION, _EVALUATION_COLUMNS, rows)
         self._say({"step": done, **{f"evaluation/{name}": round(value, 4) for name, value in results.items()}})
@@ -102,12 +102,12 @@ class LossLog:
         losses = {f"loss/{row['objective']}": round(row["loss"], 4) for row in rows}
         shown = " ".join(f"{name.removeprefix('loss/')} {loss:.3f}" for name, loss in losses.items())
         self._progress.update(self._task, description=f"training · {shown}")
-        finite = round(norm, 4) if math.isfinite(norm) else None  # not, where fp16 overflowed and the step was left out
+        finite = round(norm, 4) if math.isfinite(norm) else None  # else fp16 overflowed, and the step was left out
         numbers = {"learning_rate": rate, "gradient_norm": finite, "seconds_per_step": round(seconds, 3)}
         self._say({"step": done, **losses, **numbers})
 
     def _say(self, line: dict[str, Any]) -> None:
-        """One JSON object per line where nobody watches a progress bar."""
+        """One JSON object per line where no terminal shows a progress bar."""
         if not self._console.is_terminal:
             self._console.file.write(json.dumps(line) + "\n")
             self._console.file.flush()

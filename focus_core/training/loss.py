@@ -38,8 +38,8 @@ from focus_core.training.examples import TrainingExample
 class FocusLoss(nn.Module):
     """The frozen model and its projections as one module whose forward is the loss.
 
-    Only the projections are registered, so that this module's parameters are those that learn, its state dict is
-    what is saved, and data parallelism waits for no gradient that never comes.
+    Only the projections are registered: this module's parameters are the ones that learn, its state dict is saved, and
+    data parallelism waits for no gradient that never comes.
 
     Args:
         model: its projections learn; everything else is frozen here
@@ -67,7 +67,7 @@ class FocusLoss(nn.Module):
 
 @dataclass(frozen=True)
 class Targets:
-    """All targets of one example and what each of them sees. The prompts of all questions lie side by side.
+    """All targets of one example and the tokens that each of them sees. The prompts of all questions lie side by side.
 
     Example: the prompts `a b` (answer `c d`) and `x` (answer `y`), every answer token a target:
 

@@ -1,8 +1,8 @@
-"""The training loop: candidate projections learn, everything else stands still.
+"""The training loop: candidate projections learn, everything else is frozen.
 
     folder = train(TrainingConfig.from_toml("train.toml"))
 
-Stopped at any point (Ctrl-C included), the same call goes on from the last checkpoint with the same examples and the
+Stopped at any point (Ctrl-C included), the same call goes on from the last resume state with the same examples and the
 same result.
 """
 
@@ -49,9 +49,9 @@ from focus_core.training.loss import FocusLoss
 Examples = Callable[[int], TrainingExample] | Iterable[TrainingExample]
 Evaluate = Callable[[FocusModel], dict[str, float]]
 
-CHECKPOINT = "checkpoint.pt"
+RESUME_STATE = "checkpoint.pt"  # the name that the file has had since the first version
 ADAPTER = "adapter"
-_STATE = ("done", "config", "identity", "projections", "optimizers", "scaler")  # in a checkpoint
+_STATE = ("done", "config", "identity", "projections", "optimizers", "scaler")  # in a resume state
 _EXAMPLES_AHEAD = 4
 _LEARN_FROM_LESS = (
     "Set recompute=true, lower max_chunks, the largest of chunk_sizes or targets_per_span, or use dtype='bfloat16'."
@@ -71,13 +71,13 @@ def train(
         model: the base model, or a `FocusModel` whose projections go on learning; `None` loads `config.model`
         examples: example number i as a function of i (best: exact resume costs nothing), or an iterable in a fixed
             order; `None` reads `config.data`
-        evaluate: called every `evaluate_every` steps and at the end; what it returns is logged
+        evaluate: called every `evaluate_every` steps and at the end; its results are logged
 
     Returns:
         the adapter's folder
 
     Raises:
-        ConfigError: settings that cannot work, or a checkpoint of other settings
+        ConfigError: settings that cannot work, or a resume state of other settings
         OutOfMemoryError: an example does not fit the device
         FocusError: the gradient is not finite, or the state cannot be saved
         KeyboardInterrupt: after Ctrl-C, once the state is saved
@@ -158,11 +158,11 @@ def _optimizers(config: TrainingConfig, parameters: list[torch.nn.Parameter]) ->
 
 
 class _Run:
-    """One training run: what is made once, and the loop."""
+    """One training run: its optimizers and its loop."""
 
     def __init__(self, config: TrainingConfig, accelerator: Accelerator, focus: FocusModel, base_id: str) -> None:
         self.config, self.accelerator, self.focus, self.base_id = config, accelerator, focus, base_id
-        # What a run of the same settings must find again to go on with the same result.
+        # A run of the same settings goes on with the same result only if these are equal, too.
         self.identity: dict[str, Any] = {
             "dtype": str(focus.dtype),
             "model": weights_fingerprint(focus.model, focus.parts),
@@ -234,14 +234,14 @@ class _Run:
         scaler = self.accelerator.scaler
         state = {
             "done": done,
-            "config": self.config.fingerprint(),
+            "config": self.config.settings_digest(),
             "identity": self.identity,
             "projections": self.focus.projections.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "scaler": None if scaler is None else scaler.state_dict(),
         }
         try:
-            replace_file(self.config.output / CHECKPOINT, lambda path: torch.save(state, path))
+            replace_file(self.config.output / RESUME_STATE, lambda path: torch.save(state, path))
             save_adapter(
                 self.config.output / ADAPTER,
                 self.focus.projections,
@@ -256,8 +256,8 @@ class _Run:
             ) from error
 
     def _resume(self) -> int:
-        """Load the last checkpoint if there is one; the number of steps already done."""
-        path = self.config.output / CHECKPOINT
+        """Load the last resume state if there is one; returns the number of steps already done."""
+        path = self.config.output / RESUME_STATE
         if not path.exists():
             return 0
         try:
@@ -265,9 +265,9 @@ class _Run:
             state = {name: state[name] for name in _STATE}
         except (OSError, RuntimeError, UnpicklingError, EOFError, KeyError, TypeError) as error:
             raise ConfigError(
-                f"{path} is damaged, or no checkpoint of this program ({error}). Delete it to start again."
+                f"{path} is damaged, or no resume state of this program ({error}). Delete it to start again."
             ) from error
-        ours = self.config.fingerprint()
+        ours = self.config.settings_digest()
         differing = [name for name, value in ours.items() if state["config"].get(name) != value]
         if differing:
             changes = ", ".join(f"{name}: {state['config'].get(name)} there, {ours[name]} now" for name in differing)
@@ -334,7 +334,7 @@ def _prefetched(examples: Examples, numbers: Iterable[int]) -> Iterator[Iterator
 
 
 def _by_number(examples: Iterable[TrainingExample]) -> Callable[[int], TrainingExample]:
-    """An iterable as a function of rising numbers; what lies between them is passed over."""
+    """An iterable as a function of rising numbers; the examples between them are passed over."""
     iterator, position = iter(examples), 0
 
     def make(number: int) -> TrainingExample:
@@ -393,12 +393,12 @@ def _focus_model(
         focus = FocusModel(loaded.model, projections, config=settings, trained_with=loaded.trained_with)
         name = loaded.model_id
     _check_precision(config, focus)
-    focus.projections.float()  # what learns is float32, whatever the frozen model is kept in
+    focus.projections.float()  # the projections learn in float32, in whatever dtype the frozen model is kept
     return focus, config.model or name
 
 
 def _check_precision(config: TrainingConfig, focus: FocusModel) -> None:
-    """What learns is float32; the frozen model may be kept in what mixed precision computes in."""
+    """Projections are float32; the frozen model may be kept in the dtype in which mixed precision computes."""
     half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.mixed_precision)
     if focus.dtype not in (torch.float32, half):
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""Step 4: trains the candidate projections: ``python -m recipes.embedded_model.adapter --base FOLDER --text FOLDER``.
+"""Step 4: trains the candidate projections: `python -m recipes.embedded_model.adapter --base FOLDER --text FOLDER`.
 
 Made on the fly: every example is one long document cut into chunks, with facts, keys and passages in it, and a handful
 of questions. Example number i depends on i alone, so a training that is stopped and resumed sees the same data.
@@ -28,7 +28,7 @@ from recipes.embedded_model.texts import read_texts
 USED_WITH = FocusConfig(chunk_size=896, local_window=512, dynamic_prompt=128)
 REPEATS_SHARE = 0.15  # of the examples with small chunks that are random tokens
 MOST_ROWS = 200  # chunks times questions, unless the chunks alone are more
-MORE_TARGETS = 3  # of an answer, besides the first two that the document alone can tell
+MORE_TARGETS = 3  # of an answer, besides the first two that only the document determines
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Level:
     chunk_sizes: tuple[int, int]
 
 
-# With many chunks the difficulty is to know, in all the others, that the fact is not there: so many small ones, early.
+# With many chunks the difficulty is to know, in all the others, that the fact is not there: many small ones come early.
 LEVELS = (
     Level(0.00, 4096, (32, 896)),
     Level(0.40, 12288, (48, 1024)),
@@ -73,7 +73,7 @@ class Examples:
         return Layout(config.resolve(2048), self.sampler.bos)
 
     def _question(self, rng: random.Random, layout: Layout, asked: Asked) -> SupervisedQuestion:
-        """Of what the document alone tells, the first two tokens and a few others; of the rest, one."""
+        """Of the tokens that only the document determines, the first two and a few others; of the rest, one."""
         row, first = asked.row, next(index for index, weight in enumerate(asked.row.weights) if weight)
         sought, end = asked.sought_from - first, len(row.ids) - first
         later = range(min(sought + 2, end), end)

@@ -1,4 +1,4 @@
-"""Step 2: trains the base of the embedded model: ``python -m recipes.embedded_model.base --text FOLDER``.
+"""Step 2: trains the base of the embedded model: `python -m recipes.embedded_model.base --text FOLDER`.
 
 Stopped at any point, the same command goes on from the last checkpoint with the same data and the same result.
 """
@@ -43,7 +43,7 @@ class Losses:
 
 
 def losses(model: LlamaForCausalLM, ids: torch.Tensor, weights: torch.Tensor) -> Losses:
-    """Weighted loss of the last layer, and of the same head after ``LENS_LAYERS`` on answers and continuations."""
+    """Weighted loss of the last layer, and of the same head after `LENS_LAYERS` on answers and continuations."""
     with torch.autocast(ids.device.type, torch.bfloat16):
         states = model.model(ids, use_cache=False, output_hidden_states=True).hidden_states
         target, weight = ids[:, 1:], weights[:, 1:]
@@ -102,7 +102,7 @@ def advance(opts: list[torch.optim.Optimizer], share: float) -> None:
 
 
 def train(args: argparse.Namespace) -> None:
-    """Runs from the last checkpoint (or from the start) to ``args.steps``."""
+    """Runs from the last checkpoint (or from the start) to `args.steps`."""
     torch.set_num_threads(args.threads)
     tokenizer = AutoTokenizer.from_pretrained(args.tokenizer)
     cfg = init.config(len(tokenizer), tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id)

@@ -31,7 +31,7 @@ def unseen_fact(rng: random.Random) -> Fact:
 
 
 def hidden_facts(rng: random.Random, task: str, count: int) -> list[Fact]:
-    """The fact asked for, first, and ``count - 1`` others."""
+    """The fact asked for, first, and `count - 1` others."""
     if task == "key":
         lines = facts.key_values(rng, count)
         return rng.sample(lines, count)
@@ -42,7 +42,7 @@ def hidden_facts(rng: random.Random, task: str, count: int) -> list[Fact]:
 
 
 def same_kind(rng: random.Random, fact: Fact, count: int) -> list[Fact]:
-    """Facts that differ from ``fact`` only in whom they are about (and in the value)."""
+    """Facts that differ from `fact` only in whom they are about (and in the value)."""
     owners = {fact.entity}
     while len(owners) < count + 1:
         owners.add(facts.entity(rng))
@@ -51,7 +51,7 @@ def same_kind(rng: random.Random, fact: Fact, count: int) -> list[Fact]:
 
 
 def make_row(sampler: Sampler, rng: random.Random, task: str, count: int, length: int) -> Row:
-    """``<bos>chunk<bos>prompt`` and the answer; the chunk is ``length`` tokens of held-out text."""
+    """`<bos>chunk<bos>prompt` and the answer; the chunk is `length` tokens of held-out text."""
     while True:
         hidden = [] if task == "passage" else hidden_facts(rng, task, count)
         room = round(length * 2.9) - sum(60 if f.kind == "fact" else 25 for f in hidden)

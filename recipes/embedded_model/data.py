@@ -1,4 +1,4 @@
-"""Step 2a: what the base learns from: ``<bos>piece of a document<bos>question, answer<eos><bos>question …``.
+"""Step 2a: what the base learns from: `<bos>piece of a document<bos>question, answer<eos><bos>question …`.
 
 The layout is that of a FocusLLM row (a chunk followed by the prompt). Every batch is made from its own number, so a
 training that is stopped and resumed sees exactly the same data.
@@ -87,7 +87,7 @@ class Row:
 
 
 class Sampler:
-    """Makes rows from texts and generated facts; all randomness comes from the ``rng`` it is called with."""
+    """Makes rows from texts and generated facts; all randomness comes from the `rng` it is called with."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> None:
         self.encoder = tokenizer.backend_tokenizer
@@ -103,7 +103,7 @@ class Sampler:
         return self.encoder.encode(text, add_special_tokens=False).ids
 
     def filler(self, rng: random.Random, chars: int) -> list[str]:
-        """Sentences of a text from a random place, or of generated filler, about ``chars`` characters in all."""
+        """Sentences of a text from a random place, or of generated filler, about `chars` characters in all."""
         generated = rng.random() < 0.2
         pieces = [] if generated else rng.choices(self.texts, self.sizes)[0]
         at = 0 if generated else rng.randrange(max(1, len(pieces) - 400))
@@ -118,7 +118,7 @@ class Sampler:
         return facts.split_sentences(reset("".join(chosen), rng))
 
     def facts(self, rng: random.Random, count: int) -> list[Fact]:
-        """``count`` facts that are easily taken for one another: families of look-alikes, key lists, pass keys."""
+        """`count` facts that are easily taken for one another: families of look-alikes, key lists, pass keys."""
         made: list[Fact] = []
         while len(made) < count:
             room = count - len(made)
@@ -142,7 +142,7 @@ class Sampler:
         return Fact(name, owner, facts.number(rng, 2, 6) if number else rng.choice(self.plain_words))
 
     def row(self, rng: random.Random, stage: Stage) -> Row:
-        """One row of at most ``stage.length`` tokens."""
+        """One row of at most `stage.length` tokens."""
         draw = rng.random()
         if draw < 0.30:
             return self.random_pairs(rng, stage.length)
@@ -205,7 +205,7 @@ class Sampler:
         return row
 
     def document_row(self, rng: random.Random, length: int, count: int, dense: bool, keys: bool = False) -> Row:
-        """A piece of a document with ``count`` facts (or ``keys``) in it, and as many questions as find room."""
+        """A piece of a document with `count` facts (or `keys`) in it, and as many questions as find room."""
         chosen = facts.key_values(rng, count) if keys else self.facts(rng, count) if count else []
         hidden = sum(55 if f.kind == "fact" else 25 for f in chosen)
         questions = max(1, min(len(chosen) or 3, length // (2 * QUESTION_TOKENS), rng.randint(2, 12)))
@@ -237,7 +237,7 @@ class Sampler:
         for index in range(at):
             row.weights[first + index] = PREFIX_WEIGHT
         if at > 1 and fact.kind == "fact":
-            row.weights[first + 1] = NAMING_WEIGHT  # behind " The"
+            row.weights[first + 1] = NAMING_WEIGHT  # after " The"
         if value[0] == self.space:  # that a number follows is the document's to tell, too
             row.weights[first + at] = DECIDING_WEIGHTS[1]
             at += 1
@@ -254,7 +254,7 @@ class Sampler:
         return [at] * count
 
     def cut(self, rng: random.Random, document: Document, size: int) -> tuple[list[int], list[Fact], int, int]:
-        """At most ``size`` tokens from near the start, and which facts are whole within them."""
+        """At most `size` tokens from near the start, and which facts are whole within them."""
         encoding = self.encoder.encode(document.text, add_special_tokens=False)
         first = rng.choice((0, rng.randint(0, 12))) if len(encoding.ids) > 40 else 0
         ids, offsets = encoding.ids[first : first + size], encoding.offsets[first : first + size]
@@ -291,7 +291,7 @@ class Sampler:
         return [*self.encode(text), self.eos]
 
     def passage(self, rng: random.Random, text: str) -> tuple[list[int], list[int]]:
-        """The first words of a random passage of ``text``, and the words that follow there."""
+        """The first words of a random passage of `text`, and the words that follow there."""
         pieces = text.strip().split(" ")
         lead, run = rng.randint(5, 24), rng.randint(6, 16)
         at = rng.randrange(max(1, len(pieces) - lead - run))
@@ -301,12 +301,12 @@ class Sampler:
 
 
 def stage_at(progress: float) -> Stage:
-    """The stage that applies at ``progress`` (0 to 1) of the training."""
+    """The stage that applies at `progress` (0 to 1) of the training."""
     return [stage for stage in STAGES if stage.start <= progress][-1]
 
 
 class Batches(IterableDataset):
-    """Batches ``first_step`` … ``steps``: token ids and weights, padded to the stage's length."""
+    """Batches `first_step` … `steps`: token ids and weights, padded to the stage's length."""
 
     def __init__(self, sampler: Sampler, first_step: int, steps: int, seed: int) -> None:
         self.sampler, self.first_step, self.steps, self.seed = sampler, first_step, steps, seed
@@ -316,7 +316,7 @@ class Batches(IterableDataset):
             yield self.batch(step)
 
     def batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Batch number ``step``; a share of it is of an earlier, easier stage."""
+        """Batch number `step`; a share of it is of an earlier, easier stage."""
         rng = random.Random(f"{self.seed}/{step}")
         progress = step / self.steps * (1.0 if rng.random() < 0.7 else rng.random())
         stage = stage_at(progress)

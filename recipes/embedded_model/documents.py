@@ -26,16 +26,16 @@ from recipes.embedded_model.data import (
     Stage,
 )
 
-TOKENS = 5120  # of a batch's documents with the questions behind every chunk
+TOKENS = 5120  # of a batch's documents with the questions after every chunk
 LARGE = 400  # tokens: chunks of this size and more are as hard as those that the model is used with
 LARGE_SHARE = 0.5
 MANY_SHARE = 0.12  # of the batches: a memory as long as that of a long document, of small chunks
 MANY_TOKENS = 12288  # of such a batch
-MANY_SLOTS = 480  # so many hold the candidates of about 400,000 tokens
-SLOTS_SHARE = 0.3  # of the batches: chunks without an answer stand in the memory again and again, up to ``MANY_SLOTS``
+MANY_SLOTS = 480  # the candidates of about 400,000 tokens
+SLOTS_SHARE = 0.3  # of the batches: chunks without an answer stand in the memory again and again, up to `MANY_SLOTS`
 NEAR_MISS_SHARE = 0.5  # of the documents of facts: with sentences that share a word with one of them
 NEAR_MISSES = 6  # of them in a document, at most
-LIST_SHARE = 0.2  # of the documents of facts: nothing but ``key: value`` lines
+LIST_SHARE = 0.2  # of the documents of facts: nothing but `key: value` lines
 _DRAWS = 50  # of sentences, until one has a verb
 STEPS = 84  # rows of local context in a batch
 WINDOW_ROWS = (Stage(0, 256, 8, 6), Stage(0, 512, 20, 3), Stage(0, 1024, 30, 2))
@@ -52,14 +52,14 @@ class Asked:
 
 @dataclass(frozen=True)
 class Asks:
-    """How much is asked about a document: at most so many facts, so many passages, of a crowd of facts or not."""
+    """How much is asked about a document: facts and passages, at most, and whether of a crowd of facts."""
 
     facts: int
     passages: int
     crowd: float = 0.0  # share of the documents that hold at least eight facts
 
 
-Drawn = tuple[list[int], list[Asked]]  # a document's tokens, and what is asked about it
+Drawn = tuple[list[int], list[Asked]]  # a document's tokens, and the questions about it
 Maker = Callable[..., Drawn]
 SOME, OF_LARGE_CHUNKS, OF_MANY_CHUNKS = Asks(4, 5), Asks(10, 8, crowd=0.5), Asks(2, 1)
 
@@ -143,7 +143,7 @@ def near_miss(sampler: Sampler, rng: random.Random, fact: facts.Fact) -> str:
 
 
 def list_document(sampler: Sampler, rng: random.Random, tokens: int) -> Drawn:
-    """Nothing but ``key: value`` lines, and some of the keys as questions."""
+    """Nothing but `key: value` lines, and some of the keys as questions."""
     lines = facts.key_values(rng, max(4, tokens // 5))
     text = "".join(f"{fact.entity}: {fact.value}\n" for fact in lines)
     encoding = sampler.encoder.encode(text, add_special_tokens=False)
@@ -168,7 +168,7 @@ def _asked(sampler: Sampler, rng: random.Random, fact: facts.Fact, source: tuple
 
 
 def _passage(sampler: Sampler, rng: random.Random, ids: list[int]) -> Asked | None:
-    """A piece of ``ids`` to be continued; without the space before it, so that its first tokens may be other ones."""
+    """A piece of `ids` to be continued; without the space before it, so that its first tokens may be other ones."""
     lead, run = rng.randint(6, 24), rng.randint(6, 16)
     at = rng.randrange(max(1, len(ids) - lead - run))
     piece = ids[at : at + lead + run]
@@ -190,20 +190,20 @@ class Tensors:
 
 @dataclass
 class Documents(Tensors):
-    """``D`` documents of ``C`` chunks of at most ``S`` tokens, and their questions, ``G`` tokens in all."""
+    """`D` documents of `C` chunks of at most `S` tokens, and their questions, `G` tokens in all."""
 
     chunks: torch.Tensor  # [D, C, S]
     sizes: torch.Tensor  # [D, C]
     questions: torch.Tensor  # [D, G]
     weights: torch.Tensor  # [D, G]: of predicting this token
-    segment: torch.Tensor  # [D, G]: number of the question, -1 behind the last
+    segment: torch.Tensor  # [D, G]: number of the question, -1 after the last
     place: torch.Tensor  # [D, G]: position within the question
     home: torch.Tensor  # [D, G]: the chunk in which this token is found; -1 where that is unknown
     slots: torch.Tensor  # [D, M]: which chunk each slot of the memory is of
 
 
 def draw_chunk_size(rng: random.Random, low: int, high: int) -> int:
-    """Tokens of a chunk; ``LARGE_SHARE`` of them are at least ``LARGE``, the rest of any order of magnitude."""
+    """Tokens of a chunk; `LARGE_SHARE` of them are at least `LARGE`, the rest of any order of magnitude."""
     size = log_uniform(rng, low, high)
     return rng.randint(LARGE, high) if rng.random() < LARGE_SHARE else size
 
@@ -214,7 +214,7 @@ def log_uniform(rng: random.Random, low: int, high: int) -> int:
 
 
 def draw_batch(sampler: Sampler, rng: random.Random) -> Documents:
-    """As many documents of one shape as ``TOKENS`` allow."""
+    """As many documents of one shape as `TOKENS` allow."""
     size = draw_chunk_size(rng, 48, 1000)
     count = log_uniform(rng, 2, min(64, max(2, TOKENS // (size + 100))))
     make = rng.choices((text_document, chunked_pairs, chunked_repeats), (0.75, 0.15, 0.10))[0]
@@ -236,9 +236,9 @@ def draw_batch(sampler: Sampler, rng: random.Random) -> Documents:
 
 
 def draw_slots(rng: random.Random, home: torch.Tensor, total: int, count: int) -> torch.Tensor:
-    """``total`` slots of ``count`` chunks in any order: what no question asks for is there again and again.
+    """`total` slots of `count` chunks in any order; chunks that no question asks for repeat.
 
-    Makes the memory of a document of 400,000 tokens from what a few thousand cost to read.
+    Makes the memory of a document of 400,000 tokens at the cost of reading a few thousand.
     """
     slots = []
     for homes in home.tolist():
@@ -261,7 +261,7 @@ def _draw_documents(sampler: Sampler, rng: random.Random, make: Maker, size: int
 
 
 def in_chunks(bos: int, size: int, count: int, drawn: list[Drawn]) -> Documents:
-    """Documents cut into ``count`` chunks of at most ``size`` tokens behind their BOS, as tensors."""
+    """Documents cut into `count` chunks of at most `size` tokens after their BOS, as tensors."""
     chunks = torch.zeros(len(drawn), count, size + 1, dtype=torch.long)
     sizes = torch.ones(len(drawn), count, dtype=torch.long)
     length = max(sum(len(asked.row.ids) for asked in rows) for _, rows in drawn)
@@ -290,7 +290,7 @@ def in_chunks(bos: int, size: int, count: int, drawn: list[Drawn]) -> Documents:
 class Steps(Tensors):
     """Some steps of decoding: rows of local context that end with the newest token.
 
-    ``R`` rows over all documents, ``L`` tokens, padded at the right.
+    `R` rows over all documents, `L` tokens, padded at the right.
     """
 
     document: torch.Tensor  # [R]

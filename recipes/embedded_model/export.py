@@ -1,4 +1,4 @@
-"""Step 5: puts base, tokenizer and adapter into the package: ``python -m recipes.embedded_model.export``."""
+"""Step 5: puts base, tokenizer and adapter into the package: `python -m recipes.embedded_model.export`."""
 
 from __future__ import annotations
 

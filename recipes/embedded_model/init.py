@@ -63,7 +63,7 @@ def frequencies(cfg: LlamaConfig) -> torch.Tensor:
 
 
 def kernel(cfg: LlamaConfig, offset: float, fastest: int, sharpness: float, distance: torch.Tensor) -> torch.Tensor:
-    """Attention score that an offset head gives to a token ``distance`` back (before the softmax)."""
+    """Attention score that an offset head gives to a token `distance` back (before the softmax)."""
     energy, speed = pair_energy(cfg)[fastest:], frequencies(cfg)[fastest:POSITION_PAIRS]
     turned = torch.cos((distance[:, None] - offset) * speed)
     return sharpness * (energy**2 * turned).sum(-1) / math.sqrt(cfg.head_dim)
@@ -104,7 +104,7 @@ def build(cfg: LlamaConfig, seed: int) -> LlamaForCausalLM:
 def _offset_head(
     cfg: LlamaConfig, attention: torch.nn.Module, head: int, offset: float, fastest: int, sharpness: float
 ) -> None:
-    """Constant key, constant query turned by ``offset``; what the tokens are hardly matters."""
+    """Constant key, constant query turned by `offset`; what the tokens are hardly matters."""
     size, half = cfg.head_dim, cfg.head_dim // 2
     group = head // (cfg.num_attention_heads // cfg.num_key_value_heads)
     energy, angle = pair_energy(cfg), offset * frequencies(cfg)[:POSITION_PAIRS]
@@ -126,7 +126,7 @@ def _write_context(cfg: LlamaConfig, attention: torch.nn.Module, reader: torch.T
 
 
 def _match_and_copy(cfg: LlamaConfig, model: LlamaForCausalLM, index: int, readers: list[torch.Tensor]) -> None:
-    """Heads that look for places behind a token like the present one, and copy what stands there."""
+    """Heads that look for places after a token like the present one, and copy the token there."""
     size, half = cfg.head_dim, cfg.head_dim // 2
     attention = model.model.layers[index].self_attn
     slow = torch.cat([torch.arange(SLOW_PAIRS, half), torch.arange(half + SLOW_PAIRS, size)])

@@ -1,7 +1,7 @@
-"""Step 3: the base learns to read a memory: ``python -m recipes.embedded_model.memory --text FOLDER --base FOLDER``.
+"""Step 3: the base learns to read a memory: `python -m recipes.embedded_model.memory --text FOLDER --base FOLDER`.
 
-A batch holds rows as in step 2, and long documents as FocusLLM reads them: every chunk with all questions behind it
-(each question sees the chunk and itself alone), and the local contexts of some steps, each behind the memory of that
+A batch holds rows as in step 2, and long documents as FocusLLM reads them: every chunk with all questions after it
+(each question sees the chunk and itself alone), and the local contexts of some steps, each after the memory of that
 step's candidates. Candidates go through the base's own projections here, so one pass yields those of all steps.
 """
 
@@ -37,12 +37,12 @@ Angles = tuple[Tensor, Tensor]
 
 @dataclass
 class Pass:
-    """What one forward pass leaves behind.
+    """Results of one forward pass.
 
     Attributes:
-        states: of the newest tokens, ``[R, width]``
-        candidates: hidden states of all possible candidates after some layers, ``[D, C, G, width]``
-        looked_at: attention of the reading heads on each slot, by layer, ``[R, groups, M]``
+        states: of the newest tokens, `[R, width]`
+        candidates: hidden states of all possible candidates after some layers, `[D, C, G, width]`
+        looked_at: attention of the reading heads on each slot, by layer, `[R, groups, M]`
     """
 
     states: Tensor
@@ -57,23 +57,23 @@ class Positions:
         self.size, self.speed = model.config.head_dim, model.model.rotary_emb.inv_freq
 
     def heads(self, projected: Tensor) -> Tensor:
-        """``[..., T, heads × size]`` → ``[..., heads, T, size]``."""
+        """`[..., T, heads × size]` → `[..., heads, T, size]`."""
         return projected.unflatten(-1, (-1, self.size)).transpose(-2, -3)
 
     def angles(self, position: Tensor) -> Angles:
-        """Cosine and sine at ``position``, which broadcasts to ``[..., 1, T]``: once for all layers."""
+        """Cosine and sine at `position`, which broadcasts to `[..., 1, T]`: once for all layers."""
         angle = position[..., None].float() * self.speed
         return angle.cos(), angle.sin()
 
     def turn(self, x: Tensor, at: Angles) -> Tensor:
-        """``x [..., heads, T, size]``."""
+        """`x [..., heads, T, size]`."""
         cos, sin = (of.to(x.dtype) for of in at)
         a, b = x.chunk(2, -1)
         return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
 
 
 def forward(model: LlamaForCausalLM, docs: Documents, steps: Steps) -> Pass:
-    """Equals ``FocusModel``'s steps with untrained candidate projections (checked on this code: 2e-5 in float32)."""
+    """Equals `FocusModel`'s steps with untrained candidate projections (checked on this code: 2e-5 in float32)."""
     candidates: dict[int, Tensor] = {}
     looked_at: dict[int, Tensor] = {}
     (d, c, s), g = docs.chunks.shape, docs.questions.shape[1]
@@ -109,7 +109,7 @@ def forward(model: LlamaForCausalLM, docs: Documents, steps: Steps) -> Pass:
 
 
 def _chunk_rows(docs: Documents) -> tuple[Tensor, Tensor]:
-    """Who sees whom in the rows of chunks and questions, and their positions; both ``[D × C, 1, …]``."""
+    """Who sees whom in the rows of chunks and questions, and their positions; both `[D × C, 1, …]`."""
     (d, c, s), g = docs.chunks.shape, docs.questions.shape[1]
     same = docs.segment[:, :, None] == docs.segment[:, None]
     same = same & torch.tril(torch.ones(g, g, dtype=torch.bool))
@@ -124,7 +124,7 @@ def _chunk_rows(docs: Documents) -> tuple[Tensor, Tensor]:
 def _read_memory(
     layer: nn.Module, local: Tensor, memory_keys: Tensor, memory_values: Tensor, positions: Positions, at: Angles
 ) -> tuple[Tensor, Tensor]:
-    """One layer for the local contexts, and the attention in it, ``[R, groups, heads per group, L, M + L]``."""
+    """One layer for the local contexts, and the attention in it, `[R, groups, heads per group, L, M + L]`."""
     attention, normed = layer.self_attn, layer.input_layernorm(local)
     groups, slots = memory_keys.shape[1:3]
     length = local.shape[1]
@@ -164,7 +164,7 @@ def losses(model: LlamaForCausalLM, docs: Documents, steps: Steps) -> tuple[Tens
 
 
 def _candidate_loss(model: LlamaForCausalLM, docs: Documents, candidates: dict[int, Tensor]) -> tuple[Tensor, Shares]:
-    """A candidate is to know the next token where its chunk has it, and that it is ``ABSENT`` elsewhere.
+    """A candidate is to know the next token where its chunk has it, and that it is `ABSENT` elsewhere.
 
     Without this, the difference between a candidate that found something and one that did not is learned only through
     what is read from the memory: after 230 steps, nothing had been.
@@ -200,7 +200,7 @@ def _reading_loss(docs: Documents, steps: Steps, weight: Tensor, looked_at: dict
 
 
 def train(args: argparse.Namespace) -> None:
-    """Runs from the last checkpoint (or from the base) to ``args.steps``."""
+    """Runs from the last checkpoint (or from the base) to `args.steps`."""
     torch.set_num_threads(args.threads)
     tokenizer = AutoTokenizer.from_pretrained(args.base)
     model = LlamaForCausalLM.from_pretrained(args.base, dtype=torch.float32).train().to(args.device)

@@ -13,14 +13,14 @@ HELD_OUT_TAILS = {"us_state_of_the_union.txt": 0.15}
 
 @dataclass(frozen=True)
 class Texts:
-    """``train`` is learned from; ``held_out`` is for measuring only."""
+    """`train` is learned from; `held_out` is for measuring only."""
 
     train: list[str]
     held_out: list[str]
 
 
 def read_texts(folder: Path) -> Texts:
-    """Reads every ``.txt`` file of ``folder`` (stray bytes dropped, Windows line ends made plain)."""
+    """Reads every `.txt` file of `folder` (stray bytes dropped, Windows line ends made plain)."""
     train, held_out = [], []
     for path in sorted(folder.glob("*.txt")):
         text = path.read_bytes().decode("utf-8", errors="ignore").replace("\r\n", "\n")

@@ -43,7 +43,7 @@ def training_text(texts: list[str], seed: int = 0) -> Iterator[str]:
 
 
 def train(texts: list[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """Trains the BPE and wraps it for transformers; one ``<bos>`` is put before every text."""
+    """Trains the BPE and wraps it for transformers; one `<bos>` is put before every text."""
     tokenizer = Tokenizer(models.BPE())
     split = [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(split)

@@ -58,7 +58,7 @@ def test_resume_needs_something_to_go_on_from(focusllm: Focusllm, config: Path) 
     """A wrong output folder would otherwise start a new run of days."""
     result = focusllm("train", config, "--resume")
     assert result.exit_code == 1
-    assert "holds no checkpoint.pt" in result.stderr
+    assert "holds no resume state (checkpoint.pt)" in result.stderr
 
 
 def test_a_run_does_not_go_on_with_other_data_or_another_base(
@@ -76,7 +76,7 @@ def test_a_run_does_not_go_on_with_other_data_or_another_base(
     assert "another base model" in focusllm("train", config, "--resume").stderr
 
 
-def test_the_log_holds_every_example_that_a_checkpoint_holds(
+def test_the_log_holds_every_example_that_a_resume_state_holds(
     focusllm: Focusllm, config: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config.write_text(config.read_text().replace("steps = 2", "steps = 4\nlog_every = 4"))

@@ -20,11 +20,11 @@ CONFIG: ResolvedConfig = FocusConfig(chunk_size=30, local_window=30, dynamic_pro
 
 
 def _focus(chunks: list[int], prompt: int, local: int) -> FocusLimits:
-    return FocusLimits(CONFIG, Lengths(tuple(chunks), prompt, local, whole=0))
+    return FocusLimits(CONFIG, Lengths.of(chunks, prompt, local, whole=0))
 
 
 def _plain(whole: int) -> PlainLimits:
-    return PlainLimits(CONFIG, Lengths((), 0, 0, whole))
+    return PlainLimits(CONFIG, Lengths.of((), 0, 0, whole))
 
 
 def _planner(**config: int | None) -> Planner:

@@ -160,7 +160,7 @@ def test_what_will_not_fit_is_found_before_the_first_step(tmp_path: Path, record
         examples(tmp_path, fine, record).check(lambda done, all_: None)
 
 
-def test_a_question_must_fit_behind_the_most_chunks_that_may_be_drawn(tmp_path: Path) -> None:
+def test_a_question_must_fit_after_the_most_chunks_that_may_be_drawn(tmp_path: Path) -> None:
     record = {"documents": [text(60)], "question": text(117), "answer": "w2"}
     for sizes, fits in (((16,), True), ((16, 8), False)):
         found = examples(tmp_path, record, chunk_sizes=sizes, max_chunks=8)
@@ -171,7 +171,7 @@ def test_a_question_must_fit_behind_the_most_chunks_that_may_be_drawn(tmp_path: 
                 found.check(lambda done, all_: None)
 
 
-def test_an_answer_must_fit_behind_the_longest_chunk_that_may_be_drawn(tmp_path: Path) -> None:
+def test_an_answer_must_fit_after_the_longest_chunk_that_may_be_drawn(tmp_path: Path) -> None:
     record = {"documents": [text(30)], "question": "w1", "answer": text(95)}
     examples(tmp_path, record, chunk_sizes=(8,)).check(lambda done, all_: None)
     with pytest.raises(ConfigError, match="A chunk of 31 tokens"):

@@ -18,7 +18,7 @@ def drawn(folder: Path, *records: dict[str, object], **settings: object) -> list
 
 
 def chunk_sizes(made: list[TrainingExample]) -> set[int]:
-    """Tokens behind the BOS of chunks that another one follows, so that they are whole."""
+    """Tokens after the BOS of chunks that another one follows, so that they are whole."""
     return {len(example.chunks[0]) - 1 for example in made if len(example.chunks) > 1}
 
 
@@ -55,7 +55,7 @@ def test_questions_about_documents_are_read_with_every_size(tmp_path: Path) -> N
 
 
 def test_records_are_drawn_in_no_order(tmp_path: Path) -> None:
-    """A file's beginning alone would be trained, or each record once in every so many examples."""
+    """A file's beginning alone would be trained, or each record at a fixed interval."""
     records = [{**DOCUMENTS, "answer": f"w{number}"} for number in range(4)]
     answers = [example.questions[0].answer[0] for example in drawn(tmp_path, *records)]
     assert len(set(answers)) == 4

@@ -28,7 +28,7 @@ from focus_core.training import trainer as trainer_module
 from focus_core.training.config import TrainingConfig
 from focus_core.training.examples import TrainingExample
 from focus_core.training.loss import FocusLoss
-from focus_core.training.trainer import CHECKPOINT, learning_rate, train
+from focus_core.training.trainer import RESUME_STATE, learning_rate, train
 from tests.model_zoo import build
 from tests.training.cases import config_for, focus_model, gradients, numbered, text, tokenizer
 
@@ -71,8 +71,8 @@ def test_only_the_projections_learn(straight: tuple[FocusModel, Path]) -> None:
 
 
 def optimizer_states(folder: Path) -> list[dict[str, Any]]:
-    """What the optimizers of a finished run hold, by way of its checkpoint."""
-    states: list[dict[str, Any]] = torch.load(folder / CHECKPOINT, weights_only=True)["optimizers"]
+    """What the optimizers of a finished run hold, by way of its resume state."""
+    states: list[dict[str, Any]] = torch.load(folder / RESUME_STATE, weights_only=True)["optimizers"]
     return states
 
 
@@ -130,7 +130,7 @@ def test_stopped_and_resumed_is_bitwise_the_run_without_a_stop(
     with pytest.raises(KeyboardInterrupt, match="saved after step"):
         train(config_for(tmp_path), model=focus_model(), examples=StopsAt(7))
     assert 0 < len(losses(tmp_path)) < 12
-    resumed = focus_model()  # with fresh projections: everything comes from the checkpoint
+    resumed = focus_model()  # with fresh projections: everything comes from the resume state
     train(config_for(tmp_path), model=resumed, examples=numbered)
     for name, tensor in weights(straight[0]).items():
         assert torch.equal(weights(resumed)[name], tensor), name
@@ -156,7 +156,7 @@ def test_an_iterable_goes_on_where_it_stopped(straight: tuple[FocusModel, Path],
     assert all(torch.equal(weights(resumed)[name], tensor) for name, tensor in weights(straight[0]).items())
 
 
-def test_a_checkpoint_of_other_settings_is_refused(straight: tuple[FocusModel, Path]) -> None:
+def test_a_resume_state_of_other_settings_is_refused(straight: tuple[FocusModel, Path]) -> None:
     with pytest.raises(ConfigError, match=r"learning_rate: 0\.01 there, 0\.5 now"):
         train(config_for(straight[1], learning_rate=0.5), model=focus_model(), examples=numbered)
 
@@ -199,7 +199,7 @@ def test_seconds_per_step_are_those_of_the_steps(tmp_path: Path) -> None:
 
 
 def test_signals_are_the_programs_own_again(tmp_path: Path) -> None:
-    """Behind a training, Ctrl-C would do nothing."""
+    """After a training, Ctrl-C would do nothing."""
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     train(config_for(tmp_path, steps=1), model=focus_model(), examples=numbered)
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
@@ -283,11 +283,11 @@ def test_a_gradient_that_is_not_finite_ends_the_run(tmp_path: Path) -> None:
         next(model.projections.parameters()).fill_(torch.nan)
     with pytest.raises(FocusError, match="Step 1: the gradient is nan"):
         train(config_for(tmp_path), model=model, examples=numbered)
-    assert not (tmp_path / CHECKPOINT).exists()
+    assert not (tmp_path / RESUME_STATE).exists()
 
 
 def test_an_output_may_be_a_string() -> None:
-    """As paths are written in Python; it ended in an AttributeError behind the loading of the model."""
+    """As paths are written in Python; it ended in an AttributeError after the model was loaded."""
     assert TrainingConfig(output="runs/x").output == Path("runs/x")
 
 
@@ -297,13 +297,13 @@ def test_an_output_that_is_a_file_is_named(tmp_path: Path) -> None:
         train(config_for(tmp_path / "file", steps=1), model=focus_model(), examples=numbered)
 
 
-def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
-    for damaged in (b"", b"no checkpoint"):
+def test_a_damaged_resume_state_is_named(tmp_path: Path) -> None:
+    for damaged in (b"", b"no state"):
         (tmp_path / "checkpoint.pt").write_bytes(damaged)
-        with pytest.raises(ConfigError, match=r"checkpoint\.pt is damaged, or no checkpoint"):
+        with pytest.raises(ConfigError, match=r"checkpoint\.pt is damaged, or no resume state"):
             train(config_for(tmp_path, steps=1), model=focus_model(), examples=numbered)
     torch.save({"done": 1}, tmp_path / "checkpoint.pt")
-    with pytest.raises(ConfigError, match=r"checkpoint\.pt is damaged, or no checkpoint"):
+    with pytest.raises(ConfigError, match=r"checkpoint\.pt is damaged, or no resume state"):
         train(config_for(tmp_path, steps=1), model=focus_model(), examples=numbered)
 
 
@@ -339,9 +339,9 @@ def test_a_model_in_bfloat16_learns_in_float32_and_is_handed_back_as_it_was(tmp_
 def test_another_number_of_processes_does_not_go_on(tmp_path: Path) -> None:
     """Each takes every n-th example: with another n some would come twice and others never."""
     train(config_for(tmp_path, steps=1), model=focus_model(), examples=numbered)
-    state = torch.load(tmp_path / CHECKPOINT, weights_only=True)
+    state = torch.load(tmp_path / RESUME_STATE, weights_only=True)
     state["identity"]["processes"] = 2
-    torch.save(state, tmp_path / CHECKPOINT)
+    torch.save(state, tmp_path / RESUME_STATE)
     with pytest.raises(ConfigError, match=r"another number of processes \(2\)"):
         train(config_for(tmp_path, steps=1), model=focus_model(), examples=numbered)
 

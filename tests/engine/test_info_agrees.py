@@ -1,0 +1,193 @@
+"""`focusllm info`, the planner and the rows that are really made agree, for any sizes, up to the edge of the window."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from focus_core.cli.info import Needs, needs_of
+from focus_core.config import ResolvedConfig
+from focus_core.engine.engine import SHORT_QUESTION
+from focus_core.engine.planning import Outline, Planner
+from focus_core.errors import ContextOverflowError
+from focus_core.methods.base import Plan
+from focus_core.methods.limits import Lengths, measure
+from focus_core.text.chunking import Chunk, Layout, Prompt
+from focus_core.text.documents import TokenizedDocument
+
+BOS = 1
+LAYERS, BYTES_PER_LAYER = 3, 128
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _much_memory() -> Iterator[None]:
+    """Asking the system takes longer than all the rest of an example."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("focus_core.device.free_memory", lambda device: 1 << 40)
+        yield
+
+
+def planner_of(layout: Layout, method: str = "auto") -> Planner:
+    """A planner for a model of which only sizes are known."""
+    model: Any = SimpleNamespace(
+        config=layout.config,
+        cached_layers=LAYERS - 1,
+        cache_bytes_per_token=(LAYERS - 1) * BYTES_PER_LAYER,
+        bytes_per_layer=BYTES_PER_LAYER,
+        parts=SimpleNamespace(num_layers=LAYERS),
+    )
+    return Planner(model, layout, method)
+
+
+def engine_of(planner: Planner) -> Any:
+    """What `needs_of` asks an engine."""
+
+    def outline(documents: Sequence[int], question: int = SHORT_QUESTION, method: str | None = None) -> Outline:
+        return planner.outline(documents, question, method=method)
+
+    return SimpleNamespace(outline=outline, focus=SimpleNamespace(device=torch.device("cpu")))
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What the model would read for one question."""
+
+    chunks: list[Chunk]
+    dynamic_prompt: int
+    local: int
+    whole: int
+
+    @classmethod
+    def of(cls, layout: Layout, documents: Sequence[TokenizedDocument], prompt: Prompt) -> Rows:
+        if documents:
+            chunks, context = layout.chunks_of(documents), prompt
+        else:
+            chunks, context = layout.long_prompt(prompt)
+        whole = len(layout.plain(documents, prompt))
+        return cls(chunks, len(layout.dynamic_prompt(context)), len(context.row), whole)
+
+    @property
+    def lengths(self) -> Lengths:
+        return Lengths.of([len(chunk.row) for chunk in self.chunks], self.dynamic_prompt, self.local, self.whole)
+
+    def longest(self, method: str) -> int:
+        """Positions that are taken before the first token of the answer."""
+        if method == "plain":
+            return self.whole
+        longest_chunk = max(len(chunk.row) for chunk in self.chunks)
+        return max(longest_chunk + self.dynamic_prompt, len(self.chunks) + self.local)
+
+
+@st.composite
+def layouts(draw: st.DrawFn) -> Layout:
+    """Any sizes, with the window still to be set."""
+    chunk_size, local_window = draw(st.integers(1, 40)), draw(st.integers(1, 40))
+    config = ResolvedConfig(
+        chunk_size=chunk_size,
+        local_window=local_window,
+        dynamic_prompt=min(draw(st.integers(1, 50)), chunk_size, local_window),
+        parallel_chunks=None,
+        bos_per_chunk=draw(st.booleans()),
+        plain_up_to=draw(st.none() | st.integers(0, 200)),
+        window=1,
+        window_is="test",
+    )
+    return Layout(config, draw(st.sampled_from([None, BOS])), separator=(5,) * draw(st.integers(0, 2)))
+
+
+def at_the_edge(layout: Layout, rows: Rows, answer: int) -> Iterator[tuple[Layout, Planner]]:
+    """30 cases: windows in which one of the rows just fits with the answer or just does not, and every method."""
+    for longest in {rows.longest(method) for method in (["plain", "focus"] if rows.chunks else ["plain"])}:
+        for window in range(max(longest + answer - 2, 1), longest + answer + 3):
+            sized = replace(layout, config=replace(layout.config, window=window))
+            for method in ("auto", "focus", "plain"):
+                yield sized, planner_of(sized, method)
+
+
+def document(tokens: int) -> TokenizedDocument:
+    return TokenizedDocument.of_tokens(list(range(10, 10 + tokens)))
+
+
+def planned(
+    planner: Planner,
+    documents: Sequence[TokenizedDocument],
+    prompt: Prompt,
+    max_new_tokens: int | None = None,
+) -> Plan | None:
+    """`None` where the engine refuses."""
+    try:
+        return planner.plan(documents, prompt, max_new_tokens)
+    except ContextOverflowError:
+        return None
+
+
+@settings(max_examples=100)
+@given(
+    layout=layouts(), lengths=st.lists(st.integers(1, 130), min_size=1, max_size=5), answer=st.sampled_from([0, 9, 256])
+)
+def test_info_says_what_the_engine_then_does(layout: Layout, lengths: list[int], answer: int) -> None:
+    documents, prompt = [document(tokens) for tokens in lengths], layout.prompt([7] * SHORT_QUESTION)
+    rows = Rows.of(layout, documents, prompt)
+    assert measure(layout, lengths, SHORT_QUESTION) == rows.lengths
+    for sized, planner in at_the_edge(layout, rows, answer):
+        needs, plan = needs_of(engine_of(planner), lengths), planned(planner, documents, prompt)
+        assert (needs.answer_tokens > 0) is (plan is not None)
+        # Counted in the rows themselves.
+        assert needs.answer_tokens == max(min(sized.config.window - rows.longest(needs.method), 256), 0)
+        if plan is not None:
+            assert_as_planned(needs, plan, rows)
+
+
+def assert_as_planned(needs: Needs, plan: Plan, rows: Rows) -> None:
+    chunks = rows.chunks if needs.method == "focus" else []
+    assert (needs.method, needs.chunks, needs.answer_tokens) == (plan.method.name, len(chunks), plan.new_tokens)
+    assert [chunk.row for chunk in plan.chunks] == [chunk.row for chunk in chunks]
+    assert needs.positions_left >= needs.answer_tokens
+    held = rows.whole + plan.new_tokens
+    if chunks:
+        held = sum(len(chunk.row) for chunk in chunks) + len(chunks) * (rows.dynamic_prompt + plan.new_tokens)
+    assert needs.needed_bytes == held * plan.method.bytes_per_token
+
+
+@settings(max_examples=100)
+@given(layout=layouts(), tokens=st.integers(1, 200), answer=st.integers(1, 40))
+def test_a_long_prompt_is_refused_where_its_rows_do_not_fit(layout: Layout, tokens: int, answer: int) -> None:
+    prompt = layout.prompt(list(range(10, 10 + tokens)))
+    rows = Rows.of(layout, (), prompt)
+    for sized, planner in at_the_edge(layout, rows, answer):
+        outline, plan = planner.outline((), tokens, answer), planned(planner, (), prompt, answer)
+        assert outline.lengths == rows.lengths
+        assert (rows.longest(outline.method.name) + answer <= sized.config.window) is (plan is not None)
+        if plan is not None:
+            assert len(plan.chunks) == outline.chunks
+            assert len(plan.question.context.row) == (rows.local if plan.chunks else rows.whole)
+
+
+@settings(max_examples=200)
+@given(layout=layouts(), tokens=st.integers(0, 200), with_bos=st.booleans())
+def test_a_prompt_with_and_without_a_bos_of_its_own_is_measured_as_it_is_cut(
+    layout: Layout, tokens: int, with_bos: bool
+) -> None:
+    """As `continue_tokens` takes it: the tokens are given, and whether a BOS is among them."""
+    own = (BOS,) * (with_bos and layout.bos is not None)
+    ids = list(range(10, 10 + tokens))
+    prompt = Prompt(own, TokenizedDocument.of_tokens(ids))
+    rows = Rows.of(layout, (), prompt)
+    assert measure(layout, (), tokens, with_bos=bool(own)) == rows.lengths
+    chunks, context = layout.long_prompt(prompt)
+    assert [token for chunk in chunks for token in chunk.token_ids] + [*context.tokens.token_ids] == ids
+
+
+@pytest.mark.parametrize("method", ["auto", "focus"])
+def test_any_number_of_tokens_is_measured_at_once(method: str) -> None:
+    """A list of the lengths of all chunks would fill the memory."""
+    config = ResolvedConfig(1, 8, 1, None, True, None, 512, "test")
+    outline = planner_of(Layout(config, BOS), method).outline([10**15, 10**15], 1)
+    assert (outline.chunks, outline.limits.chunk_tokens) == (2 * 10**15, 4 * 10**15)
