@@ -119,7 +119,7 @@ def test_an_input_without_documents_is_refused(model: Any) -> None:
 async def test_overflow_reaches_the_caller_of_a_chain(model: Any) -> None:
     """Never as an empty answer."""
     chain = create_focus_documents_chain(model, PROMPT)
-    too_much = {"context": [Document("word " * 120_000)], "input": "Who?"}
+    too_much = {"context": [Document("word " * 54_000)], "input": "Who?"}
     with pytest.raises(ContextOverflowError, match=r"memory of \d+ chunks"):
         chain.invoke(too_much)
     with pytest.raises(ContextOverflowError):
