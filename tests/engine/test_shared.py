@@ -55,13 +55,16 @@ def test_engines_without_an_adapter_share_their_projections(engine: FocusEngine)
     assert FocusEngine(engine.shared).focus.projections is engine.focus.projections
 
 
-def test_weights_are_shared_by_engines_of_one_name(model_folder: Path) -> None:
-    first = FocusEngine.from_pretrained(model_folder, device="cpu")
-    second = FocusEngine.from_pretrained(model_folder, device="cpu", config=FocusConfig(chunk_size=32))
-    assert second.focus.model is first.focus.model
-    assert second.config.chunk_size != first.config.chunk_size
-    first.prepare([A])
-    assert second.generate(QUESTION, [A], max_new_tokens=2).text is not None
+def test_weights_and_chunks_are_shared_by_engines_of_one_name(model_folder: Path) -> None:
+    """Two engines that differ in a setting would load the weights twice, and read equal chunks twice."""
+    adapter = model_folder / "adapter"
+    first = FocusEngine.from_pretrained(model_folder, adapter=adapter, device="cpu")
+    second = FocusEngine.from_pretrained(model_folder, adapter=adapter, device="cpu", chunk_size=32)
+    third = FocusEngine.from_pretrained(model_folder, adapter=adapter, device="cpu", dynamic_prompt=8)
+    assert first.focus.model is second.focus.model is third.focus.model
+    first.prepare([B])
+    assert second.generate(QUESTION, [B], max_new_tokens=1).usage.cache_read == 0  # other chunks
+    assert third.generate(QUESTION, [B], max_new_tokens=1).usage.cache_creation == 0
 
 
 @pytest.mark.parametrize(
