@@ -18,7 +18,7 @@ from focus_core import (
 )
 from focus_core.engine import shared as registry
 from focus_core.loading.adapters import ADAPTER_WEIGHTS
-from tests.engines import QUESTION, A, make_engine
+from tests.engines import QUESTION, A, B, make_engine
 
 
 @pytest.fixture
