@@ -10,6 +10,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from statistics import median
 from typing import Any, Protocol
@@ -44,10 +45,8 @@ class OldTree:
         return self.focus.prefill(chunks)
 
     def decoding(self, prefilled: Any, rows: list[list[int]]) -> Any:
-        from focus_core.chunk_cache import ChunkCache
-        from focus_core.decoding import FocusDecoding
-
-        return FocusDecoding(self.focus, ChunkCache.from_rows(prefilled.rows()), rows, rows)
+        fresh = import_module("focus_core.chunk_cache").ChunkCache.from_rows(prefilled.rows())
+        return import_module("focus_core.decoding").FocusDecoding(self.focus, fresh, rows, rows)
 
 
 class NewTree:
