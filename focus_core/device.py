@@ -35,9 +35,8 @@ def choose_device(name: str) -> torch.device:
         raise ConfigError(f"device={name!r}: FocusLLM runs on 'cpu' and 'cuda'.")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"device={name!r}: this machine has no GPU that torch can use. Use device='cpu' or 'auto'.")
-    if (
-        device.type == "cuda" and device.index is None
-    ):  # by its number, or its weights would be loaded once more by that
+    if device.type == "cuda" and device.index is None:
+        # Add the index, so that "cuda" and "cuda:0" share one registry entry.
         device = torch.device("cuda", torch.cuda.current_device())
     if device.type == "cuda" and device.index >= torch.cuda.device_count():
         raise ConfigError(f"device={name!r}: this machine has {torch.cuda.device_count()} GPUs, counted from 0.")
@@ -86,7 +85,7 @@ def _left_by_limits() -> Iterator[int]:
 
 
 def lacking_memory(nbytes: int, device: torch.device) -> int:
-    """How many of so many bytes are not free."""
+    """How many of `nbytes` are not free."""
     return max(0, nbytes - free_memory(device))
 
 

@@ -11,6 +11,8 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from threading import Lock
 from typing import Any
+from uuid import uuid4
+from weakref import WeakKeyDictionary
 
 from focus_core import FocusConfig, FocusEngine
 from focus_core.loading.embedded import EMBEDDED
@@ -39,14 +41,15 @@ def default_model() -> str:
 
 
 _engines: OrderedDict[EngineSettings, FocusEngine] = OrderedDict()
-_lock = Lock()
+_names: WeakKeyDictionary[FocusEngine, str] = WeakKeyDictionary()
+_lock = Lock()  # guards both
 
 
 def shared_engine(settings: EngineSettings) -> FocusEngine:
-    """The engine for these settings, loaded now or long ago.
+    """The engine for these settings; loads it if it is not loaded yet.
 
     Raises:
-        FocusError: what `FocusEngine.from_pretrained` raises
+        FocusError: as from `FocusEngine.from_pretrained`
     """
     with _lock:
         engine = _engines.get(settings)
@@ -64,6 +67,12 @@ def release_engines() -> None:
     """Let go of all engines that are kept for later: their weights leave memory when no wrapper uses them."""
     with _lock:
         _engines.clear()
+
+
+def name_of(engine: FocusEngine) -> str:
+    """A name that no other engine has, in any process: the weights of a model in Python may change at any time."""
+    with _lock:
+        return _names.setdefault(engine, uuid4().hex)
 
 
 def _load(settings: EngineSettings) -> FocusEngine:

@@ -1,21 +1,24 @@
-"""What can be set on every wrapper, and per call: one list of names for LangChain and LlamaIndex."""
+"""Settings of wrappers and of single calls: one list of names for LangChain and LlamaIndex."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import sha256
 from typing import Any, TypeVar
 
-from pydantic import AliasChoices, BaseModel, Field, PrivateAttr, SkipValidation
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, PrivateAttr
+from pydantic.json_schema import SkipJsonSchema
 
 from focus_core import Document, FocusConfig, FocusEngine, Options, PreparedDocuments
 from focus_core.config import DEFAULT_NEW_TOKENS
+from focus_core.engine.answers import Event
+from focus_core.engine.engine import Question
 from focus_core.engine.options import nearest
 from focus_core.errors import ConfigError, DocumentError
 from focus_core.text.documents import require_sequence
-from focus_integrations.engines import EngineSettings, default_model, longest_input, shared_engine
+from focus_integrations.engines import EngineSettings, default_model, longest_input, name_of, shared_engine
 
 WholeText = Document | PreparedDocuments
 Wrapper = TypeVar("Wrapper", bound="FocusSettings")
@@ -52,8 +55,10 @@ class Call:
 class FocusSettings(BaseModel):
     """Fields of a wrapper. Building one loads nothing; the engine comes with the first question."""
 
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
     model: str = Field(default_factory=default_model, validation_alias=AliasChoices("model", "model_name"))
-    """A model folder, a hub id, or "embedded". By default what the variable `FOCUSLLM_MODEL` names, else "embedded"."""
+    """A model folder, a hub id, or "embedded". By default the value of `FOCUSLLM_MODEL`, else "embedded"."""
     adapter: str | None = None
     """Folder or hub id of trained candidate projections."""
     revision: str | None = None
@@ -64,7 +69,7 @@ class FocusSettings(BaseModel):
     dynamic_prompt: int | None = None
     parallel_chunks: int | None = None
     max_tokens: int | None = Field(default=None, validation_alias=AliasChoices("max_tokens", "max_new_tokens"))
-    """Tokens that an answer may have; by default 256, or what the window leaves."""
+    """Tokens that an answer may have; by default 256, less if the window is smaller."""
     temperature: float = 0.0
     """0 is greedy."""
     top_p: float = 1.0
@@ -77,10 +82,9 @@ class FocusSettings(BaseModel):
     system_prompt: str | None = None
     chat_template: bool = True
     """False hands a prompt to the model as it stands, to be continued."""
-
     method: str = "auto"
     """"focus", "plain" or "auto": the plain model for texts that fit its window with the question."""
-    given_engine: SkipValidation[FocusEngine | None] = Field(default=None, exclude=True, repr=False)
+    given_engine: SkipJsonSchema[FocusEngine | None] = Field(default=None, exclude=True, repr=False)
     """An engine that is there already, instead of one by the name of a model: see `from_engine`."""
 
     _engine: FocusEngine | None = PrivateAttr(default=None)
@@ -89,6 +93,7 @@ class FocusSettings(BaseModel):
     def from_engine(cls: type[Wrapper], engine: FocusEngine, **settings: Any) -> Wrapper:
         """Around an engine that is there already; `settings` are those of sampling and prompting."""
         loaded = engine.shared.loaded
+        settings = {"method": engine.method, **settings}
         return cls(model=loaded.model_id, adapter=loaded.adapter_id, given_engine=engine, **settings)
 
     def __deepcopy__(self: Wrapper, memo: dict[int, Any] | None = None) -> Wrapper:
@@ -97,6 +102,22 @@ class FocusSettings(BaseModel):
         for engine in (self._engine, self.given_engine):
             memo[id(engine)] = engine
         return super().__deepcopy__(memo)
+
+    def __getstate__(self) -> dict[Any, Any]:
+        """Without the engine, which is shared again when the copy is first used.
+
+        Raises:
+            ConfigError: the wrapper was made `from_engine`
+        """
+        if self.given_engine is not None:
+            name = type(self).__name__
+            raise ConfigError(
+                f"A {name} made from_engine cannot be pickled: its engine exists in this process only. "
+                f"Name the model instead: {name}(model=…)."
+            )
+        bare = self.model_copy()
+        bare._engine = None
+        return super(FocusSettings, bare).__getstate__()
 
     @property
     def engine(self) -> FocusEngine:
@@ -134,8 +155,12 @@ class FocusSettings(BaseModel):
         without_effect = ("parallel_chunks", "given_engine")
         settings = {name: getattr(self, name) for name in FocusSettings.model_fields if name not in without_effect}
         if self.given_engine is not None:
-            settings["engine"] = f"{self.given_engine.shared.key} {self.given_engine.config}"
+            settings["engine"] = name_of(self.given_engine)
         return {**settings, "stop": list(self.stop)}
+
+    def _events(self, questions: Sequence[Question], call: Call, **options: Any) -> Generator[tuple[int, Event]]:
+        """`stream_batch`. Loads the model, if it is not loaded yet, when the first event is asked for."""
+        yield from self.engine.stream_batch(questions, **call.arguments, **options)
 
     def call(self, given: dict[str, Any], stop: Sequence[str] | str | None = None) -> Call:
         """The settings of this wrapper with those of one call on top.
@@ -165,13 +190,13 @@ class FocusSettings(BaseModel):
         return Call(documents or [], options, system_prompt)
 
 
-def documents_from(documents: Any, kind: type, read: Callable[[Any], Document], *, called: str) -> list[WholeText]:
+def documents_from(documents: Any, kind: type, convert: Callable[[Any], Document], *, called: str) -> list[WholeText]:
     """A framework's documents as the engine's.
 
     Args:
         documents: one or a list of: the framework's documents, texts, core documents, prepared documents
         kind: the framework's class of documents
-        read: makes a core document of one of them
+        convert: makes a core document of one of them
         called: the name of `kind` in messages
 
     Raises:
@@ -190,21 +215,24 @@ def documents_from(documents: Any, kind: type, read: Callable[[Any], Document], 
         if isinstance(document, Document | PreparedDocuments):
             found.append(document)
         elif isinstance(document, kind):
-            found.append(read(document))
+            found.append(convert(document))
         elif isinstance(document, str) and document.strip():
             found.append(Document(document))
         elif isinstance(document, str):
             raise DocumentError(f"{where} is empty. Leave it out or give its text.")
         else:
             raise DocumentError(
-                f"{where} is a {type(document).__name__}. Give a {called}, a string, or what `engine.prepare` returned."
+                f"{where} is a {type(document).__name__}. Give a {called}, a string, or a result of `engine.prepare`."
             )
     return found
 
 
 def without_duplicates(documents: Iterable[WholeText]) -> list[WholeText]:
     """The documents in their order, each once: the first of those with the same content stays."""
-    return list({document.key: document for document in documents}.values())
+    first: dict[Any, WholeText] = {}
+    for document in documents:
+        first.setdefault(document.key, document)
+    return list(first.values())
 
 
 def content_digest(value: Any) -> str:

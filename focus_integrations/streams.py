@@ -1,12 +1,16 @@
-"""Iterators that work, as asynchronous iterators that leave the event loop free."""
+"""Iterators that compute, as asynchronous iterators that leave the event loop free."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing
 from contextvars import copy_context
 from functools import partial
 from typing import Any, TypeVar
+
+from focus_core import Answer, Finished
+from focus_core.engine.answers import Event
 
 Item = TypeVar("Item")
 
@@ -25,13 +29,31 @@ async def in_thread(iterator: Iterator[Item]) -> AsyncGenerator[Item, None]:
     finally:
         if pending is None or pending.done():
             _close(iterator)
-        else:  # the thread is still inside: close as soon as it comes out
+        else:  # the thread still computes an item: close after it
             pending.add_done_callback(partial(_close_after, iterator))
+
+
+async def answers_in_thread(events: Iterator[tuple[int, Event]], questions: int) -> list[Answer]:
+    """Whole answers from the events of `FocusEngine.stream_batch`.
+
+    One event at a time, so that cancelling the task stops the work at the next token.
+    """
+    texts = [""] * questions
+    ends: dict[int, Finished] = {}
+    async with aclosing(in_thread(events)) as stream:
+        async for index, event in stream:
+            texts[index] += event.text
+            if isinstance(event, Finished):
+                ends[index] = event
+    return [
+        Answer(text, ends[index].finish_reason, ends[index].usage, ends[index].method, ends[index].tokens)
+        for index, text in enumerate(texts)
+    ]
 
 
 def _close_after(iterator: Iterator[Any], done: asyncio.Future[Any]) -> None:
     if not done.cancelled():
-        done.exception()  # nobody waits for it any more
+        done.exception()  # retrieved: asyncio would log it as an error that was never handled
     _close(iterator)
 
 

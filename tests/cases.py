@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -18,6 +19,9 @@ from tests.model_zoo import random_tokens
 from tests.reference import Reference
 
 TOLERANCE = 2e-5  # float32 rounding in the zoo stays under 1e-5; every mistake we could think of is above 2e-3
+
+# What the authors' code computed, a folder for each of their checkpoints.
+GOLDEN = sorted(path for path in (Path(__file__).parent / "data" / "golden").iterdir() if path.is_dir())
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,21 @@ def random_case(
     chunks = [random_tokens(length, seed=100 * seed + i) for i, length in enumerate(lengths)]
     tokens = random_tokens(local + steps, seed=seed)
     return Case(chunks, tokens[:local][-prompt:], tokens[:local], tokens[local:])
+
+
+CASE = random_case()
+QUESTIONS = [
+    CASE.asking(prompt=prompt, local=local, seed=seed)
+    for prompt, local, seed in [(9, 14, 21), (4, 30, 22), (12, 12, 23), (1, 1, 24)]
+]
+ANSWERS = [random_tokens(5, seed=seed) for seed in (31, 32, 33, 34)]
+CHUNKINGS = {
+    "one": [20],
+    "short_last": [16, 16, 16, 16, 3],
+    "single_token_last": [16, 16, 1],
+    "all_unequal": [5, 21, 1, 30, 12, 30],
+    "sixty": [8] * 59 + [5],
+}
 
 
 def focus_model(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import re
 import sys
@@ -14,14 +15,11 @@ import pytest
 from nbclient import NotebookClient
 
 from focus_core import FocusEngine
-from focus_core.loading.embedded import EMBEDDED_FOLDER
+from tests.embedded import needs_embedded
 from tests.tiny import save_tiny_model
 
 COOKBOOK = Path(__file__).parents[1] / "cookbook"
 NOTEBOOKS = sorted(COOKBOOK.glob("[0-9]*.ipynb"))
-needs_embedded = pytest.mark.skipif(
-    not (EMBEDDED_FOLDER / "base" / "config.json").is_file(), reason="the embedded model is not in focus_core/embedded"
-)
 
 
 def names(path: Path) -> str:
@@ -44,7 +42,16 @@ def test_pair_is_in_step(path: Path) -> None:
     assert cells(nbformat.read(path, as_version=4)) == cells(jupytext.read(path.with_suffix(".py")))
 
 
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=names)
+def test_every_cell_is_python(path: Path) -> None:
+    """Notebooks run in `make test-slow` only; a slip of the pen is to show sooner."""
+    for number, (kind, source) in enumerate(cells(nbformat.read(path, as_version=4))):
+        if kind == "code":
+            compile(source, f"{path.name}, cell {number}", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+
+
 @needs_embedded
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=names)
 def test_notebook_runs_from_a_clean_kernel(path: Path) -> None:
@@ -91,6 +98,8 @@ def test_demo_hides_what_it_asks_for(demo: ModuleType, tmp_path: Path) -> None:
 
 
 @needs_embedded
-def test_demo_finds_everything(demo: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
-    """What `make demo` shows, on a shorter text."""
+@pytest.mark.parametrize("tokens", [6000, pytest.param(100_000, marks=pytest.mark.slow)])
+def test_demo_finds_everything(demo: ModuleType, tokens: int, capsys: pytest.CaptureFixture[str]) -> None:
+    """What `make demo` shows, on a shorter text and on its own."""
+    demo.TOKENS = tokens
     assert demo.main() == 0, capsys.readouterr().out

@@ -9,13 +9,12 @@ from typing import Any
 
 import pytest
 
-from focus_core.loading.embedded import EMBEDDED_FOLDER
 from focus_core.training.config import OBJECTIVES, TrainingConfig
 from focus_core.training.data import read_records
+from tests.embedded import needs_embedded
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
-EMBEDDED_IS_HERE = (EMBEDDED_FOLDER / "base" / "config.json").is_file()
 
 
 def blocks(page: str, language: str) -> list[tuple[int, str]]:
@@ -37,7 +36,7 @@ def test_there_are_pages() -> None:
     assert PAGES
 
 
-@pytest.mark.skipif(not EMBEDDED_IS_HERE, reason="the embedded model is not in focus_core/embedded")
+@needs_embedded
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("path", PAGES, ids=name)
 def test_python_runs(

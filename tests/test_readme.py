@@ -9,11 +9,10 @@ from typing import Any
 import pytest
 
 from focus_core.cli import app
-from focus_core.loading.embedded import EMBEDDED_FOLDER
+from tests.embedded import needs_embedded
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-EMBEDDED_IS_HERE = (EMBEDDED_FOLDER / "base" / "config.json").is_file()
 
 
 def blocks(language: str) -> list[str]:
@@ -40,7 +39,7 @@ def test_the_two_commands_are_shown_and_exist() -> None:
     assert {"demo", "test"} <= shown <= set(rules)
 
 
-@pytest.mark.skipif(not EMBEDDED_IS_HERE, reason="the embedded model is not in focus_core/embedded")
+@needs_embedded
 def test_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """The first thing that a reader copies must work, and find what it asks for."""
     filler = "The grass is green and the sky is blue. " * 300

@@ -18,10 +18,10 @@ from transformers.cache_utils import CacheLayerMixin
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 
 from focus_core.attention.candidates import candidate_model
+from focus_core.attention.chunk_pass import CHUNK_ATTENTION
 from focus_core.attention.memory import Memory
 from focus_core.attention.modules import decoder_parts
 from focus_core.attention.passes import PassCache, until_done
-from focus_core.attention.chunk_pass import CHUNK_ATTENTION
 from tests.cases import assert_equal_logits, computed, expected, focus_model, random_case
 from tests.model_zoo import FAMILIES, build, random_projections, random_tokens
 from tests.reference import Reference

@@ -28,7 +28,7 @@ CHUNK_ATTENTION = "focusllm_chunks"
 # Scores of a tile in float32: on a CPU 16 MiB, about what a last-level cache keeps; on a GPU 256 MiB, so that few
 # tiles have to be started (not measured).
 _SCORES_PER_TILE = {"cpu": 1 << 22, "cuda": 1 << 26}
-_MANY_TOKENS = 16  # so many new tokens make up for a copy of what they attend to
+_MANY_TOKENS = 16  # from this number on, a copy of the keys and values costs less than attention gains
 
 
 class ChunkLayers(Protocol):

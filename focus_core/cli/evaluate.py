@@ -53,7 +53,8 @@ def evaluate(
     """
     with sign_of_life("starting"):
         from focus_core.evaluation.run import evaluate as run
-        from focus_core.evaluation.tasks import TASKS, Haystack, task_named
+        from focus_core.evaluation.tasks.base import Haystack
+        from focus_core.evaluation.tasks.table import TASKS, task_named
     chosen = task or list(TASKS)
     for name in chosen:
         task_named(name)

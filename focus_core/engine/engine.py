@@ -61,6 +61,7 @@ class FocusEngine:
         self.tokenizer = shared.tokenizer.tokenizer
         separator = tuple(shared.tokenizer.tokenize("\n\n"))
         self.layout = Layout(self.focus.config, shared.tokenizer.bos, separator=separator)
+        self.method = method  # of questions that name none
         self._planner = Planner(self.focus, self.layout, method)
         self._store = shared.store if store_bytes is None else shared.new_store(store_bytes)
         self._end_tokens = _end_tokens(loaded.model, self.tokenizer)
@@ -248,7 +249,7 @@ class FocusEngine:
         max_new_tokens: int | None = None,
         method: str | None = None,
     ) -> Outline:
-        """How a question of so many tokens about documents of so many tokens would be answered.
+        """How a question would be answered, by the lengths of its documents alone.
 
         Args:
             documents: tokens of each document

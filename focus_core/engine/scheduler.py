@@ -1,7 +1,7 @@
 """The scheduler: questions of all threads run together, one token per step.
 
     scheduler.add(requests)
-    for request, notice in scheduler.notices(requests): ...   # whoever waits for a notice runs the next step
+    for request, notice in scheduler.notices(requests): ...   # a client that waits runs steps
 
 There is no thread of its own. A client that needs a notice runs a step, unless another client is running one: then it
 waits, and the step serves both. A step is one pass for every batch of questions about the same chunks, and one pass of

@@ -12,7 +12,8 @@ from typing import Any
 
 from focus_core.engine.engine import FocusEngine
 from focus_core.errors import ConfigError
-from focus_core.evaluation.tasks import Haystack, Sheet, task_named
+from focus_core.evaluation.tasks.base import Haystack, Sheet
+from focus_core.evaluation.tasks.table import task_named
 from focus_core.progress import Report
 
 _SLACK = 16  # tokens that decoding and encoding a text again may add

@@ -111,7 +111,7 @@ def _below(folder: Path, tell: Callable[[DocumentError], None]) -> list[Path]:
 
 
 def _holds_bytes(path: Path) -> bool:
-    """No pipe, socket or device; what cannot even be looked at is left to whoever reads it to complain of."""
+    """No pipe, socket or device. A file that cannot be examined counts, and reading it gives the error."""
     try:
         return S_ISREG(path.stat().st_mode)
     except OSError:

@@ -1,4 +1,4 @@
-"""What the language model and the chat model have in common."""
+"""Settings and reports that the language model and the chat model share."""
 
 from __future__ import annotations
 

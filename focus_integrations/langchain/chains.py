@@ -31,7 +31,7 @@ def create_focus_documents_chain(
     Args:
         llm: a `FocusLLM` or `ChatFocusLLM`, also with arguments bound
         document_variable_name: the key of the input that holds the documents
-        document_prompt: what the model reads of a document; by default its content alone
+        document_prompt: formats a document for the model; by default its content alone
 
     Raises:
         ConfigError: `llm` is another model, or (when run) the input has no documents under that key

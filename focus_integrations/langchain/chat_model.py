@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, closing
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel, LangSmithParams, LanguageModelInput, ModelProfile
@@ -20,13 +20,14 @@ from focus_core.engine.answers import Event
 from focus_core.errors import ConfigError
 from focus_integrations.langchain.base import PROVIDER, LangChainSettings, answer_metadata, usage_metadata
 from focus_integrations.langchain.documents import whole_documents_of
-from focus_integrations.langchain.messages import Conversation, read_messages
+from focus_integrations.langchain.messages import Conversation, conversation_from
 from focus_integrations.langchain.structured import structured_output
 from focus_integrations.settings import Call, content_digest, without_duplicates
-from focus_integrations.streams import in_thread
+from focus_integrations.streams import answers_in_thread, in_thread
 
 # Names that LangChain passes to any chat model; a local one has no use for them.
 _WITHOUT_EFFECT = {"api_key", "base_url", "max_retries", "timeout"}
+_STRUCTURED_METHODS = ("json_schema", "json_mode", "function_calling")
 _LARGEST_BATCH = 64  # threads
 
 
@@ -45,7 +46,7 @@ class ChatFocusLLM(LangChainSettings, BaseChatModel):
     Documents come as `text-plain` blocks in the messages, and per call as `documents` (LangChain's, strings, or
     prepared ones), in this order. A call also takes `stop`, `system_prompt` and everything in
     `focus_integrations.settings.PER_CALL`. A conversation may itself be longer than the window: all but its end
-    is then read in chunks.
+    is then prefilled in chunks.
     """
 
     model_config = ConfigDict(extra="forbid", populate_by_name=True, protected_namespaces=())
@@ -99,7 +100,7 @@ class ChatFocusLLM(LangChainSettings, BaseChatModel):
         """
         if tools:
             raise ConfigError("This model takes no tools.")
-        conversation = read_messages(messages, self.system_prompt)
+        conversation = conversation_from(messages, self.system_prompt)
         local = self.engine.count_question_tokens(conversation.messages, chat_template=self.chat_template)
         return local + sum(map(self.engine.count_tokens, conversation.documents))
 
@@ -107,7 +108,7 @@ class ChatFocusLLM(LangChainSettings, BaseChatModel):
 
     def _request(self, messages: list[BaseMessage], stop: list[str] | None, given: dict[str, Any]) -> _ChatRequest:
         call = self.call_with(given, stop)
-        conversation = read_messages(messages, call.system_prompt)
+        conversation = conversation_from(messages, call.system_prompt)
         return _ChatRequest(conversation, Call([*map(Document, conversation.documents), *call.documents], call.options))
 
     def _generate(
@@ -119,7 +120,7 @@ class ChatFocusLLM(LangChainSettings, BaseChatModel):
     ) -> ChatResult:
         request = self._request(messages, stop, kwargs)
         answer = self.engine.generate(request.conversation.messages, **request.call.arguments)
-        return self._result(answer.text, answer)
+        return self._result(answer)
 
     async def _agenerate(
         self,
@@ -128,16 +129,13 @@ class ChatFocusLLM(LangChainSettings, BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        """In steps, so that cancelling the task stops the work at the next token."""
-        text = ""
-        async with aclosing(in_thread(self._events(self._request(messages, stop, kwargs)))) as events:
-            async for event in events:
-                text += event.text
-        return self._result(text, cast(Finished, event))  # the last one
+        request = self._request(messages, stop, kwargs)
+        (answer,) = await answers_in_thread(self._events([request.conversation.messages], request.call), 1)
+        return self._result(answer)
 
-    def _result(self, text: str, end: Answer | Finished) -> ChatResult:
+    def _result(self, answer: Answer) -> ChatResult:
         message = AIMessage(
-            text, usage_metadata=usage_metadata(end.usage), response_metadata=self._response_metadata(end)
+            answer.text, usage_metadata=usage_metadata(answer.usage), response_metadata=self._response_metadata(answer)
         )
         return ChatResult(generations=[ChatGeneration(message=message, generation_info={})])
 
@@ -160,18 +158,16 @@ class ChatFocusLLM(LangChainSettings, BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
-        async for chunk in in_thread(self._chunks(self._request(messages, stop, kwargs))):
-            if run_manager is not None:
-                await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
-            yield chunk
-
-    def _events(self, request: _ChatRequest) -> Iterator[Event]:
-        """Loads the model, if it is not loaded yet, when the first event is asked for."""
-        yield from self.engine.stream(request.conversation.messages, **request.call.arguments)
+        async with aclosing(in_thread(self._chunks(self._request(messages, stop, kwargs)))) as chunks:
+            async for chunk in chunks:
+                if run_manager is not None:
+                    await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
+                yield chunk
 
     def _chunks(self, request: _ChatRequest) -> Iterator[ChatGenerationChunk]:
-        for event in self._events(request):
-            yield ChatGenerationChunk(message=self._message_chunk(event))
+        with closing(self._events([request.conversation.messages], request.call)) as events:
+            for _, event in events:
+                yield ChatGenerationChunk(message=self._message_chunk(event))
 
     def _message_chunk(self, event: Event) -> AIMessageChunk:
         if not isinstance(event, Finished):
@@ -218,17 +214,24 @@ class ChatFocusLLM(LangChainSettings, BaseChatModel):
         strict: bool | None = None,
         **kwargs: Any,
     ) -> Runnable[LanguageModelInput, Any]:
-        """Asks for JSON that fits `schema` and parses what comes. The prompt is all: nothing forces the model.
+        """Asks for JSON that fits `schema` and parses the answer. The prompt alone asks: decoding is not constrained.
 
         Args:
-            method: for tracing; all of LangChain's mean the same here
+            method: one of LangChain's, for tracing: all of them mean the same here. The engine's method is a setting of
+                the model
             include_raw: give `{"raw", "parsed", "parsing_error"}` and raise nothing where the answer cannot be parsed
             strict: accepted for LangChain's sake
             kwargs: settings of the call, such as `documents`
 
         Raises:
+            ConfigError: `method` is none of LangChain's
             OutputParserException: (when run) the answer is no JSON, or does not fit
         """
+        if method not in _STRUCTURED_METHODS:
+            raise ConfigError(
+                f"method={method!r}: here it is LangChain's, {', '.join(map(repr, _STRUCTURED_METHODS))}. "
+                "Set the engine's method on the model: ChatFocusLLM(method=…)."
+            )
         tracing = {"kwargs": {"method": method}, "schema": schema}
         return structured_output(
             self.bind(ls_structured_output_format=tracing, **kwargs), schema, include_raw=include_raw

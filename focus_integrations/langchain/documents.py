@@ -21,15 +21,15 @@ FocusDocument = Document | WholeDocument | str | PreparedDocuments
 def whole_documents_of(
     documents: FocusDocument | Iterable[FocusDocument], document_prompt: BasePromptTemplate[str] | None = None
 ) -> list[WholeText]:
-    """LangChain's documents as the engine's: the content as it stands, or what `document_prompt` makes of it.
+    """LangChain's documents as the engine's: the content as it stands, or as `document_prompt` formats it.
 
-    Metadata go along, and reach the model through `document_prompt` only.
+    Name and metadata stay with a document; the model sees them through `document_prompt` only.
 
     Raises:
         DocumentError: something that is neither a document nor text, or a generator
     """
 
-    def read(document: Document) -> WholeDocument:
+    def convert(document: Document) -> WholeDocument:
         text = format_document(document, document_prompt) if document_prompt else document.page_content
         name = document.metadata.get("source") or document.id
         if not text.strip():
@@ -37,7 +37,7 @@ def whole_documents_of(
             raise DocumentError(f"A document {called}is empty. Leave it out or give its text.")
         return WholeDocument(text, name=None if name is None else str(name), metadata=document.metadata)
 
-    return documents_from(documents, Document, read, called="LangChain Document")
+    return documents_from(documents, Document, convert, called="LangChain Document")
 
 
 class FocusPromptValue(PromptValue):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing, closing
 from typing import Any
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
@@ -13,7 +14,7 @@ from pydantic import ConfigDict, PrivateAttr
 from focus_core import Answer, Finished
 from focus_integrations.langchain.base import LangChainSettings, answer_metadata, usage_metadata
 from focus_integrations.settings import Call, content_digest
-from focus_integrations.streams import in_thread
+from focus_integrations.streams import answers_in_thread, in_thread
 
 _OF_THE_RUN = {"tags", "metadata", "run_name", "run_id"}
 
@@ -26,12 +27,12 @@ class FocusLLM(LangChainSettings, BaseLLM):
 
     A call takes `documents` (LangChain's, strings, or prepared ones), `stop`, `system_prompt` and everything in
     `focus_integrations.settings.PER_CALL`. Without `documents` a prompt may itself be longer than the window: all but
-    its end is then read in chunks.
+    its end is then prefilled in chunks.
     """
 
     model_config = ConfigDict(extra="forbid", populate_by_name=True, protected_namespaces=())
 
-    # What the present call asks for. LangChain keys its response cache by `_identifying_params` and forgets the call's
+    # Digest of the present call. LangChain keys its response cache by `_identifying_params` and forgets the call's
     # own arguments: without this, the answer about one document would be given for another.
     _call_digest: str | None = PrivateAttr(default=None)
 
@@ -88,7 +89,20 @@ class FocusLLM(LangChainSettings, BaseLLM):
         **kwargs: Any,
     ) -> LLMResult:
         call = self.call_with(kwargs, stop)
-        answers = self.engine.generate(list(prompts), system=call.system_prompt, **call.arguments)
+        return self._result(self.engine.generate(list(prompts), system=call.system_prompt, **call.arguments))
+
+    async def _agenerate(
+        self,
+        prompts: list[str],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> LLMResult:
+        call = self.call_with(kwargs, stop)
+        events = self._events(prompts, call, system=call.system_prompt)
+        return self._result(await answers_in_thread(events, len(prompts)))
+
+    def _result(self, answers: list[Answer]) -> LLMResult:
         return LLMResult(
             generations=[[_generation(answer)] for answer in answers],
             llm_output={"token_usage": _summed(answers), "model_name": self.model},
@@ -113,16 +127,17 @@ class FocusLLM(LangChainSettings, BaseLLM):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[GenerationChunk]:
-        async for chunk in in_thread(self._chunks(prompt, self.call_with(kwargs, stop))):
-            if run_manager is not None:
-                await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
-            yield chunk
+        async with aclosing(in_thread(self._chunks(prompt, self.call_with(kwargs, stop)))) as chunks:
+            async for chunk in chunks:
+                if run_manager is not None:
+                    await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
+                yield chunk
 
     def _chunks(self, prompt: str, call: Call) -> Iterator[GenerationChunk]:
-        for event in self.engine.stream(prompt, system=call.system_prompt, **call.arguments):
-            yield GenerationChunk(
-                text=event.text, generation_info=_info(event) if isinstance(event, Finished) else None
-            )
+        with closing(self._events([prompt], call, system=call.system_prompt)) as events:
+            for _, event in events:
+                info = _info(event) if isinstance(event, Finished) else None
+                yield GenerationChunk(text=event.text, generation_info=info)
 
 
 def _generation(answer: Answer) -> Generation:
@@ -134,6 +149,6 @@ def _info(end: Answer | Finished) -> dict[str, Any]:
 
 
 def _summed(answers: list[Answer]) -> dict[str, int]:
-    read = sum(answer.usage.input_tokens for answer in answers)
-    written = sum(answer.usage.output_tokens for answer in answers)
-    return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
+    prompt = sum(answer.usage.input_tokens for answer in answers)
+    completion = sum(answer.usage.output_tokens for answer in answers)
+    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}

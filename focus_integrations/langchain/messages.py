@@ -22,7 +22,7 @@ class Conversation:
     documents: list[str]
 
 
-def read_messages(messages: Sequence[BaseMessage], system_prompt: str | None = None) -> Conversation:
+def conversation_from(messages: Sequence[BaseMessage], system_prompt: str | None = None) -> Conversation:
     """Neighbours of the same role become one message; `system_prompt` comes first.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Answers as objects: the model is asked for JSON, and what it writes is parsed and checked."""
+"""Answers as objects: the model is asked for JSON, and its text is parsed and checked."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _REQUEST = "Answer with one JSON object that fits this JSON schema, and with not
 def structured_output(
     model: Runnable[LanguageModelInput, Any], schema: dict[str, Any] | type, *, include_raw: bool
 ) -> Runnable[LanguageModelInput, Any]:
-    """`model` asked for JSON; what it answers as an instance of `schema` (Pydantic), else as a dict.
+    """`model` asked for JSON; its answer as an instance of `schema` (Pydantic), else as a dict.
 
     Args:
         include_raw: give `{"raw", "parsed", "parsing_error"}` and raise nothing where the answer cannot be parsed

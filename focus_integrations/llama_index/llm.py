@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import aclosing
+from contextlib import closing
 from dataclasses import asdict, dataclass
-from typing import Any, cast
+from typing import Any
 
 from llama_index.core.base.llms.generic_utils import messages_to_prompt as any_messages_to_prompt
 from llama_index.core.base.llms.types import (
@@ -27,12 +27,11 @@ from llama_index.core.schema import BaseNode, MetadataMode
 from pydantic import ConfigDict
 
 from focus_core import Answer, Document, Finished, PreparedDocuments
-from focus_core.engine.answers import Event
 from focus_core.engine.engine import Question
 from focus_core.errors import ConfigError, DocumentError
 from focus_integrations.conversations import merged
 from focus_integrations.settings import Call, FocusSettings, WholeText, documents_from
-from focus_integrations.streams import in_thread
+from focus_integrations.streams import answers_in_thread, in_thread
 
 _ROLES = {
     MessageRole.SYSTEM: "system",
@@ -58,7 +57,7 @@ class FocusLLM(FocusSettings, CustomLLM):
 
     All eight endpoints take `documents` (nodes, documents, strings, or prepared ones), `stop`, `system_prompt` and
     everything in `focus_integrations.settings.PER_CALL`. Without `documents` a prompt may itself be longer than the
-    window: all but its end is then read in chunks. Prompts go through the model's chat template, except those that
+    window: all but its end is then prefilled in chunks. Prompts go through the model's chat template, except those that
     LlamaIndex has formatted already, or that `completion_to_prompt` and `messages_to_prompt` format if they are given.
     """
 
@@ -70,7 +69,7 @@ class FocusLLM(FocusSettings, CustomLLM):
 
     @property
     def metadata(self) -> LLMMetadata:
-        """`context_window` is what fits with documents in chunks, not the window of the model."""
+        """`context_window` is the length of documents that fit in chunks, not the window of the model."""
         longest = self.longest_input
         if longest is None:  # a model that is on no disk yet: it will be needed in any case
             assert self.engine
@@ -86,12 +85,6 @@ class FocusLLM(FocusSettings, CustomLLM):
     def tokenize(self, text: str) -> list[int]:
         """The model's own tokens, for `set_global_tokenizer` and prompt helpers."""
         return self.engine.tokenize(text)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Without the engine: LlamaIndex would try to pickle all weights, fail, and warn. It is shared again later."""
-        bare = self.model_copy()
-        bare._engine = bare.given_engine = None
-        return super(FocusLLM, bare).__getstate__()
 
     # --- eight endpoints ----------------------------------------------------------------------------------------------
     # No endpoint calls another: each fires callbacks, so one answer would be counted twice.
@@ -161,17 +154,8 @@ class FocusLLM(FocusSettings, CustomLLM):
         return self.engine.generate(request.question, **request.call.arguments)
 
     async def _aanswer(self, request: _LlamaRequest) -> Answer:
-        """In steps, so that cancelling the task stops the work at the next token."""
-        text = ""
-        async with aclosing(in_thread(self._stream(request))) as events:
-            async for event in events:
-                text += event.text
-        end = cast(Finished, event)  # the last one
-        return Answer(text, end.finish_reason, end.usage, end.method, end.tokens)
-
-    def _stream(self, request: _LlamaRequest) -> Iterator[Event]:
-        """Loads the model, if it is not loaded yet, when the first event is asked for: in the thread that asks."""
-        yield from self.engine.stream(request.question, **request.call.arguments)
+        (answer,) = await answers_in_thread(self._events([request.question], request.call), 1)
+        return answer
 
     def _completions(self, request: _LlamaRequest) -> CompletionResponseGen:
         for text, delta, raw in self._pieces(request):
@@ -184,9 +168,10 @@ class FocusLLM(FocusSettings, CustomLLM):
     def _pieces(self, request: _LlamaRequest) -> Iterator[tuple[str, str, dict[str, Any] | None]]:
         """Text so far, its newest part, and at the end the content of `raw`."""
         text = ""
-        for event in self._stream(request):
-            text += event.text
-            yield text, event.text, _raw(event) if isinstance(event, Finished) else None
+        with closing(self._events([request.question], request.call)) as events:
+            for _, event in events:
+                text += event.text
+                yield text, event.text, _raw(event) if isinstance(event, Finished) else None
 
 
 def _as_it_stands(prompt: str, call: Call) -> _LlamaRequest:
@@ -194,19 +179,26 @@ def _as_it_stands(prompt: str, call: Call) -> _LlamaRequest:
 
 
 def whole_documents_of(documents: str | Document | PreparedDocuments | BaseNode | Sequence[Any]) -> list[WholeText]:
-    """LlamaIndex's documents and nodes as the engine's: the text as it stands; metadata go along unread.
+    """LlamaIndex's documents and nodes as the engine's: the text as it stands.
+
+    Name and metadata stay with a document; the model does not see them.
 
     Raises:
         DocumentError: something that is neither a node nor text, or a generator
     """
-    return documents_from(documents, BaseNode, _document, called="LlamaIndex Document or node")
+    return documents_from(documents, BaseNode, _from_node, called="LlamaIndex Document or node")
 
 
-def _document(node: BaseNode) -> Document:
+def named_document(text: str, metadata: dict[str, Any], key: str) -> Document:
+    """A core document under its file's name, where its metadata have one, else under its id."""
+    return Document(text, name=str(metadata.get("file_name") or key), metadata=metadata)
+
+
+def _from_node(node: BaseNode) -> Document:
     text = node.get_content(MetadataMode.NONE)
     if not text.strip():
         raise DocumentError(f"Node {node.node_id!r} is empty. Leave it out or give its text.")
-    return Document(text, name=str(node.metadata.get("file_name") or node.node_id), metadata=node.metadata)
+    return named_document(text, node.metadata, node.node_id)
 
 
 def _role(message: ChatMessage) -> str:

@@ -27,8 +27,9 @@ from llama_index.core.storage.docstore.types import BaseDocumentStore
 from llama_index.core.types import RESPONSE_TEXT_TYPE
 from pydantic import BaseModel, PrivateAttr
 
+from focus_core import Document
 from focus_core.errors import ConfigError, DocumentError
-from focus_integrations.llama_index.llm import FocusLLM
+from focus_integrations.llama_index.llm import FocusLLM, named_document
 from focus_integrations.llama_index.whole import WholeDocument, whole_documents
 
 dispatcher = get_dispatcher(__name__)
@@ -43,7 +44,7 @@ UsageRecord = dict[str, Any]
 
 
 class FocusSynthesizer(BaseSynthesizer):
-    """Answers from the whole documents behind the nodes, in one call.
+    """Answers from the whole documents that the nodes belong to, in one call.
 
     Nodes are put together by document. The source nodes of the response are the nodes that came in, and its metadata
     hold the usage of the call under `"focus"` (once a stream has ended).
@@ -65,7 +66,7 @@ class FocusSynthesizer(BaseSynthesizer):
     ) -> None:
         """Args:
         llm: a `FocusLLM`; by default `Settings.llm`
-        docstore: where originals may be kept, preferred to what nodes say
+        docstore: may hold the originals, which are preferred to text put together from nodes
         streaming: the response holds a generator of its text; not with `output_cls`
         output_cls: answer with an instance of this class, by asking for JSON
         text_qa_template: the question as the model sees it, from `query_str`; `context_str` stays empty in it, because
@@ -86,8 +87,8 @@ class FocusSynthesizer(BaseSynthesizer):
         self._focus = llm if isinstance(llm, FocusLLM) else None
         if self._focus is None:
             warnings.warn(
-                f"{type(llm).__name__} cannot take whole documents: they are joined in its prompt, and what does not "
-                "fit its window fails or is lost there. Give a FocusLLM.",
+                f"{type(llm).__name__} cannot take whole documents: they are joined in its prompt, and text beyond "
+                "its window fails or is dropped there. Give a FocusLLM.",
                 stacklevel=2,
             )
         self._docstore = docstore
@@ -129,7 +130,14 @@ class FocusSynthesizer(BaseSynthesizer):
         """LlamaIndex's `synthesize` on whole documents."""
         usage: UsageRecord = {}
         whole = self._whole(nodes, usage)
-        response = super().synthesize(query, whole, additional_source_nodes, focus_usage=usage, **response_kwargs)
+        response = super().synthesize(
+            query,
+            _with_scores(whole),
+            additional_source_nodes,
+            focus_usage=usage,
+            focus_documents=[node._document for node in whole],
+            **response_kwargs,
+        )
         return _with_usage(response, usage)
 
     async def asynthesize(
@@ -143,11 +151,16 @@ class FocusSynthesizer(BaseSynthesizer):
         usage: UsageRecord = {}
         whole = await asyncio.to_thread(self._whole, nodes, usage)  # a docstore may be a database
         response = await super().asynthesize(
-            query, whole, additional_source_nodes, focus_usage=usage, **response_kwargs
+            query,
+            _with_scores(whole),
+            additional_source_nodes,
+            focus_usage=usage,
+            focus_documents=[node._document for node in whole],
+            **response_kwargs,
         )
         return _with_usage(response, usage)
 
-    def _whole(self, nodes: list[NodeWithScore], usage: UsageRecord) -> list[NodeWithScore]:
+    def _whole(self, nodes: list[NodeWithScore], usage: UsageRecord) -> list[_WholeNode]:
         documents = whole_documents(nodes, self._docstore)
         empty = [document.key for document in documents if not document.text.strip()]
         if documents and len(empty) == len(documents):
@@ -157,13 +170,15 @@ class FocusSynthesizer(BaseSynthesizer):
         listed = [self._as_node(document) for document in documents if document.key not in empty]
         for node in listed:
             node._found, node._usage = nodes, usage
-        return [NodeWithScore(node=node) for node in listed]
+        return listed
 
     def _as_node(self, document: WholeDocument) -> _WholeNode:
         names = dict.fromkeys(self._document.template_vars, "")
         known = {name: value for name, value in document.metadata.items() if name not in _NOT_FOR_TEMPLATES}
         text = self._document.format(**{**names, **known, "text": document.text})
-        return _WholeNode(id_=document.key, text=text)
+        node = _WholeNode(id_=document.key, text=text)
+        node._document = named_document(text, document.metadata, document.key)
+        return node
 
     def _prepare_response_output(
         self, response_str: RESPONSE_TEXT_TYPE | None, source_nodes: list[NodeWithScore]
@@ -179,12 +194,21 @@ class FocusSynthesizer(BaseSynthesizer):
 
     @dispatcher.span
     def get_response(
-        self, query_str: str, text_chunks: Sequence[str], focus_usage: UsageRecord | None = None, **prompt_args: Any
+        self,
+        query_str: str,
+        text_chunks: Sequence[str],
+        focus_usage: UsageRecord | None = None,
+        focus_documents: Sequence[Document] | None = None,
+        **prompt_args: Any,
     ) -> RESPONSE_TEXT_TYPE:
         """The answer from `text_chunks`, each a whole document.
 
+        Args:
+            focus_usage: filled with the usage of the call
+            focus_documents: the same texts with their names and metadata
+
         Raises:
-            FocusError: what the engine raises; nothing becomes an "Empty Response"
+            FocusError: any error of the engine; none becomes an "Empty Response"
         """
         dispatcher.event(GetResponseStartEvent(query_str=query_str, text_chunks=list(text_chunks)))
         usage: UsageRecord = {} if focus_usage is None else focus_usage
@@ -192,17 +216,23 @@ class FocusSynthesizer(BaseSynthesizer):
         if self._focus is None:
             answer = self._joined(query_str, text_chunks, prompt_args)
         else:
-            messages, documents = self._asked(self._focus, query_str, prompt_args), list(text_chunks)
+            messages = self._asked(self._focus, query_str, prompt_args)
+            documents = list(focus_documents or text_chunks)
             if self._streaming and self._output_cls is None:
                 answer = _deltas(self._focus.stream_chat(messages, documents=documents), usage)
             else:
-                answer = self._read(self._focus.chat(messages, documents=documents), usage)
+                answer = self._parsed(self._focus.chat(messages, documents=documents), usage)
         dispatcher.event(GetResponseEndEvent())
         return answer  # type: ignore[no-any-return]
 
     @dispatcher.span
     async def aget_response(
-        self, query_str: str, text_chunks: Sequence[str], focus_usage: UsageRecord | None = None, **prompt_args: Any
+        self,
+        query_str: str,
+        text_chunks: Sequence[str],
+        focus_usage: UsageRecord | None = None,
+        focus_documents: Sequence[Document] | None = None,
+        **prompt_args: Any,
     ) -> RESPONSE_TEXT_TYPE:
         """`get_response`, leaving the event loop free."""
         dispatcher.event(GetResponseStartEvent(query_str=query_str, text_chunks=list(text_chunks)))
@@ -211,11 +241,12 @@ class FocusSynthesizer(BaseSynthesizer):
         if self._focus is None:
             answer = await self._ajoined(query_str, text_chunks, prompt_args)
         else:
-            messages, documents = self._asked(self._focus, query_str, prompt_args), list(text_chunks)
+            messages = self._asked(self._focus, query_str, prompt_args)
+            documents = list(focus_documents or text_chunks)
             if self._streaming and self._output_cls is None:
                 answer = _adeltas(await self._focus.astream_chat(messages, documents=documents), usage)
             else:
-                answer = self._read(await self._focus.achat(messages, documents=documents), usage)
+                answer = self._parsed(await self._focus.achat(messages, documents=documents), usage)
         dispatcher.event(GetResponseEndEvent())
         return answer  # type: ignore[no-any-return]
 
@@ -225,7 +256,7 @@ class FocusSynthesizer(BaseSynthesizer):
             query_str = f"{query_str}\n\n{form}"
         return llm._get_messages(self._question, query_str=query_str, context_str="", **prompt_args)
 
-    def _read(self, response: ChatResponse, usage: UsageRecord) -> str | BaseModel:
+    def _parsed(self, response: ChatResponse, usage: UsageRecord) -> str | BaseModel:
         _note_usage(response, usage)
         text = response.message.content or ""
         if self._output_cls is None:
@@ -236,7 +267,7 @@ class FocusSynthesizer(BaseSynthesizer):
     # --- another model ------------------------------------------------------------------------------------------------
 
     def _joined(self, query_str: str, texts: Sequence[str], prompt_args: dict[str, Any]) -> Any:
-        """What LlamaIndex's simplest synthesizer does, for a model that knows no documents."""
+        """As in LlamaIndex's simplest synthesizer: for a model that takes no documents."""
         given = self._joined_arguments(query_str, texts, prompt_args)
         if self._output_cls is not None:
             return self._llm.structured_predict(self._output_cls, self._question, **given)
@@ -257,10 +288,15 @@ class FocusSynthesizer(BaseSynthesizer):
 
 
 class _WholeNode(TextNode):
-    """A document on its way through LlamaIndex's `synthesize`, which is to forget neither nodes nor usage."""
+    """A document on its way through LlamaIndex's `synthesize`, which passes on its text and its id only."""
 
+    _document: Document = PrivateAttr()
     _found: list[NodeWithScore] = PrivateAttr(default_factory=list)
     _usage: UsageRecord = PrivateAttr(default_factory=dict)
+
+
+def _with_scores(nodes: Sequence[TextNode]) -> list[NodeWithScore]:
+    return [NodeWithScore(node=node) for node in nodes]
 
 
 def _with_usage(response: RESPONSE_TYPE, usage: UsageRecord) -> RESPONSE_TYPE:
@@ -269,7 +305,7 @@ def _with_usage(response: RESPONSE_TYPE, usage: UsageRecord) -> RESPONSE_TYPE:
 
 
 def _deltas(responses: Generator[ChatResponse, None, None], usage: UsageRecord) -> Generator[str, None, None]:
-    """What is new of each; closing this stops the work."""
+    """The new text of each response; closing this stops the work."""
     with closing(responses):
         for response in responses:
             _note_usage(response, usage)

@@ -11,14 +11,14 @@ from typing import Any
 from llama_index.core.schema import BaseNode, Document, MetadataMode, NodeWithScore, RelatedNodeInfo, TextNode
 from llama_index.core.storage.docstore.types import BaseDocumentStore
 
-_BETWEEN = "\n"  # where nothing tells what stood between two nodes
-_GAPS = ((" ", " "), (" ", "\n"), ("\n", "\n"))  # what splitters take away: one character, and each of several
+_BETWEEN = "\n"  # between two nodes whose distance is unknown
+_GAPS = ((" ", " "), (" ", "\n"), ("\n", "\n"))  # whitespace that splitters remove: a single character, each of several
 _ENDS = ("", "\n", " ")  # and at the end of a text
 
 
 @dataclass(frozen=True)
 class WholeDocument:
-    """One document behind some hits.
+    """A document that some hits belong to.
 
     Attributes:
         key: the document's id, or that of a node which belongs to none
@@ -42,7 +42,7 @@ def whole_documents(hits: Sequence[NodeWithScore], docstore: BaseDocumentStore |
 
     Text is the original's where `docstore` keeps it. Else all nodes of the document that `docstore` knows are put
     together, else the hits alone; LlamaIndex's hash of the original then says whether that is its text, and there is a
-    warning where it is not: what is missing or stands there twice cannot be known.
+    warning where it is not: missing and repeated text cannot be detected.
     """
     groups: dict[str, list[NodeWithScore]] = {}
     for hit in hits:
@@ -92,7 +92,7 @@ def _others(nodes: Sequence[BaseNode]) -> Iterator[str]:
 
 
 def joined(nodes: Sequence[BaseNode], gap: tuple[str, str] | None = None) -> str:
-    """The nodes' text in the document's order; what a node repeats of the one before is left out where offsets tell.
+    """The nodes' text in the document's order; an overlap with the node before is left out where offsets show it.
 
     Offsets are found by LlamaIndex with a text search and may be wrong, so they are believed only where the text of
     both nodes agrees on the overlap.

@@ -1,7 +1,12 @@
-"""The command as a process of its own: speed of the help, pipes, Ctrl-C."""
+"""The command as its user starts it: streams, Ctrl-C, exit codes, and how quick the help is.
+
+Importing torch takes seconds in each process, so only three tests that need one of their own start it; the others call
+`main` here, with streams of theirs.
+"""
 
 from __future__ import annotations
 
+import io
 import os
 import shlex
 import signal
@@ -9,10 +14,12 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from typing import Protocol, TextIO
 
 import pytest
 
 from focus_core import __version__
+from focus_core.cli import main
 from tests.tiny import save_tiny_model
 
 COMMAND = [sys.executable, "-m", "focus_core.cli"]
@@ -25,11 +32,21 @@ def endless(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny_model(tmp_path_factory.mktemp("endless") / "model", readable=True)
 
 
-def long_answer(model_folder: Path) -> subprocess.Popen[bytes]:
-    """A command that writes thousands of tokens."""
-    command = [*COMMAND, "ask", "--model", str(model_folder), "--max-new-tokens", "4000", "--temperature", "1"]
+def short_answer(model_folder: Path) -> list[str]:
+    return ["ask", "--model", str(model_folder), "--max-new-tokens", "2", "What?"]
+
+
+def long_answer(model_folder: Path) -> list[str]:
+    """Thousands of tokens."""
+    return ["ask", "--model", str(model_folder), "--max-new-tokens", "4000", "--temperature", "1", "Go on"]
+
+
+# --- in a process of its own ------------------------------------------------------------------------------------------
+
+
+def started(arguments: list[str]) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        [*command, "Go on"],
+        [*COMMAND, *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         stdin=subprocess.DEVNULL,
@@ -39,40 +56,15 @@ def long_answer(model_folder: Path) -> subprocess.Popen[bytes]:
     )
 
 
-def test_answers_from_a_pipe(model_folder: Path) -> None:
-    command = [*COMMAND, "ask", "--model", str(model_folder), "--max-new-tokens", "4", "-d", "-", "What?"]
-    done = subprocess.run(command, input="Ein Café.".encode("latin-1"), capture_output=True, env=ENVIRONMENT)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.endswith(b"\n")
-    assert done.stderr == b""
-
-
-def test_error_has_no_traceback() -> None:
-    done = subprocess.run([*COMMAND, "ask", "-d", "no-such-file", "What?"], capture_output=True, env=ENVIRONMENT)
-    assert done.returncode == 1
-    assert done.stdout == b""
-    assert done.stderr.decode().splitlines() == ["Error: no-such-file: there is no such file."]
-
-
-@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
-def test_streams_that_are_closed(closed: str, model_folder: Path) -> None:
-    """Services start programs so; Python has None in their place."""
-    command = [*COMMAND, "ask", "--model", str(model_folder), "--max-new-tokens", "2", "What?"]
-    done = subprocess.run(f"{shlex.join(command)} {closed}", shell=True, capture_output=True, env=ENVIRONMENT)
-    assert (done.returncode, done.stderr) == (0, b"")
-    assert bool(done.stdout) is (">&-" not in closed.replace("2>&-", ""))
-
-
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has a device that is always full")
-def test_a_full_disk_has_no_traceback(model_folder: Path) -> None:
-    command = [*COMMAND, "ask", "--model", str(model_folder), "--max-new-tokens", "2", "What?"]
-    done = subprocess.run(f"{shlex.join(command)} > /dev/full", shell=True, stderr=subprocess.PIPE, env=ENVIRONMENT)
-    assert done.returncode == 1
-    assert done.stderr.decode().splitlines() == ["Error: The output: No space left on device."]
+def test_all_streams_are_closed(model_folder: Path) -> None:
+    """Services start programs so. The first files that are opened take the places of the streams."""
+    command = shlex.join([*COMMAND, *short_answer(model_folder)])
+    done = subprocess.run(f"{command} <&- >&- 2>&-", shell=True, capture_output=True, env=ENVIRONMENT)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
 
 
 def test_ctrl_c_says_what_was_kept(endless: Path) -> None:
-    process = long_answer(endless)
+    process = started(long_answer(endless))
     assert process.stdout is not None
     assert process.stdout.read(1)  # it writes
     process.send_signal(signal.SIGINT)
@@ -84,7 +76,7 @@ def test_ctrl_c_says_what_was_kept(endless: Path) -> None:
 
 def test_reader_that_goes_away(endless: Path) -> None:
     """`focusllm ask … | head -c 10` must end in silence."""
-    process = long_answer(endless)
+    process = started(long_answer(endless))
     assert process.stdout is not None
     assert process.stderr is not None
     process.stdout.read(1)
@@ -93,17 +85,86 @@ def test_reader_that_goes_away(endless: Path) -> None:
     assert process.wait(timeout=60) == 141
 
 
-def test_terminal_without_unicode(model_folder: Path) -> None:
+# --- in this process --------------------------------------------------------------------------------------------------
+
+
+class Command(Protocol):
+    """Runs `focusllm` with arguments and gives its exit code; streams that are not named are files in memory."""
+
+    def __call__(self, arguments: list[str], **streams: TextIO | None) -> int: ...
+
+
+@pytest.fixture
+def focusllm(monkeypatch: pytest.MonkeyPatch) -> Command:
+    def run(arguments: list[str], **streams: TextIO | None) -> int:
+        monkeypatch.setattr(sys, "argv", ["focusllm", *arguments])
+        for name in ("stdin", "stdout", "stderr"):
+            monkeypatch.setattr(sys, name, streams.get(name, in_memory()))
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert isinstance(ended.value.code, int)
+        return ended.value.code
+
+    return run
+
+
+def in_memory(content: bytes = b"", *, encoding: str = "utf-8") -> io.TextIOWrapper:
+    return io.TextIOWrapper(io.BytesIO(content), encoding=encoding)
+
+
+def written(stream: io.TextIOWrapper) -> str:
+    stream.flush()
+    content: bytes = stream.buffer.getvalue()  # type: ignore[attr-defined]
+    return content.decode(stream.encoding)
+
+
+def test_answers_from_a_pipe(focusllm: Command, model_folder: Path) -> None:
+    """Its bytes may be in any encoding, whatever that of the terminal is."""
+    output, error = in_memory(), in_memory()
+    command = ["ask", "--model", str(model_folder), "--max-new-tokens", "4", "-d", "-", "What?"]
+    assert focusllm(command, stdin=in_memory("Ein Café.".encode("latin-1")), stdout=output, stderr=error) == 0
+    assert written(output).endswith("\n")
+    assert written(error) == ""
+
+
+def test_error_has_no_traceback(focusllm: Command) -> None:
+    output, error = in_memory(), in_memory()
+    assert focusllm(["ask", "-d", "no-such-file", "What?"], stdout=output, stderr=error) == 1
+    assert written(output) == ""
+    assert written(error).splitlines() == ["Error: no-such-file: there is no such file."]
+
+
+@pytest.mark.parametrize("closed", ["stdin", "stdout", "stderr"])
+def test_a_stream_that_is_closed(focusllm: Command, closed: str, model_folder: Path) -> None:
+    """Python has None in its place. What is open gets what it always gets."""
+    output, error = in_memory(), in_memory()
+    assert focusllm(short_answer(model_folder), **{"stdout": output, "stderr": error, closed: None}) == 0
+    assert bool(written(output)) is (closed != "stdout")
+    assert written(error) == ""
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has a device that is always full")
+def test_a_full_disk_has_no_traceback(focusllm: Command, model_folder: Path) -> None:
+    """Python writes what is left when it closes the output, and must not fail a second time."""
+    error = in_memory()
+    with open("/dev/full", "w") as output:
+        assert focusllm(short_answer(model_folder), stdout=output, stderr=error) == 1
+    assert written(error).splitlines() == ["Error: The output: No space left on device."]
+
+
+def test_terminal_without_unicode(focusllm: Command, model_folder: Path) -> None:
     """A letter that the terminal lacks becomes a question mark; it does not end the answer."""
-    command = [*COMMAND, "ask", "--model", str(model_folder), "--temperature", "1", "--seed", "0", "What?"]
+    command = ["ask", "--model", str(model_folder), "--temperature", "1", "--seed", "0", "What?"]
     shown = {}
     for encoding in ("utf-8", "latin-1"):
-        environment = {**ENVIRONMENT, "PYTHONIOENCODING": encoding}
-        done = subprocess.run(command, capture_output=True, env=environment)
-        assert done.returncode == 0, done.stderr
-        shown[encoding] = done.stdout.decode(encoding)
+        output = in_memory(encoding=encoding)
+        assert focusllm(command, stdout=output) == 0
+        shown[encoding] = written(output)
     assert "\ufffd" in shown["utf-8"]  # random bytes are seldom UTF-8
     assert shown["latin-1"] == shown["utf-8"].encode("latin-1", errors="replace").decode("latin-1")
+
+
+# --- without torch ----------------------------------------------------------------------------------------------------
 
 
 def test_version() -> None:

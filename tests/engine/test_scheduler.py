@@ -373,8 +373,7 @@ def test_ctrl_c_in_a_step_ends_one_client_and_no_other(engine: FocusEngine, monk
 
     monkeypatch.setattr(FocusModel, "decode_step", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        while True:
-            next(stream)
+        list(stream)
     text += "".join(event.text for event in other)
     assert text == make_engine().generate("And then?", [A, B], max_new_tokens=12).text
     assert engine.shared.scheduler.idle

@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 
 from focus_core import ConfigError, FocusEngine
-from focus_core.evaluation.tasks import TASKS, Haystack, Trial, task_named
+from focus_core.evaluation.tasks.base import Haystack, Trial
+from focus_core.evaluation.tasks.table import TASKS, task_named
 from tests.engines import make_engine
 
 

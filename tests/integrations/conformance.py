@@ -7,17 +7,20 @@ random, with one token per byte: what it writes means nothing, but every answer 
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import pytest
 
-from focus_core import ContextOverflowError, FocusEngine
-from focus_core.engine.engine import Usage
+from focus_core import ContextOverflowError, FocusEngine, Usage
+from focus_core.errors import ConfigError
+from focus_core.methods.focus import FocusMethod
+from focus_core.methods.plain import PlainMethod
+from focus_core.methods.table import METHODS
 from focus_integrations.engines import EngineSettings, shared_engine
+from tests.integrations.spies import Spy, break_after, count_steps, delay_first_token, wait_until_idle
 from tests.tiny import save_tiny_model
 
 QUESTION = "Who?"
@@ -33,10 +36,13 @@ class Reply:
     input_tokens: int
     output_tokens: int
     finish_reason: str | None
+    method: str | None
 
 
 class Driver(Protocol):
     """How a framework is made to do something. `options` are settings of one call; documents are strings."""
+
+    def __init__(self, **settings: Any) -> None: ...
 
     def ask(self, question: str, documents: list[str], **options: Any) -> Reply: ...
 
@@ -68,9 +74,14 @@ def engine(tiny_settings: dict[str, Any]) -> FocusEngine:
 
 
 class Conformance:
-    """Subclasses have a fixture `driver`; `per_call` is False where a framework has no settings per call."""
+    """Subclasses name a `driver_class`; `per_call` is False where a framework has no settings per call."""
 
+    driver_class: ClassVar[type[Driver]]
     per_call = True
+
+    @pytest.fixture
+    def driver(self, tiny_settings: dict[str, Any]) -> Driver:
+        return self.driver_class(**tiny_settings)
 
     # --- the four ways to ask agree -----------------------------------------------------------------------------------
 
@@ -102,6 +113,34 @@ class Conformance:
         assert counts
         assert set(counts.values()) == {1}, counts
 
+    # --- methods ------------------------------------------------------------------------------------------------------
+
+    async def test_the_method_is_set_on_the_wrapper_and_reported(self, tiny_settings: dict[str, Any]) -> None:
+        for method in ("focus", "plain"):
+            driver = self.driver_class(**tiny_settings, method=method)
+            assert [reply.method for reply in await _replies(driver)] == [method] * 4
+
+    async def test_the_method_is_set_per_call(self, driver: Driver, engine: FocusEngine) -> None:
+        if not self.per_call:
+            pytest.skip("no settings per call")
+        for method in ("focus", "plain"):
+            expected = engine.generate(QUESTION, DOCUMENTS, max_new_tokens=TOKENS, method=method)
+            for reply in await _replies(driver, method=method):
+                assert (reply.text, reply.method) == (expected.text, expected.method) == (expected.text, method)
+
+    async def test_a_method_of_ones_own_needs_its_name_only(
+        self, tiny_settings: dict[str, Any], engine: FocusEngine, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A line in the table of methods: no list of names in the wrappers or the frameworks."""
+        with pytest.raises(ConfigError, match=r"method='whole'.*'focus', 'plain'"):
+            self.driver_class(**tiny_settings, method="whole").ask(QUESTION, DOCUMENTS)
+        monkeypatch.setitem(METHODS, "whole", WholeMethod)
+        monkeypatch.setitem(METHODS, "chunked", ChunkedMethod)
+        for method, like in (("whole", "plain"), ("chunked", "focus")):
+            expected = engine.generate(QUESTION, DOCUMENTS, max_new_tokens=TOKENS, method=like).text
+            for reply in await _replies(self.driver_class(**tiny_settings, method=method)):
+                assert (reply.text, reply.method) == (expected, method)
+
     # --- stop strings -------------------------------------------------------------------------------------------------
 
     async def test_stop_is_obeyed_and_left_out(self, driver: Driver, engine: FocusEngine) -> None:
@@ -119,12 +158,10 @@ class Conformance:
 
     # --- documents ----------------------------------------------------------------------------------------------------
 
-    def test_documents_arrive_whole_in_order_and_once(
-        self, driver: Driver, engine: FocusEngine, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        seen = _seen_documents(engine, monkeypatch)
+    def test_documents_arrive_whole_in_order_and_once(self, driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+        spy = Spy(monkeypatch)
         driver.ask(QUESTION, [DOCUMENTS[1], DOCUMENTS[0], DOCUMENTS[1]])
-        assert seen == [[DOCUMENTS[1], DOCUMENTS[0]]]
+        assert [call.documents for call in spy.calls] == [[DOCUMENTS[1], DOCUMENTS[0]]]
 
     def test_other_documents_give_another_answer(self, driver: Driver) -> None:
         first = driver.ask(QUESTION, DOCUMENTS[:1]).text
@@ -136,7 +173,7 @@ class Conformance:
 
     async def test_overflow_reaches_the_caller_in_all_four(self, driver: Driver) -> None:
         """Never as an empty answer."""
-        too_much = [f"{number} " + "word " * 60_000 for number in range(2)]
+        too_much = [f"{number} " + "word " * 27_000 for number in range(2)]
         with pytest.raises(ContextOverflowError, match=r"memory of \d+ chunks"):
             driver.ask(QUESTION, too_much)
         with pytest.raises(ContextOverflowError):
@@ -147,48 +184,60 @@ class Conformance:
             [piece async for piece in driver.astream(QUESTION, too_much)]
 
     async def test_an_error_in_mid_stream_reaches_the_caller(
-        self, driver: Driver, engine: FocusEngine, monkeypatch: pytest.MonkeyPatch
+        self, driver: Driver, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        _break_after(engine, monkeypatch, steps=4)
-        with pytest.raises(RuntimeError, match="broken on purpose"):
-            "".join(driver.stream(QUESTION, DOCUMENTS))
-        _break_after(engine, monkeypatch, steps=4)
-        with pytest.raises(RuntimeError, match="broken on purpose"):
-            [piece async for piece in driver.astream(QUESTION, DOCUMENTS)]
+        with monkeypatch.context() as patch:
+            break_after(patch, steps=4)
+            with pytest.raises(RuntimeError, match="broken on purpose"):
+                "".join(driver.stream(QUESTION, DOCUMENTS))
+        with monkeypatch.context() as patch:
+            break_after(patch, steps=4)
+            with pytest.raises(RuntimeError, match="broken on purpose"):
+                [piece async for piece in driver.astream(QUESTION, DOCUMENTS)]
+        assert driver.ask(QUESTION, DOCUMENTS).text
 
     async def test_a_closed_stream_frees_the_engine(
         self, driver: Driver, engine: FocusEngine, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """And stops: no token is computed for nobody."""
-        steps = _count_steps(engine, monkeypatch)
+        """And stops: a token that nobody waits for is not computed."""
+        steps = count_steps(monkeypatch)
         stream = driver.stream(QUESTION, DOCUMENTS)
         next(stream)
         stream.close()  # type: ignore[attr-defined]
-        taken = len(steps)
-        assert taken < TOKENS // 2
-        assert not engine.shared.turn.locked()
+        assert engine.shared.scheduler.idle
+        assert len(steps) < TOKENS // 2
+        steps.clear()
         agenerator = driver.astream(QUESTION, DOCUMENTS)
         await anext(agenerator)
         await agenerator.aclose()  # type: ignore[attr-defined]
-        await asyncio.sleep(0.05)
-        assert len(steps) < 2 * TOKENS // 2
-        assert not engine.shared.turn.locked()
+        await asyncio.to_thread(wait_until_idle, engine)
+        assert len(steps) < TOKENS // 2
         assert driver.ask(QUESTION, DOCUMENTS).text
 
-    @pytest.mark.parametrize("seconds", [1.0, pytest.param(65.0, marks=pytest.mark.slow)])
-    async def test_the_first_token_may_take_long(
-        self, driver: Driver, engine: FocusEngine, monkeypatch: pytest.MonkeyPatch, seconds: float
+    async def test_a_cancelled_answer_stops_at_the_next_token(
+        self, driver: Driver, engine: FocusEngine, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Other wrappers give up after 60 seconds, and reading a long document takes longer."""
-        _delay_first_token(engine, monkeypatch, seconds)
+        """A server whose client has gone would otherwise compute the whole answer."""
+        steps = count_steps(monkeypatch, seconds=0.05)
+        task = asyncio.create_task(_whole(driver.aask(QUESTION, DOCUMENTS)))
+        while not steps:
+            await asyncio.sleep(0.01)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        taken = len(steps)
+        await asyncio.to_thread(wait_until_idle, engine)
+        assert len(steps) <= taken + 2 < TOKENS
+
+    async def test_the_first_token_may_take_long(self, driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Prefilling a long document takes long. (More than a minute of it: `test_patience.py`.)"""
+        delay_first_token(monkeypatch, 1.0)
         assert "".join(driver.stream(QUESTION, DOCUMENTS))
         assert "".join([piece async for piece in driver.astream(QUESTION, DOCUMENTS)])
 
-    async def test_the_event_loop_runs_on(
-        self, driver: Driver, engine: FocusEngine, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    async def test_the_event_loop_runs_on(self, driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
         """A server would serve nobody while one answer is made."""
-        _delay_first_token(engine, monkeypatch, 0.5)
+        delay_first_token(monkeypatch, 0.5)
         assert await _ticks(driver.aask(QUESTION, DOCUMENTS)) > 10
 
         async def streamed() -> None:
@@ -198,56 +247,28 @@ class Conformance:
         assert await _ticks(streamed()) > 10
 
 
-# --- looking into the engine ------------------------------------------------------------------------------------------
+class WholeMethod(PlainMethod):
+    """The plain model under another name."""
+
+    name = "whole"
 
 
-def _seen_documents(engine: FocusEngine, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
-    seen: list[list[str]] = []
-    original = type(engine).stream_batch
+class ChunkedMethod(FocusMethod):
+    """FocusLLM under another name."""
 
-    def spy(self: FocusEngine, questions: Any, documents: Any = None, **options: Any) -> Any:
-        seen.append(list(documents or []))
-        return original(self, questions, documents, **options)
-
-    monkeypatch.setattr(type(engine), "stream_batch", spy)
-    return seen
+    name = "chunked"
 
 
-def _count_steps(engine: FocusEngine, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """One entry for every token the engine makes."""
-    steps: list[int] = []
-    original = type(engine)._show
-
-    def spy(self: FocusEngine, request: Any, token: int) -> Any:
-        steps.append(token)
-        return original(self, request, token)
-
-    monkeypatch.setattr(type(engine), "_show", spy)
-    return steps
+async def _replies(driver: Driver, **options: Any) -> list[Reply]:
+    """The same question in four ways."""
+    replies = [driver.ask(QUESTION, DOCUMENTS, **options), driver.streamed(QUESTION, DOCUMENTS, **options)]
+    replies.append(await driver.aask(QUESTION, DOCUMENTS, **options))
+    replies.append(await driver.astreamed(QUESTION, DOCUMENTS, **options))
+    return replies
 
 
-def _break_after(engine: FocusEngine, monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
-    made = [0]
-    original = FocusEngine._show
-
-    def breaking(self: FocusEngine, request: Any, token: int) -> Any:
-        made[0] += 1
-        if made[0] > steps:
-            raise RuntimeError("broken on purpose")
-        return original(self, request, token)
-
-    monkeypatch.undo()
-    monkeypatch.setattr(type(engine), "_show", breaking)
-
-
-def _delay_first_token(engine: FocusEngine, monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
-    original = type(engine)._decoding
-
-    def slow(self: FocusEngine, *args: Any) -> Any:
-        time.sleep(seconds)
-        return original(self, *args)
-
-    monkeypatch.setattr(type(engine), "_decoding", slow)
+async def _whole(answer: Any) -> Any:
+    return await answer
 
 
 async def _ticks(work: Any) -> int:

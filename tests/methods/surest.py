@@ -20,15 +20,18 @@ from focus_core.text.chunking import Chunk
 
 
 class SurestDecoding:
-    def __init__(self, decoder: Decoder, chunks: ChunkSet, prompts: Sequence[Sequence[int]]) -> None:
+    def __init__(self, decoder: Decoder, chunks: ChunkSet, questions: Sequence[Question]) -> None:
         self._decoder, self._chunks = decoder, chunks
-        self._prompts, self._padding = pad_left(prompts)
+        self._prompts, self._padding = pad_left([question.dynamic_prompt for question in questions])
+        self._generated = [len(question.generated) for question in questions]  # of a question that goes on, not 0
         self._appended = decoder.new_appended(chunks, self._padding, layers=decoder.parts.num_layers)
-        self._surest = torch.zeros(len(prompts), dtype=torch.long)
+        self._surest = torch.zeros(len(questions), dtype=torch.long)
 
     def start(self) -> Tensor:
-        rows = self._append(self._prompts)
-        self._surest = rows.softmax(-1).amax(-1).argmax(0)
+        rows = self._append(self._prompts, logits_of=max(self._generated) + 1)
+        sure = rows.softmax(-1).amax(-1)  # [chunks, questions, tokens]
+        firsts = [sure[:, number, -1 - generated] for number, generated in enumerate(self._generated)]
+        self._surest = torch.stack(firsts, dim=1).argmax(0)
         return self._of_surest(rows)
 
     def step(self, tokens: Tensor) -> Tensor:
@@ -44,12 +47,12 @@ class SurestDecoding:
         self._padding = self._appended.padding.tolist()
         self._surest = torch.cat([self._surest, other._surest])
 
-    def _append(self, tokens: Tensor) -> Tensor:
-        return self._decoder.append(self._chunks, tokens, self._appended)[:, :, 0]
+    def _append(self, tokens: Tensor, logits_of: int = 1) -> Tensor:
+        return self._decoder.append(self._chunks, tokens, self._appended, logits_of=logits_of)
 
     def _of_surest(self, rows: Tensor) -> Tensor:
-        """`[chunks, questions, vocab]` to `[questions, vocab]`."""
-        return rows[self._surest, torch.arange(rows.shape[1])]
+        """`[chunks, questions, tokens, vocab]` to `[questions, vocab]`."""
+        return rows[self._surest, torch.arange(rows.shape[1]), -1]
 
 
 class SurestMethod:
@@ -68,4 +71,4 @@ class SurestMethod:
         return self._decoder.prefill_passes([chunk.row for chunk in chunks], layers=self.cached_layers)
 
     def decoding(self, chunks: ChunkSet, questions: Sequence[Question]) -> SurestDecoding:
-        return SurestDecoding(self._decoder, chunks, [question.dynamic_prompt for question in questions])
+        return SurestDecoding(self._decoder, chunks, questions)

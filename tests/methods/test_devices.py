@@ -27,10 +27,9 @@ from focus_core.methods.base import Decoding
 from focus_core.methods.focus import FocusDecoding, FocusModel
 from focus_core.methods.plain import PlainDecoding
 from focus_core.training.loss import FocusLoss
-from tests.cases import computed, focus_model, forced, prefilled
-from tests.methods.test_exactness import ANSWERS, CASE, QUESTIONS
+from tests.cases import ANSWERS, CASE, QUESTIONS, computed, focus_model, forced, prefilled
 from tests.model_zoo import FAMILIES, build, random_projections
-from tests.training.test_loss import CONFIG, example_for
+from tests.training.cases import CONFIG, example_for
 
 _ASKS = {"item", "tolist", "__bool__", "__int__", "__float__", "__index__", "nonzero", "masked_select", "unique", "cpu"}
 _MOVES = {"to", "copy_", "type_as"}

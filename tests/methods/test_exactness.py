@@ -21,12 +21,16 @@ from focus_core.attention.candidates import CandidateProjections
 from focus_core.attention.modules import decoder_parts
 from focus_core.cache.chunks import ChunkSet
 from focus_core.config import FocusConfig
-from focus_core.methods.focus import FocusDecoding
-from focus_core.methods.plain import PlainDecoding
 from focus_core.errors import ConfigError, OutOfMemoryError
 from focus_core.methods.continuation import continue_tokens
-from focus_core.methods.focus import FocusModel
+from focus_core.methods.focus import FocusDecoding, FocusModel
+from focus_core.methods.plain import PlainDecoding
 from tests.cases import (
+    ANSWERS,
+    CASE,
+    CHUNKINGS,
+    GOLDEN,
+    QUESTIONS,
     TOLERANCE,
     assert_equal_logits,
     computed,
@@ -38,9 +42,6 @@ from tests.cases import (
 )
 from tests.model_zoo import BOS, FAMILIES, build, random_projections, random_tokens
 from tests.reference import Reference
-
-GOLDEN = sorted(path for path in (Path(__file__).parents[1] / "data" / "golden").iterdir() if path.is_dir())
-CASE = random_case()
 
 
 @pytest.fixture(scope="module")
@@ -149,14 +150,6 @@ def test_untrained_projections_are_the_models_own_maps(llama: PreTrainedModel) -
 
 # --- chunks -----------------------------------------------------------------------------------------------------------
 
-CHUNKINGS = {
-    "one": [20],
-    "short_last": [16, 16, 16, 16, 3],
-    "single_token_last": [16, 16, 1],
-    "all_unequal": [5, 21, 1, 30, 12, 30],
-    "sixty": [8] * 59 + [5],
-}
-
 
 @pytest.mark.parametrize("parallel_chunks", [None, 1, 3])
 @pytest.mark.parametrize("lengths", CHUNKINGS.values(), ids=CHUNKINGS)
@@ -260,12 +253,6 @@ def test_prefill_reports_progress(llama: PreTrainedModel, projections: Candidate
 
 
 # --- questions --------------------------------------------------------------------------------------------------------
-
-QUESTIONS = [
-    CASE.asking(prompt=prompt, local=local, seed=seed)
-    for prompt, local, seed in [(9, 14, 21), (4, 30, 22), (12, 12, 23), (1, 1, 24)]
-]
-ANSWERS = [random_tokens(5, seed=seed) for seed in (31, 32, 33, 34)]
 
 
 @pytest.mark.parametrize("parallel_chunks", [None, 2], ids=["one_pass", "groups"])
@@ -412,9 +399,10 @@ def test_prefill_refuses_what_the_memory_does_not_hold(focus: FocusModel, monkey
 
 
 def test_a_step_needs_a_dynamic_prompt_first(focus: FocusModel) -> None:
+    chunks = prefilled(focus, CASE)
+    appended = focus.start_answer(chunks)
     with pytest.raises(ConfigError, match="decode_candidates"):
-        chunks = prefilled(focus, CASE)
-        focus.decode_step(chunks, torch.tensor([[1, 2]]), torch.tensor([CASE.local]), focus.start_answer(chunks))
+        focus.decode_step(chunks, torch.tensor([[1, 2]]), torch.tensor([CASE.local]), appended)
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3"])

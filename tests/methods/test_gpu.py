@@ -14,8 +14,21 @@ from torch import Tensor
 from focus_core.config import FocusConfig
 from focus_core.methods.continuation import continue_tokens
 from focus_core.methods.focus import FocusDecoding, FocusModel
-from tests.cases import Case, assert_equal_logits, computed, expected, focus_model, forced, prefilled, random_case
-from tests.methods.test_exactness import ANSWERS, CASE, CHUNKINGS, GOLDEN, QUESTIONS
+from tests.cases import (
+    ANSWERS,
+    CASE,
+    CHUNKINGS,
+    GOLDEN,
+    QUESTIONS,
+    Case,
+    assert_equal_logits,
+    computed,
+    expected,
+    focus_model,
+    forced,
+    prefilled,
+    random_case,
+)
 from tests.model_zoo import FAMILIES, build, random_projections, random_tokens
 from tests.reference import Reference
 
@@ -63,7 +76,9 @@ def test_golden_vectors(folder: Path, parallel_chunks: int | None) -> None:
     golden = load_file(folder / "golden.safetensors")
     config = FocusConfig(parallel_chunks=parallel_chunks)
     model = FocusModel.from_pretrained(folder, device="cuda", dtype="float32", config=config)
-    generation = continue_tokens(model, golden["input_ids"], max_new_tokens=len(golden["generated"]), return_logits=True)
+    generation = continue_tokens(
+        model, golden["input_ids"], max_new_tokens=len(golden["generated"]), return_logits=True
+    )
     assert generation.logits is not None
     assert_equal_logits(generation.logits[: len(golden["logits"])], golden["logits"], atol=TOLERANCE)
     assert generation.tokens.tolist() == golden["generated"].tolist()

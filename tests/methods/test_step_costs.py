@@ -12,9 +12,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from focus_core.methods.focus import FocusDecoding
+from focus_core.methods.focus import FocusDecoding, FocusModel
 from focus_core.methods.plain import PlainDecoding
-from focus_core.methods.focus import FocusModel
 from tests.cases import focus_model, prefilled, random_case
 from tests.model_zoo import build, random_projections, random_tokens
 

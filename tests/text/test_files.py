@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from pypdf import PageObject, PdfWriter
 
-from focus_core.text.files import decode_text, read_file, read_folder
 from focus_core.errors import DocumentError
+from focus_core.text.files import decode_text, read_file, read_folder
 
 FRENCH = "Le contrat a été signé à Genève ; les frais, déjà élevés, seront répartis dès la première année. "
 SPANISH = "El niño comió piñas en la montaña, según su compañero José. "

@@ -2,66 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 
-from focus_core import FocusEngine
-from focus_core.engine.engine import FinishReason, Piece, Usage
 from focus_integrations.langchain import ChatFocusLLM, FocusLLM
-
-
-@dataclass
-class EngineCall:
-    """One call of the engine: a batch of questions about the same documents."""
-
-    questions: list[Any]
-    documents: list[Any]
-    options: dict[str, Any] = field(default_factory=dict)
+from tests.integrations.spies import EngineCall, Script, Spy
 
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[EngineCall]:
-    """Everything that reaches an engine, which answers as ever."""
-    calls: list[EngineCall] = []
-    original = FocusEngine.stream_batch
-
-    def spy(self: FocusEngine, questions: Any, documents: Any = None, **options: Any) -> Any:
-        calls.append(EngineCall(list(questions), list(documents or []), options))
-        return original(self, questions, documents, **options)
-
-    monkeypatch.setattr(FocusEngine, "stream_batch", spy)
-    return calls
-
-
-class Script:
-    """An engine's answers, written beforehand: no random model writes JSON."""
-
-    def __init__(self) -> None:
-        self.text = ""
-        self.finish_reason: FinishReason = "stop"
-        self.calls: list[EngineCall] = []
-
-    def stream_batch(self, questions: Any, documents: Any = None, **options: Any) -> Iterator[tuple[int, Piece]]:
-        self.calls.append(EngineCall(list(questions), list(documents or []), options))
-        half = len(self.text) // 2
-        for index in range(len(questions)):
-            yield index, Piece(self.text[:half])
-            yield index, Piece(self.text[half:], self.finish_reason, Usage(input_tokens=2, output_tokens=2))
+    """Everything that reaches an engine, which answers as usual."""
+    return Spy(monkeypatch).calls
 
 
 @pytest.fixture
 def script(monkeypatch: pytest.MonkeyPatch) -> Script:
     """Set `text` to what the engine shall say."""
-    script = Script()
-    monkeypatch.setattr(
-        FocusEngine,
-        "stream_batch",
-        lambda _, questions, documents=None, **options: script.stream_batch(questions, documents, **options),
-    )
-    return script
+    return Script(monkeypatch)
 
 
 @pytest.fixture(params=[FocusLLM, ChatFocusLLM])

@@ -124,6 +124,7 @@ def _reply(message: AIMessage | AIMessageChunk) -> Reply:
         usage["input_tokens"],
         usage["output_tokens"],
         message.response_metadata.get("finish_reason"),
+        message.response_metadata.get("method"),
     )
 
 
@@ -133,4 +134,4 @@ def _first(result: LLMResult) -> Reply:
     assert info is not None
     assert not isinstance(generation, GenerationChunk) or generation.text
     usage = info["usage_metadata"]
-    return Reply(generation.text, usage["input_tokens"], usage["output_tokens"], info["finish_reason"])
+    return Reply(generation.text, usage["input_tokens"], usage["output_tokens"], info["finish_reason"], info["method"])

@@ -9,7 +9,8 @@ from langchain_core.caches import InMemoryCache
 from langchain_core.documents import Document
 
 from focus_integrations.langchain import ChatFocusLLM, FocusPromptValue
-from tests.integrations.langchain.conftest import EngineCall, text_of
+from tests.integrations.langchain.conftest import text_of
+from tests.integrations.spies import EngineCall
 
 A = "In the first story Ada keeps the lighthouse. " * 6
 B = "In the second story Edith sells bread. " * 6
@@ -47,7 +48,8 @@ async def test_other_documents_are_another_call_in_batches(cached: Any, asked: l
     second = list(map(text_of, cached.batch(questions, documents=[B, C])))
     assert list(map(text_of, cached.batch(questions, documents=[A]))) == first
     assert list(map(text_of, await cached.abatch(questions, documents=[A]))) == first
-    assert [(len(call.questions), call.documents) for call in asked] == [(2, [A]), (2, [B, C])]
+    assert sum(len(call.questions) for call in asked) == 4
+    assert [call.documents for call in asked if call.documents == [A]] == [[A]] * (len(asked) // 2)
     assert first != second
 
 

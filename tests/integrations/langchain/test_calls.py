@@ -15,7 +15,8 @@ from langchain_core.tools import tool
 from focus_core import FocusEngine
 from focus_core.errors import ConfigError, FocusError
 from focus_integrations.langchain import ChatFocusLLM, FocusLLM
-from tests.integrations.langchain.conftest import EngineCall, text_of
+from tests.integrations.langchain.conftest import text_of
+from tests.integrations.spies import EngineCall
 
 DOCUMENT = "The gates were closed at noon, and nobody saw the keeper again. " * 6
 
@@ -278,5 +279,5 @@ def test_a_stream_can_be_left_at_any_time(model: Any, engine: FocusEngine) -> No
     stream: Iterator[Any] = model.stream("Who?", documents=[DOCUMENT])
     next(stream)
     del stream
-    assert not engine.shared.turn.locked()
+    assert engine.shared.scheduler.idle
     assert text_of(model.invoke("Who?", max_tokens=2))

@@ -18,7 +18,7 @@ from langchain_core.vectorstores import InMemoryVectorStore
 from focus_core import ContextOverflowError, FocusEngine
 from focus_core.errors import ConfigError, DocumentError
 from focus_integrations.langchain import WholeDocumentRetriever, create_focus_documents_chain
-from tests.integrations.langchain.conftest import EngineCall
+from tests.integrations.spies import EngineCall
 
 A = Document("In the first story Ada keeps the lighthouse. " * 6, metadata={"source": "a.txt"})
 B = Document("In the second story Edith sells bread. " * 6, metadata={"source": "b.txt"})
@@ -119,7 +119,7 @@ def test_an_input_without_documents_is_refused(model: Any) -> None:
 async def test_overflow_reaches_the_caller_of_a_chain(model: Any) -> None:
     """Never as an empty answer."""
     chain = create_focus_documents_chain(model, PROMPT)
-    too_much = {"context": [Document("word " * 120_000)], "input": "Who?"}
+    too_much = {"context": [Document("word " * 54_000)], "input": "Who?"}
     with pytest.raises(ContextOverflowError, match=r"memory of \d+ chunks"):
         chain.invoke(too_much)
     with pytest.raises(ContextOverflowError):

@@ -18,7 +18,8 @@ from focus_core.errors import ConfigError, UnsupportedModelError
 from focus_core.loading.embedded import EMBEDDED
 from focus_integrations.engines import MODEL_VARIABLE
 from focus_integrations.langchain import ChatFocusLLM
-from tests.integrations.langchain.conftest import EngineCall, text_of
+from tests.integrations.langchain.conftest import text_of
+from tests.integrations.spies import EngineCall
 from tests.model_zoo import build
 from tests.tiny import CHUNK, WINDOW, byte_tokenizer, save_tiny_model
 
@@ -109,9 +110,11 @@ def test_a_misspelt_setting_is_refused(model_class: Any, unknown: str) -> None:
 
 
 def test_a_misspelt_argument_of_a_call_is_refused_by_name(model: Any) -> None:
-    with pytest.raises(ConfigError, match=r"takes no argument 'max_token'\. A call can set: documents, stop"):
+    with pytest.raises(ConfigError, match=r"takes no argument 'max_token'\. Did you mean 'max_tokens'\?"):
         model.invoke("Who?", max_token=4)
-    with pytest.raises(ConfigError, match="'tools'"):
+    with pytest.raises(ConfigError, match=r"'max_new_token'\. Did you mean 'max_tokens'"):
+        model.invoke("Who?", max_new_token=4)
+    with pytest.raises(ConfigError, match=r"'tools'\. A call can set: documents, stop"):
         list(model.stream("Who?", tools=[]))
 
 

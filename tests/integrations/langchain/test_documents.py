@@ -21,7 +21,8 @@ from langchain_core.messages.content import create_plaintext_block, create_text_
 from focus_core import FocusEngine
 from focus_core.errors import ConfigError, DocumentError
 from focus_integrations.langchain import ChatFocusLLM, FocusLLM, FocusPromptValue
-from tests.integrations.langchain.conftest import EngineCall, text_of
+from tests.integrations.langchain.conftest import text_of
+from tests.integrations.spies import EngineCall
 
 A = "In the first story Ada keeps the lighthouse. " * 4
 B = "In the second story Edith sells bread. " * 4
@@ -62,7 +63,7 @@ def test_metadata_stay_outside(model: Any, asked: list[EngineCall]) -> None:
 
 def test_a_generator_is_refused(model: Any) -> None:
     """The response cache looks at the documents first; the model would then be asked without any."""
-    with pytest.raises(DocumentError, match="Give a list"):
+    with pytest.raises(DocumentError, match="pass a list"):
         model.invoke("Who?", documents=(text for text in [A, B]))
 
 
@@ -82,7 +83,8 @@ def test_documents_can_be_bound(model: Any, asked: list[EngineCall]) -> None:
     about_a.invoke("Who?", max_tokens=1)
     list(about_a.stream("Who?", max_tokens=1))
     about_a.batch(["Who?", "What?"], max_tokens=1)
-    assert [call.documents for call in asked] == [[A]] * 3
+    assert [call.documents for call in asked] == [[A]] * len(asked)
+    assert sum(len(call.questions) for call in asked) == 4
 
 
 def test_prepared_documents_go_wherever_documents_go(model: Any) -> None:

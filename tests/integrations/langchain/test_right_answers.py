@@ -1,12 +1,12 @@
-"""A right answer, end to end: facts in a text of 60,000 tokens, found by the embedded model through LangChain's chains.
+"""A right answer, end to end: facts in a long text, found by the embedded model through LangChain's chains.
 
-Everything is as a user meets it: models without arguments, documents as LangChain's, questions as strings. The text is
-read once for the whole module; what is tried is that each way to ask finds what stands in it.
+Everything is as a user meets it: models without arguments, documents as LangChain's, questions as strings. That all
+ways to ask give the same answer is what `test_conformance.py` and `test_chains.py` say, on a tiny model; so each class
+and each chain finds one fact here, and all ways find all facts in `make test-slow`.
 """
 
 from __future__ import annotations
 
-import random
 from typing import Any
 
 import pytest
@@ -18,40 +18,32 @@ from langchain_core.runnables import Runnable
 from langchain_core.stores import InMemoryStore
 from langchain_core.vectorstores import InMemoryVectorStore
 
-from focus_core.evaluation.facts import Fact, filler_sentences, hide
-from focus_core.loading.embedded import EMBEDDED_FOLDER
+from focus_core.evaluation.facts import Fact
 from focus_integrations.langchain import ChatFocusLLM, FocusLLM, WholeDocumentRetriever, create_focus_documents_chain
+from tests import embedded
+from tests.embedded import FACTS, needs_embedded, question_about
 
-pytestmark = [
-    pytest.mark.skipif(
-        not (EMBEDDED_FOLDER / "base" / "config.json").is_file(),
-        reason="the embedded model is not in focus_core/embedded",
-    ),
-    pytest.mark.timeout(600),
-]
+pytestmark = [needs_embedded, pytest.mark.timeout(600)]
 
-TOKENS = 60_000
-HIDDEN = [
-    (Fact("access code", "the amber falcon", "48213"), 0.15, "What is the access code of the amber falcon?"),
-    (Fact("home city", "Clara Fenwick", "Lisbon"), 0.4, "What is the home city of Clara Fenwick?"),
-    (Fact("population", "Lake Marden", "90576"), 0.65, "What is the population of Lake Marden?"),
-    (Fact("pass key", "", "71402", "passkey"), 0.9, "What is the pass key?"),
-]
 PROMPT = PromptTemplate.from_template("{input}")
-NAMES = [fact.attribute for fact, _, _ in HIDDEN]
 WAYS = ("invoke", "ainvoke", "stream", "astream")
+
+
+def each_way(*quick: tuple[type, str]) -> pytest.MarkDecorator:
+    """Each class asked in each way, for another fact in each; what is not in `quick` is slow."""
+    cases = [
+        pytest.param(
+            kind, way, fact, id=f"{kind.__name__}-{way}", marks=() if (kind, way) in quick else pytest.mark.slow
+        )
+        for kind in (FocusLLM, ChatFocusLLM)
+        for way, fact in zip(WAYS, FACTS, strict=True)
+    ]
+    return pytest.mark.parametrize(("kind", "way", "fact"), cases)
 
 
 @pytest.fixture(scope="module")
 def book() -> Document:
-    """The facts among made-up sentences; read here, so that no test pays for it."""
-    engine = FocusLLM().engine
-    rng = random.Random(11)
-    sample = filler_sentences(rng, 500)
-    sentences = filler_sentences(rng, round(TOKENS * len(sample) / engine.count_tokens(" ".join(sample))))
-    text = hide([fact for fact, _, _ in HIDDEN], sentences, rng, [depth for _, depth, _ in HIDDEN]).text
-    assert abs(engine.prepare([text]).tokens - TOKENS) < TOKENS // 20
-    return Document(text, id="book", metadata={"title": "A long book"})
+    return Document(embedded.book(), id="book", metadata={"title": "A long book"})
 
 
 @pytest.fixture(scope="module")
@@ -97,27 +89,20 @@ def _answer(result: Any) -> str:
     return result if isinstance(result, str) else str(result.get("answer", ""))
 
 
-@pytest.fixture(params=[FocusLLM, ChatFocusLLM])
-def answering(request: pytest.FixtureRequest, book: Document) -> Any:
-    return create_focus_documents_chain(request.param(), PROMPT)
+def answering(kind: type) -> Any:
+    return create_focus_documents_chain(kind(), PROMPT)
 
 
-@pytest.mark.parametrize(("fact", "question"), [(fact, question) for fact, _, question in HIDDEN], ids=NAMES)
-def test_every_fact_is_found(answering: Any, book: Document, fact: Fact, question: str) -> None:
-    assert fact.value in answering.invoke({"context": [book], "input": question})
+@each_way((FocusLLM, "invoke"), (ChatFocusLLM, "stream"))
+async def test_a_chain_over_the_whole_document_finds_it(book: Document, kind: type, way: str, fact: Fact) -> None:
+    assert fact.value in await ask(answering(kind), way, {"context": [book], "input": question_about(fact)})
 
 
-@pytest.mark.parametrize(("way", "hidden"), list(zip(WAYS, HIDDEN, strict=True)), ids=WAYS)
-async def test_each_way_to_ask_finds_it(answering: Any, book: Document, way: str, hidden: Any) -> None:
-    fact, _, question = hidden
-    assert fact.value in await ask(answering, way, {"context": [book], "input": question})
-
-
-@pytest.mark.parametrize(("way", "hidden"), list(zip(WAYS, HIDDEN, strict=True)), ids=WAYS)
+@each_way((ChatFocusLLM, "invoke"))
 async def test_retrieval_of_the_whole_document_finds_it(
-    answering: Any, retriever: WholeDocumentRetriever, book: Document, way: str, hidden: Any
+    retriever: WholeDocumentRetriever, book: Document, kind: type, way: str, fact: Fact
 ) -> None:
     """The passage with the fact need not be among the hits: its document is enough."""
-    fact, _, question = hidden
+    question = question_about(fact)
     assert book in retriever.invoke(question)
-    assert fact.value in await ask(create_retrieval_chain(retriever, answering), way, {"input": question})
+    assert fact.value in await ask(create_retrieval_chain(retriever, answering(kind)), way, {"input": question})

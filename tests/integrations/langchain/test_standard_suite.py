@@ -24,15 +24,12 @@ from langchain_core.messages import AIMessage
 from langchain_tests.integration_tests import ChatModelIntegrationTests
 from langchain_tests.unit_tests import ChatModelUnitTests
 
-from focus_core.loading.embedded import EMBEDDED_FOLDER
 from focus_integrations.engines import MODEL_VARIABLE
 from focus_integrations.langchain import ChatFocusLLM
-from tests.integrations.langchain.conftest import Script
+from tests.embedded import needs_embedded
+from tests.integrations.spies import Script
 from tests.tiny import save_tiny_model
 
-needs_embedded = pytest.mark.skipif(
-    not (EMBEDDED_FOLDER / "base" / "config.json").is_file(), reason="the embedded model is not in focus_core/embedded"
-)
 _FEW = {"max_tokens": 8}
 _DOCUMENT = "The library was quiet. Nobody came before noon. " * 60
 

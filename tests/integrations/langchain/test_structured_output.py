@@ -10,8 +10,9 @@ from langchain_core.messages import HumanMessage
 from langchain_core.prompts import ChatPromptTemplate
 from pydantic import BaseModel, Field
 
+from focus_core.errors import ConfigError
 from focus_integrations.langchain import ChatFocusLLM, FocusPromptValue
-from tests.integrations.langchain.conftest import Script
+from tests.integrations.spies import Script
 
 GOOD = '{"name": "Ada", "age": 36}'
 
@@ -128,3 +129,15 @@ def test_with_the_raw_answer_nothing_is_raised(chat: ChatFocusLLM, script: Scrip
 def test_every_method_of_langchain_is_accepted(chat: ChatFocusLLM, script: Script, method: str) -> None:
     script.text = GOOD
     assert chat.with_structured_output(Person, method=method, strict=True).invoke("Who?") == Person(name="Ada", age=36)
+
+
+def test_the_engines_method_is_not_taken_for_langchains(chat: ChatFocusLLM) -> None:
+    """Both are called `method`; the wrong one would change nothing, in silence."""
+    with pytest.raises(ConfigError, match=r"method='focus'.*'json_schema'.*ChatFocusLLM\(method="):
+        chat.with_structured_output(Person, method="focus")
+
+
+def test_the_engines_method_is_the_models(tiny_settings: dict[str, Any], script: Script) -> None:
+    script.text = GOOD
+    ChatFocusLLM(**tiny_settings, method="plain").with_structured_output(Person).invoke("Who?")
+    assert script.calls[0].options["method"] == "plain"

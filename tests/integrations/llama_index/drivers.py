@@ -222,11 +222,11 @@ def _user(text: str) -> list[ChatMessage]:
 def _reply(response: CompletionResponse | ChatResponse) -> Reply:
     raw = response.raw
     assert isinstance(raw, dict)
-    text = response.text if isinstance(response, CompletionResponse) else response.message.content
-    return Reply(text or "", raw["usage"]["input_tokens"], raw["usage"]["output_tokens"], raw["finish_reason"])
+    usage, text = raw["usage"], response.text if isinstance(response, CompletionResponse) else response.message.content
+    return Reply(text or "", usage["input_tokens"], usage["output_tokens"], raw["finish_reason"], raw["method"])
 
 
 def _told(text: str, metadata: dict[str, Any] | None) -> Reply:
     assert metadata is not None
     usage = metadata["focus"]
-    return Reply(text, usage["input_tokens"], usage["output_tokens"], usage["finish_reason"])
+    return Reply(text, usage["input_tokens"], usage["output_tokens"], usage["finish_reason"], usage["method"])

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import copy
 import importlib
 import pickle
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +20,12 @@ from llama_index.core.schema import Document, NodeWithScore, TextNode
 from pydantic import BaseModel, ValidationError
 
 from focus_core import FocusEngine
-from focus_core.engine.engine import Piece, Usage
 from focus_core.errors import ConfigError, ContextOverflowError, DocumentError
 from focus_integrations import engines
 from focus_integrations.llama_index import FocusLLM
 from tests.integrations.conformance import DOCUMENTS, QUESTION, TOKENS
 from tests.integrations.llama_index.drivers import counting, listening
+from tests.integrations.spies import EngineCall, Script, Spy
 from tests.tiny import save_tiny_model
 
 ENDPOINTS = [
@@ -50,35 +48,16 @@ def llm(tiny_settings: dict[str, Any]) -> FocusLLM:
     return FocusLLM(**tiny_settings)
 
 
-class Calls(list[dict[str, Any]]):
-    """What the engine was asked, one entry per call."""
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[EngineCall]:
+    """Every call to the engine, which works as usual."""
+    return Spy(monkeypatch).calls
 
 
 @pytest.fixture
-def calls(engine: FocusEngine, monkeypatch: pytest.MonkeyPatch) -> Calls:
-    """Every call to the engine, which works as ever."""
-    seen, original = Calls(), FocusEngine.stream_batch
-
-    def spy(self: FocusEngine, questions: Any, documents: Any = None, **options: Any) -> Any:
-        seen.append({"question": questions[0], "documents": documents, **options})
-        return original(self, questions, documents, **options)
-
-    monkeypatch.setattr(FocusEngine, "stream_batch", spy)
-    return seen
-
-
-@pytest.fixture
-def told(engine: FocusEngine, monkeypatch: pytest.MonkeyPatch) -> Calls:
-    """An engine that answers with the same JSON, whatever it is asked."""
-    seen = Calls()
-
-    def answer(self: FocusEngine, questions: Any, documents: Any = None, **options: Any) -> Iterator[Any]:
-        seen.append({"question": questions[0], "documents": documents, **options})
-        yield 0, Piece('Here: {"name": "Ada", ')
-        yield 0, Piece('"born": 1815}', "stop", Usage(11, 7))
-
-    monkeypatch.setattr(FocusEngine, "stream_batch", answer)
-    return seen
+def told(monkeypatch: pytest.MonkeyPatch) -> list[EngineCall]:
+    """Calls to an engine that answers with the same JSON, whatever it is asked."""
+    return Script(monkeypatch, 'Here: {"name": "Ada", "born": 1815}').calls
 
 
 async def use(llm: FocusLLM, endpoint: str, text: str, **options: Any) -> Any:
@@ -119,29 +98,6 @@ def test_stream_items_hold_the_text_so_far_and_what_is_new(llm: FocusLLM) -> Non
     assert [item.raw is not None for item in items] == [False] * (len(items) - 1) + [True]
 
 
-async def test_a_cancelled_task_stops_the_work(llm: FocusLLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A server whose client has gone would otherwise compute the whole answer for nobody."""
-    made: list[int] = []
-    original = FocusEngine._show
-
-    def spy(self: FocusEngine, request: Any, token: int) -> Any:
-        made.append(token)
-        return original(self, request, token)
-
-    monkeypatch.setattr(FocusEngine, "_show", spy)
-    task = asyncio.create_task(llm.acomplete(QUESTION, documents=DOCUMENTS, max_tokens=2000))
-    while not made:
-        await asyncio.sleep(0.01)
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    await asyncio.sleep(0.5)
-    taken = len(made)
-    await asyncio.sleep(0.2)
-    assert len(made) == taken < 1000
-    assert not llm.engine.shared.turn.locked()
-
-
 # --- metadata ---------------------------------------------------------------------------------------------------------
 
 
@@ -165,7 +121,7 @@ def test_context_window_is_what_fits(llm: FocusLLM, engine: FocusEngine, monkeyp
     def stop(*_: Any) -> None:
         raise PlannedError
 
-    monkeypatch.setattr(FocusEngine, "_decoding", stop)
+    monkeypatch.setattr(engine.shared.scheduler, "add", stop)
     window = llm.metadata.context_window
     assert window > 10 * engine.config.window
     with pytest.raises(PlannedError):
@@ -188,19 +144,21 @@ def test_it_is_a_custom_llm(llm: FocusLLM) -> None:
 
 
 async def test_a_formatted_prompt_goes_to_the_model_as_it_stands(
-    llm: FocusLLM, engine: FocusEngine, calls: Calls
+    llm: FocusLLM, engine: FocusEngine, calls: list[EngineCall]
 ) -> None:
     """`predict` has put everything into it already; a template around it would come twice."""
     expected = engine.generate("Once upon", chat_template=False, max_new_tokens=TOKENS).text
     for endpoint in ENDPOINTS[:4]:
         response = await use(llm, endpoint, "Once upon", formatted=True)
         assert response.text == expected
-    assert {call["question"] for call in calls} == {"Once upon"}
-    assert not any(call["chat_template"] for call in calls[1:])
+    assert {call.question for call in calls} == {"Once upon"}
+    assert not any(call.options["chat_template"] for call in calls[1:])
 
 
 @pytest.mark.parametrize("chat_template", [True, False])
-async def test_the_system_prompt_comes_once(tiny_settings: dict[str, Any], calls: Calls, chat_template: bool) -> None:
+async def test_the_system_prompt_comes_once(
+    tiny_settings: dict[str, Any], calls: list[EngineCall], chat_template: bool
+) -> None:
     """Both LlamaIndex and this class put it in front."""
     llm = FocusLLM(**tiny_settings, system_prompt="Be brief.", chat_template=chat_template)
     prompt = PromptTemplate("{who}?")
@@ -210,22 +168,25 @@ async def test_the_system_prompt_comes_once(tiny_settings: dict[str, Any], calls
     llm.complete("Ada?")
     llm.chat([ChatMessage(role="system", content="Be brief."), ChatMessage(role="user", content="Ada?")])
     for call in calls:
-        text = str(call["question"])
+        text = str(call.questions)
         assert (text.count("Be brief."), text.count("Ada?")) == (1, 1)
-    assert llm.chat_template is all(call["chat_template"] for call in calls)
+    assert llm.chat_template is all(call.options["chat_template"] for call in calls)
 
 
-def test_a_system_message_of_the_prompt_joins_the_system_prompt(tiny_settings: dict[str, Any], calls: Calls) -> None:
+def test_a_system_message_of_the_prompt_joins_the_system_prompt(
+    tiny_settings: dict[str, Any], calls: list[EngineCall]
+) -> None:
     """Templates of models know one system message, in front."""
     llm = FocusLLM(**tiny_settings, system_prompt="Be brief.")
     llm.predict(ChatPromptTemplate.from_messages([("system", "Be kind."), ("user", "{who}?")]), who="Ada")
-    assert calls[0]["question"] == [
-        {"role": "system", "content": "Be brief.\n\nBe kind."},
-        {"role": "user", "content": "Ada?"},
+    assert calls[0].questions == [
+        [{"role": "system", "content": "Be brief.\n\nBe kind."}, {"role": "user", "content": "Ada?"}]
     ]
 
 
-async def test_own_prompt_functions_replace_the_chat_template(tiny_settings: dict[str, Any], calls: Calls) -> None:
+async def test_own_prompt_functions_replace_the_chat_template(
+    tiny_settings: dict[str, Any], calls: list[EngineCall]
+) -> None:
     """They are given for models whose template is missing or wrong. Streams must not forget them."""
     llm = FocusLLM(
         **tiny_settings,
@@ -234,8 +195,8 @@ async def test_own_prompt_functions_replace_the_chat_template(tiny_settings: dic
     )
     for endpoint in ENDPOINTS:
         await use(llm, endpoint, "Ada?", max_tokens=2)
-    assert [call["question"] for call in calls] == ["<c>Ada?</c>"] * 4 + ["<user>Ada?"] * 4
-    assert not any(call["chat_template"] for call in calls)
+    assert [call.question for call in calls] == ["<c>Ada?</c>"] * 4 + ["<user>Ada?"] * 4
+    assert not any(call.options["chat_template"] for call in calls)
 
 
 def test_a_prompt_may_be_longer_than_the_window(llm: FocusLLM, engine: FocusEngine) -> None:
@@ -249,14 +210,14 @@ def test_a_prompt_may_be_longer_than_the_window(llm: FocusLLM, engine: FocusEngi
 # --- documents, messages ----------------------------------------------------------------------------------------------
 
 
-def test_documents_come_in_many_forms(llm: FocusLLM, engine: FocusEngine, calls: Calls) -> None:
+def test_documents_come_in_many_forms(llm: FocusLLM, engine: FocusEngine, calls: list[EngineCall]) -> None:
     """Metadata is not part of a document's text."""
     prepared = engine.prepare("prepared")
     mixed = [Document(text="one", metadata={"a": "b"}), TextNode(text="two", metadata={"c": "d"}), "three", prepared]
     llm.complete(QUESTION, documents=mixed)
     llm.complete(QUESTION, documents=Document(text="alone"))
     llm.complete(QUESTION, documents="alone")
-    assert [call["documents"] for call in calls] == [["one", "two", "three", prepared], ["alone"], ["alone"]]
+    assert [call.documents for call in calls] == [["one", "two", "three", prepared], ["alone"], ["alone"]]
 
 
 def test_what_is_no_document_is_named(llm: FocusLLM) -> None:
@@ -265,7 +226,7 @@ def test_what_is_no_document_is_named(llm: FocusLLM) -> None:
         llm.complete(QUESTION, documents=["text", hit])
 
 
-def test_neighbours_of_one_role_are_joined(llm: FocusLLM, calls: Calls) -> None:
+def test_neighbours_of_one_role_are_joined(llm: FocusLLM, calls: list[EngineCall]) -> None:
     llm.chat(
         [
             ChatMessage(role="user", content="One."),
@@ -274,7 +235,7 @@ def test_neighbours_of_one_role_are_joined(llm: FocusLLM, calls: Calls) -> None:
             ChatMessage(role="user", content="Four."),
         ]
     )
-    assert [message["content"] for message in calls[0]["question"]] == ["One.\n\nTwo.", "Three.", "Four."]
+    assert [message["content"] for message in calls[0].questions[0]] == ["One.\n\nTwo.", "Three.", "Four."]
 
 
 @pytest.mark.parametrize("role", [MessageRole.TOOL, MessageRole.FUNCTION])
@@ -306,9 +267,9 @@ def test_sampling_is_set_on_the_model_and_per_call(tiny_settings: dict[str, Any]
     assert llm.complete(QUESTION, documents=DOCUMENTS, temperature=0.0, max_new_tokens=5).text == greedy
 
 
-def test_stop_strings_of_model_and_call_both_hold(tiny_settings: dict[str, Any], calls: Calls) -> None:
+def test_stop_strings_of_model_and_call_both_hold(tiny_settings: dict[str, Any], calls: list[EngineCall]) -> None:
     FocusLLM(**tiny_settings, stop=["one"]).complete(QUESTION, stop=["two"])
-    assert calls[0]["stop"] == ("one", "two")
+    assert calls[0].options["stop"] == ("one", "two")
 
 
 def test_a_setting_that_does_not_exist_is_refused() -> None:
@@ -319,7 +280,7 @@ def test_a_setting_that_does_not_exist_is_refused() -> None:
 
 async def test_an_argument_that_does_not_exist_is_refused(llm: FocusLLM) -> None:
     for endpoint in ENDPOINTS:
-        with pytest.raises(ConfigError, match="takes no argument 'max_token'"):
+        with pytest.raises(ConfigError, match=r"takes no argument 'max_token'\. Did you mean 'max_tokens'\?"):
             await use(llm, endpoint, QUESTION, max_token=3)
 
 
@@ -372,7 +333,7 @@ def test_copies_share_the_engine(engine: FocusEngine) -> None:
 # --- structured answers -----------------------------------------------------------------------------------------------
 
 
-async def test_structured_answers_by_prompting(llm: FocusLLM, told: Calls) -> None:
+async def test_structured_answers_by_prompting(llm: FocusLLM, told: list[EngineCall]) -> None:
     """The schema stands in the prompt, and documents stay beside it."""
     prompt, ada = PromptTemplate("Who is {who}?"), Person(name="Ada", born=1815)
     options: Any = {"llm_kwargs": {"documents": DOCUMENTS}}
@@ -384,8 +345,8 @@ async def test_structured_answers_by_prompting(llm: FocusLLM, told: Calls) -> No
     assert (await structured.achat(message, documents=DOCUMENTS)).raw == ada
     assert len(told) == 4
     for call in told:
-        assert call["documents"] == DOCUMENTS
-        assert '"born"' in call["question"][-1]["content"]
+        assert call.documents == DOCUMENTS
+        assert '"born"' in call.question
 
 
 # --- the process ------------------------------------------------------------------------------------------------------

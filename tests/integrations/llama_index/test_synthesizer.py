@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import llama_index.core
@@ -27,11 +27,11 @@ from llama_index.core.storage.docstore import SimpleDocumentStore
 from pydantic import BaseModel
 
 from focus_core import FocusEngine
-from focus_core.engine.engine import Piece, Usage
 from focus_core.errors import ConfigError, ContextOverflowError, DocumentError
 from focus_integrations.llama_index import FocusLLM, FocusSynthesizer
 from tests.integrations.conformance import TOKENS
 from tests.integrations.llama_index.drivers import Found, TinyEmbedding, as_documents, counting, listening, nodes_of
+from tests.integrations.spies import EngineCall, Script, Spy
 
 QUESTION = "Who?"
 STORIES = [
@@ -45,10 +45,6 @@ class Person(BaseModel):
     """Somebody."""
 
     name: str
-
-
-class Call(dict[str, Any]):
-    """One call to the engine."""
 
 
 @pytest.fixture(autouse=True)
@@ -65,29 +61,14 @@ def llm(tiny_settings: dict[str, Any]) -> FocusLLM:
 
 
 @pytest.fixture
-def calls(engine: FocusEngine, monkeypatch: pytest.MonkeyPatch) -> list[Call]:
-    """Every call to the engine, which works as ever."""
-    seen: list[Call] = []
-    original = FocusEngine.stream_batch
-
-    def spy(self: FocusEngine, questions: Any, documents: Any = None, **options: Any) -> Any:
-        seen.append(Call(question=questions[0][-1]["content"], documents=documents, **options))
-        return original(self, questions, documents, **options)
-
-    monkeypatch.setattr(FocusEngine, "stream_batch", spy)
-    return seen
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[EngineCall]:
+    """Every call to the engine, which works as usual."""
+    return Spy(monkeypatch).calls
 
 
-def says(monkeypatch: pytest.MonkeyPatch, text: str) -> list[Call]:
+def says(monkeypatch: pytest.MonkeyPatch, text: str) -> list[EngineCall]:
     """From now on the engine gives this answer."""
-    seen: list[Call] = []
-
-    def answer(self: FocusEngine, questions: Any, documents: Any = None, **options: Any) -> Iterator[Any]:
-        seen.append(Call(question=questions[0][-1]["content"], documents=documents, **options))
-        yield 0, Piece(text, "stop", Usage(11, 7))
-
-    monkeypatch.setattr(FocusEngine, "stream_batch", answer)
-    return seen
+    return Script(monkeypatch, text).calls
 
 
 def passages(*texts: str) -> list[NodeWithScore]:
@@ -109,63 +90,63 @@ def texts_in(nodes: Sequence[NodeWithScore]) -> list[str]:
 # --- from nodes to documents ------------------------------------------------------------------------------------------
 
 
-def test_hits_become_whole_documents_once_and_in_order(llm: FocusLLM, calls: list[Call]) -> None:
+def test_hits_become_whole_documents_once_and_in_order(llm: FocusLLM, calls: list[EngineCall]) -> None:
     """Stock synthesizers repeat what overlaps, and mix the pieces of documents."""
     first, second, third = STORIES
     hits = passages(first, second, third)
     mixed = [hits[-1], hits[0], hits[-2], hits[1], hits[0]]
     FocusSynthesizer(llm, docstore=keeping(first, second, third)).synthesize(QUESTION, mixed)
-    assert [call["documents"] for call in calls] == [[third, first]]
+    assert [call.documents for call in calls] == [[third, first]]
 
 
-def test_all_passages_of_a_document_give_its_text_back(llm: FocusLLM, calls: list[Call]) -> None:
+def test_all_passages_of_a_document_give_its_text_back(llm: FocusLLM, calls: list[EngineCall]) -> None:
     """LlamaIndex's hash of the original proves it, so nobody is warned."""
     hits = passages(*STORIES)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         FocusSynthesizer(llm).synthesize(QUESTION, hits[::-1])
-    assert calls[0]["documents"] == STORIES[::-1]
+    assert calls[0].documents == STORIES[::-1]
 
 
-def test_missing_passages_are_warned_about(llm: FocusLLM, calls: list[Call]) -> None:
+def test_missing_passages_are_warned_about(llm: FocusLLM, calls: list[EngineCall]) -> None:
     """Without the original nobody knows what stood between them."""
     hits = passages(STORIES[0])
     with pytest.warns(UserWarning, match="doc-0") as told:
         FocusSynthesizer(llm).synthesize(QUESTION, [hits[0], hits[-1]])
     assert "docstore.add_documents" in str(told[0].message)
-    assert calls[0]["documents"] == ["\n".join(texts_in([hits[0], hits[-1]]))]
+    assert calls[0].documents == ["\n".join(texts_in([hits[0], hits[-1]]))]
 
 
-def test_a_docstore_that_knows_all_passages_is_enough(llm: FocusLLM, calls: list[Call]) -> None:
+def test_a_docstore_that_knows_all_passages_is_enough(llm: FocusLLM, calls: list[EngineCall]) -> None:
     """As `SummaryIndex` and `VectorStoreIndex` leave it behind."""
     index = SummaryIndex.from_documents(as_documents(*STORIES), transformations=[SPLITTER])
     hits = index.as_retriever().retrieve(QUESTION)
     FocusSynthesizer(llm, docstore=index.docstore).synthesize(QUESTION, hits[1:2])
-    assert calls[0]["documents"] == STORIES[:1]
+    assert calls[0].documents == STORIES[:1]
 
 
-def test_metadata_are_shown_by_the_document_template_only(llm: FocusLLM, calls: list[Call]) -> None:
+def test_metadata_are_shown_by_the_document_template_only(llm: FocusLLM, calls: list[EngineCall]) -> None:
     """LlamaIndex would write them, and the file's path, above every piece."""
     metadata = {"title": "Logbook", "llm": "a name that LlamaIndex uses itself", "self": "and so is this"}
     titled = NodeWithScore(node=Document(text="text", metadata=metadata))
     FocusSynthesizer(llm).synthesize(QUESTION, [titled])
     template = PromptTemplate("{title}: {text}")
     FocusSynthesizer(llm, document_template=template).synthesize(QUESTION, [titled, *nodes_of("{title} {x}")])
-    assert [call["documents"] for call in calls] == [["text"], ["Logbook: text", ": {title} {x}"]]
+    assert [call.documents for call in calls] == [["text"], ["Logbook: text", ": {title} {x}"]]
 
 
-def test_documents_without_text_are_left_out_with_a_warning(llm: FocusLLM, calls: list[Call]) -> None:
+def test_documents_without_text_are_left_out_with_a_warning(llm: FocusLLM, calls: list[EngineCall]) -> None:
     """Readers make them of scanned pages; one of them must not end all queries."""
     nodes = nodes_of("text", " \n")
     with pytest.warns(UserWarning, match=nodes[1].node.node_id):
         response = FocusSynthesizer(llm).synthesize(QUESTION, nodes)
-    assert calls[0]["documents"] == ["text"]
+    assert calls[0].documents == ["text"]
     assert response.source_nodes == nodes
     with pytest.raises(DocumentError, match="None of the documents has any text"):
         FocusSynthesizer(llm).synthesize(QUESTION, nodes[1:])
 
 
-async def test_nothing_found_is_no_call(llm: FocusLLM, calls: list[Call]) -> None:
+async def test_nothing_found_is_no_call(llm: FocusLLM, calls: list[EngineCall]) -> None:
     synthesizer = FocusSynthesizer(llm, empty_response="Nothing found.")
     response = synthesizer.synthesize(QUESTION, [])
     assert str(response) == str(await synthesizer.asynthesize(QUESTION, [])) == "Nothing found."
@@ -219,8 +200,8 @@ async def test_output_cls_gives_an_object(llm: FocusLLM, monkeypatch: pytest.Mon
             assert response.response == Person(name="Ada")
             assert response.metadata is not None
             assert response.metadata["focus"]["output_tokens"] == 7
-    assert {call["question"].count("{{") for call in seen} == {0}
-    assert all('"name"' in call["question"] and QUESTION in call["question"] for call in seen)
+    assert {call.question.count("{{") for call in seen} == {0}
+    assert all('"name"' in call.question and QUESTION in call.question for call in seen)
 
 
 async def test_a_structured_model_is_taken_apart(llm: FocusLLM, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -239,7 +220,7 @@ def test_an_answer_that_is_no_json_is_an_error(llm: FocusLLM) -> None:
 # --- prompts ----------------------------------------------------------------------------------------------------------
 
 
-def test_prompts_are_updated_through_the_query_engine(llm: FocusLLM, calls: list[Call]) -> None:
+def test_prompts_are_updated_through_the_query_engine(llm: FocusLLM, calls: list[EngineCall]) -> None:
     engine = RetrieverQueryEngine(Found(nodes_of("text")), response_synthesizer=FocusSynthesizer(llm))
     assert set(engine.get_prompts()) == {
         "response_synthesizer:text_qa_template",
@@ -252,7 +233,7 @@ def test_prompts_are_updated_through_the_query_engine(llm: FocusLLM, calls: list
         }
     )
     engine.query(QUESTION)
-    assert (calls[0]["question"], calls[0]["documents"]) == (f"In one word: {QUESTION}", ["<text>"])
+    assert (calls[0].question, calls[0].documents) == (f"In one word: {QUESTION}", ["<text>"])
 
 
 def test_a_prompt_that_does_not_exist_is_named(llm: FocusLLM) -> None:
@@ -262,16 +243,24 @@ def test_a_prompt_that_does_not_exist_is_named(llm: FocusLLM) -> None:
 
 
 def test_the_system_prompt_comes_once(tiny_settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[Any] = []
-
-    def answer(self: FocusEngine, questions: Any, documents: Any = None, **options: Any) -> Iterator[Any]:
-        seen.extend(questions)
-        yield 0, Piece("yes", "stop", Usage(1, 1))
-
-    monkeypatch.setattr(FocusEngine, "stream_batch", answer)
+    seen = says(monkeypatch, "yes")
     llm = FocusLLM(**tiny_settings, system_prompt="Be brief.")
     FocusSynthesizer(llm).synthesize(QUESTION, nodes_of("text"))
-    assert seen == [[{"role": "system", "content": "Be brief."}, {"role": "user", "content": QUESTION}]]
+    assert seen[0].questions == [[{"role": "system", "content": "Be brief."}, {"role": "user", "content": QUESTION}]]
+
+
+async def test_documents_keep_name_and_metadata(llm: FocusLLM, calls: list[EngineCall]) -> None:
+    """Those of the original, whatever their nodes say; LlamaIndex passes on texts only."""
+    document = Document(text=STORIES[0], id_="doc-0", metadata={"file_name": "harbour.txt", "year": 1911})
+    store = SimpleDocumentStore()
+    store.add_documents([document])
+    synthesizer = FocusSynthesizer(llm, docstore=store)
+    synthesizer.synthesize(QUESTION, passages(*STORIES[:2]))
+    await synthesizer.asynthesize(QUESTION, passages(*STORIES[:2]))
+    for call in calls:
+        first, second = call.given
+        assert (first.name, dict(first.metadata)) == ("harbour.txt", document.metadata)
+        assert (second.name, dict(second.metadata)) == ("doc-1", {})
 
 
 # --- events -----------------------------------------------------------------------------------------------------------
@@ -305,7 +294,9 @@ def test_callbacks_see_the_synthesis_and_one_answer(llm: FocusLLM) -> None:
 
 
 @pytest.mark.parametrize("kind", ["summary", "vector"])
-async def test_indices_answer_without_any_key(llm: FocusLLM, engine: FocusEngine, calls: list[Call], kind: str) -> None:
+async def test_indices_answer_without_any_key(
+    llm: FocusLLM, engine: FocusEngine, calls: list[EngineCall], kind: str
+) -> None:
     """The construction that the documentation shows. LlamaIndex looks for OpenAI where `llm` is left out."""
     documents = as_documents(*STORIES)
     if kind == "summary":
@@ -318,22 +309,22 @@ async def test_indices_answer_without_any_key(llm: FocusLLM, engine: FocusEngine
     query_engine = index.as_query_engine(llm=llm, response_synthesizer=synthesizer, **options)
     response, aresponse = query_engine.query("Who saw the heron?"), await query_engine.aquery("Who saw the heron?")
     expected = STORIES if kind == "summary" else STORIES[1:2]
-    assert [call["documents"] for call in calls] == [expected, expected]
+    assert [call.documents for call in calls] == [expected, expected]
     assert str(response) == str(aresponse)
     found = {hit.node.source_node.node_id for hit in response.source_nodes}
     assert found == ({"doc-0", "doc-1", "doc-2"} if kind == "summary" else {"doc-1"})
 
 
-def test_a_condensing_chat_engine_works_turn_by_turn(llm: FocusLLM, calls: list[Call]) -> None:
+def test_a_condensing_chat_engine_works_turn_by_turn(llm: FocusLLM, calls: list[EngineCall]) -> None:
     """It condenses with the model, then asks the query engine; other chat engines bring their own synthesizer."""
     query_engine = RetrieverQueryEngine(Found(nodes_of("text")), response_synthesizer=FocusSynthesizer(llm))
     chat = CondenseQuestionChatEngine.from_defaults(query_engine, llm=llm, memory_cls=ChatMemoryBuffer)
     first = chat.chat("Who?")
     second = chat.chat("And when?")
-    assert [call["documents"] for call in calls] == [["text"], None, ["text"]]
-    assert calls[0]["question"] == "Who?"
-    assert "And when?" in calls[1]["question"]
-    assert first.response in calls[1]["question"]
+    assert [call.documents for call in calls] == [["text"], [], ["text"]]
+    assert calls[0].question == "Who?"
+    assert "And when?" in calls[1].question
+    assert first.response in calls[1].question
     assert second.source_nodes[0].node.get_content() == "text"
 
 
@@ -363,7 +354,8 @@ async def test_no_error_of_the_model_becomes_an_empty_response(
     def broken(*_: Any, **__: Any) -> Any:
         raise error("broken on purpose")
 
-    monkeypatch.setattr(FocusEngine, "stream_batch", broken)
+    for way in ("generate", "stream", "stream_batch"):
+        monkeypatch.setattr(FocusEngine, way, broken)
     query_engine = RetrieverQueryEngine(Found(nodes_of("text")), response_synthesizer=FocusSynthesizer(llm))
     with pytest.raises(error, match="broken on purpose"):
         query_engine.query(QUESTION)
@@ -377,7 +369,7 @@ def test_stock_synthesizers_show_our_errors_too(llm: FocusLLM, monkeypatch: pyte
     def full(*_: Any, **__: Any) -> Any:
         raise ContextOverflowError("too long")
 
-    monkeypatch.setattr(FocusEngine, "stream_batch", full)
+    monkeypatch.setattr(FocusEngine, "generate", full)
     stock = get_response_synthesizer(llm=llm)
     with pytest.raises(ContextOverflowError, match="too long"):
         stock.synthesize(QUESTION, nodes_of("text"))

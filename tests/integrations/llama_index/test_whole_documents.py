@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import random
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from llama_index.core import SummaryIndex, VectorStoreIndex
 from llama_index.core.node_parser import SentenceSplitter, TokenTextSplitter
 from llama_index.core.query_engine import RetrieverQueryEngine
@@ -23,6 +26,8 @@ from tests.integrations.llama_index.drivers import Found, TinyEmbedding, as_docu
 PROSE = " ".join(filler_sentences(random.Random(1), 80))
 PARAGRAPHS = "\n\n".join(" ".join(filler_sentences(random.Random(seed), 9)) for seed in range(8)) + "\n"
 REPETITIVE = "The tide came in. The tide went out. " * 60
+
+Cut = tuple[str, list[NodeWithScore]]
 
 
 def split(text: str, overlap: int = 12, **metadata: str) -> list[NodeWithScore]:
@@ -113,6 +118,45 @@ def test_overlaps_are_believed_only_where_texts_agree() -> None:
     assert joined([*right, *right]) == "abcdefgh"
 
 
+@st.composite
+def cut_up(draw: st.DrawFn, separators: Sequence[str], words: st.SearchStrategy[str] | None = None) -> Cut:
+    """A text and its nodes, in any order; without `words` no word comes twice."""
+    count = draw(st.integers(1, 60))
+    chosen = [draw(words) if words is not None else f"word{number}" for number in range(count)]
+    between = draw(st.lists(st.sampled_from(separators), min_size=count - 1, max_size=count - 1))
+    text = "".join(word + gap for word, gap in zip(chosen, [*between, ""], strict=True))
+    size = draw(st.integers(3, 20))
+    splitter = draw(st.sampled_from([SentenceSplitter, TokenTextSplitter]))(
+        chunk_size=size, chunk_overlap=draw(st.integers(0, size - 1)), tokenizer=str.split, include_metadata=False
+    )
+    nodes = splitter.get_nodes_from_documents([Document(text=text, id_="doc")])
+    return text, [NodeWithScore(node=node) for node in draw(st.permutations(nodes))]
+
+
+@given(cut_up([" ", ". ", ".\n\n"]))
+def test_paragraphs_are_put_together_exactly(cut: Cut) -> None:
+    """Whatever the splitter and its sizes, the overlaps, and the order in which the nodes come."""
+    text, nodes = cut
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        (found,) = whole_documents(nodes, None)
+    assert (found.text, found.exact) == (text, True)
+
+
+@given(cut_up([" ", "\n", ". ", "   ", " \n\n\n"], words=st.sampled_from(["the", "tide", "came", "in", "in."])))
+def test_what_is_called_exact_is_exact(cut: Cut) -> None:
+    """A text that repeats itself, or with unequal gaps, may not be told from its nodes; then there is a warning."""
+    text, nodes = cut
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        (found,) = whole_documents(nodes, None)
+    assert found.text == text if found.exact else warned
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        (found,) = whole_documents(nodes, store_of(Document(text=text, id_="doc")))
+    assert (found.text, found.exact) == (text, True)
+
+
 # --- the postprocessor ------------------------------------------------------------------------------------------------
 
 
@@ -157,19 +201,25 @@ def budgeted(llm: FocusLLM, **options: Any) -> list[str]:
 
 def test_a_budget_is_never_exceeded_in_silence(tiny_settings: dict[str, Any], recwarn: pytest.WarningsRecorder) -> None:
     llm = FocusLLM(**tiny_settings)
-    assert budgeted(llm, max_tokens=30) == ["0", "1", "2"]
+    assert budgeted(llm, max_document_tokens=30) == ["0", "1", "2"]
     assert not recwarn
-    with pytest.raises(ContextOverflowError, match="3 of 3 documents have 30 tokens, and max_tokens=29"):
-        budgeted(llm, max_tokens=29)
+    with pytest.raises(ContextOverflowError, match="3 of 3 documents have 30 tokens, and max_document_tokens=29"):
+        budgeted(llm, max_document_tokens=29)
     with pytest.warns(UserWarning, match="Left out, because they came last: doc-1, doc-2"):
-        assert budgeted(llm, max_tokens=19, on_overflow="drop") == ["0"]
+        assert budgeted(llm, max_document_tokens=19, on_overflow="drop") == ["0"]
     with pytest.raises(ContextOverflowError):  # nothing would be left
-        budgeted(llm, max_tokens=9, on_overflow="drop")
+        budgeted(llm, max_document_tokens=9, on_overflow="drop")
+
+
+def test_the_old_name_of_the_budget_is_refused_with_the_new_one() -> None:
+    """Elsewhere in this package `max_tokens` is the length of an answer."""
+    with pytest.raises(ConfigError, match="Give max_document_tokens"):
+        WholeDocumentPostprocessor(docstore=SimpleDocumentStore(), max_tokens=10)  # type: ignore[call-arg]
 
 
 def test_a_budget_needs_the_model_that_counts() -> None:
     with pytest.raises(ConfigError, match="llm=FocusLLM"):
-        WholeDocumentPostprocessor(docstore=SimpleDocumentStore(), max_tokens=10)
+        WholeDocumentPostprocessor(docstore=SimpleDocumentStore(), max_document_tokens=10)
 
 
 @pytest.mark.parametrize("kind", [SummaryIndex, VectorStoreIndex])
@@ -192,9 +242,9 @@ def test_in_an_index_whole_documents_are_the_sources(tiny_settings: dict[str, An
 
 def test_errors_come_through_the_query_engine(tiny_settings: dict[str, Any]) -> None:
     llm = FocusLLM(**tiny_settings)
-    processor = WholeDocumentPostprocessor(docstore=store_of(*as_documents("text")), llm=llm, max_tokens=2)
+    processor = WholeDocumentPostprocessor(docstore=store_of(*as_documents("text")), llm=llm, max_document_tokens=2)
     engine = RetrieverQueryEngine(
         Found([hit("x", "doc-0")]), response_synthesizer=FocusSynthesizer(llm), node_postprocessors=[processor]
     )
-    with pytest.raises(ContextOverflowError, match="max_tokens=2"):
+    with pytest.raises(ContextOverflowError, match="max_document_tokens=2"):
         engine.query("Who?")

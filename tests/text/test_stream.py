@@ -83,13 +83,13 @@ class WordTokenizer:
 @pytest.mark.parametrize(("behind", "text"), [(None, "one two three"), (1, " one two three"), (0, "one two three")])
 def test_spaces_between_words_survive(tokens: list[int], behind: int | None, text: str) -> None:
     """Behind a special token, or as the continuation of a prompt, a word would lose the space before it."""
-    stream = TextStream(WordTokenizer(), behind=behind)  # type: ignore[arg-type]
+    stream = TextStream(WordTokenizer(), after=behind)  # type: ignore[arg-type]
     assert "".join([*map(stream.push, tokens), stream.finish()]) == text
 
 
 def test_an_answer_behind_half_a_character_is_whole() -> None:
     first, *rest = TOKENIZER("é!", add_special_tokens=False)["input_ids"]
-    stream = TextStream(TOKENIZER, behind=first)
+    stream = TextStream(TOKENIZER, after=first)
     assert "".join([*map(stream.push, rest), stream.finish()]) == "!"
 
 

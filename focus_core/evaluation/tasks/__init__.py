@@ -1,0 +1,1 @@
+"""Documents with questions and known answers, at any length: one file for each task."""

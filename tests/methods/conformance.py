@@ -1,0 +1,111 @@
+"""What every method must do, through the engine: one class, which a new method's test inherits."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from focus_core import Finished, FocusEngine, Piece
+from focus_core.engine.options import CheckedOptions
+from tests.engines import A, B, C, make_engine
+
+QUESTIONS = ["Why?", "A much longer question about the second of the documents?", "Where is the end"]
+DOCUMENTS = [[A], [A, B], [B, A], [C, A, A]]
+
+
+class MethodConformance:
+    """Answers depend on question, documents and options, and on nothing else."""
+
+    method: str
+    reads_chunks = True
+
+    def engine(self) -> FocusEngine:
+        """An engine that has read nothing yet; documents fit the plain model's window, so that all methods can run."""
+        return make_engine(method=self.method, plain_up_to=0)
+
+    def cold(self, question: str, documents: list[str], new_tokens: int = 8) -> str:
+        return self.engine().generate(question, documents, max_new_tokens=new_tokens).text
+
+    def test_its_name_is_in_every_answer(self) -> None:
+        answer = self.engine().generate(QUESTIONS[0], [A], max_new_tokens=2)
+        assert answer.method == self.method
+        assert (answer.usage.chunks > 0) == self.reads_chunks
+
+    @pytest.mark.parametrize("documents", DOCUMENTS, ids=["a", "ab", "ba", "caa"])
+    def test_prepared_documents_answer_as_cold_ones(self, documents: list[str]) -> None:
+        engine = self.engine()
+        prepared = (
+            {text: engine.prepare(text) for text in (A, B, C)} if self.reads_chunks else {t: t for t in (A, B, C)}
+        )
+        engine.generate("Something else?", [prepared[C], prepared[A]], max_new_tokens=3)
+        answer = engine.generate(QUESTIONS[0], [prepared[text] for text in documents], max_new_tokens=8)
+        assert answer.text == self.cold(QUESTIONS[0], documents)
+        if self.reads_chunks:
+            assert (answer.usage.cache_creation, answer.usage.cache_read) == (0, sum(map(len, documents)))
+
+    def test_a_stream_is_the_answer(self) -> None:
+        events = list(self.engine().stream(QUESTIONS[1], [A, B], max_new_tokens=8))
+        assert "".join(event.text for event in events) == self.cold(QUESTIONS[1], [A, B])
+        assert all(isinstance(event, Piece) for event in events[:-1])
+        assert isinstance(events[-1], Finished)
+        assert len(events[-1].tokens) == events[-1].usage.output_tokens == 8
+
+    def test_a_batch_is_each_question_alone(self) -> None:
+        answers = self.engine().generate(QUESTIONS, [A, B], max_new_tokens=8)
+        assert [answer.text for answer in answers] == [self.cold(question, [A, B]) for question in QUESTIONS]
+
+    def test_a_batch_over_different_documents_is_each_question_alone(self) -> None:
+        answers = self.engine().generate(QUESTIONS, [[A], [B, A], [A]], max_new_tokens=8)
+        wanted = [self.cold(QUESTIONS[0], [A]), self.cold(QUESTIONS[1], [B, A]), self.cold(QUESTIONS[2], [A])]
+        assert [answer.text for answer in answers] == wanted
+
+    def test_a_question_that_joins_disturbs_no_other(self) -> None:
+        engine = self.engine()
+        first = engine.stream(QUESTIONS[1], [A, B], max_new_tokens=12)
+        text = "".join(next(first).text for _ in range(3))
+        second = engine.generate(QUESTIONS[0], [A, B], max_new_tokens=4)
+        third = engine.generate(QUESTIONS[2], [A, B], max_new_tokens=3)
+        text += "".join(event.text for event in first)
+        assert text == self.cold(QUESTIONS[1], [A, B], 12)
+        assert second.text == self.cold(QUESTIONS[0], [A, B], 4)
+        assert third.text == self.cold(QUESTIONS[2], [A, B], 3)
+
+    def test_threads(self) -> None:
+        engine, answers = self.engine(), dict[str, str]()
+
+        def ask(question: str) -> None:
+            answers[question] = engine.generate(question, [A, B], max_new_tokens=8).text
+
+        threads = [threading.Thread(target=ask, args=(question,), daemon=True) for question in QUESTIONS]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        assert answers == {question: self.cold(question, [A, B]) for question in QUESTIONS}
+
+    def test_a_closed_stream_leaves_nothing_behind(self) -> None:
+        engine = self.engine()
+        stream = engine.stream(QUESTIONS[0], [A], max_new_tokens=50)
+        next(stream)
+        stream.close()  # type: ignore[attr-defined]
+        assert engine.shared.scheduler.idle
+        assert engine.generate(QUESTIONS[0], [A], max_new_tokens=8).text == self.cold(QUESTIONS[0], [A])
+
+    def test_an_interrupted_step_can_be_taken_again(self) -> None:
+        """The scheduler starts questions anew from the tokens they have; the next token must be the same."""
+        engine = self.engine()
+        whole = engine.generate(QUESTIONS[1], [A, B], max_new_tokens=8)
+        (request,) = engine._requests([QUESTIONS[1]], [A, B], _options(), batch=False)
+        rows = engine._prefill(request.plan.method, request.plan.chunks)
+        rows.begin()
+        while not rows.complete:
+            rows.step(set())
+        for done in (1, 4):
+            question = request.question.continued(whole.tokens[:done])
+            logits = request.plan.method.decoding(rows.chunk_set, [question]).start()
+            assert int(logits.argmax()) == whole.tokens[done]
+
+
+def _options() -> CheckedOptions:
+    return CheckedOptions.of({}, called="generate")
