@@ -10,6 +10,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from statistics import median
 from typing import Any, Protocol
@@ -31,23 +32,19 @@ class Tree(Protocol):
 
 
 class OldTree:
-    """Before the rooms: `prefill` returns the cache, which a decoding changes."""
+    """Before the rooms: `prefill` returns the cache, which a decoding changes. Its modules are no longer here."""
 
     def __init__(self, model: Any, **settings: int) -> None:
-        from focus_core.model import FocusModel
-
         from focus_core.config import FocusConfig
 
-        self.focus = FocusModel(model, config=FocusConfig(**settings))
+        self.focus = import_module("focus_core.model").FocusModel(model, config=FocusConfig(**settings))
 
     def prefill(self, chunks: list[Tensor]) -> Any:
         return self.focus.prefill(chunks)
 
     def decoding(self, prefilled: Any, rows: list[list[int]]) -> Any:
-        from focus_core.chunk_cache import ChunkCache
-        from focus_core.decoding import FocusDecoding
-
-        return FocusDecoding(self.focus, ChunkCache.from_rows(prefilled.rows()), rows, rows)
+        fresh = import_module("focus_core.chunk_cache").ChunkCache.from_rows(prefilled.rows())
+        return import_module("focus_core.decoding").FocusDecoding(self.focus, fresh, rows, rows)
 
 
 class NewTree:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import copy
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks import decode, floors, report
+from benchmarks import compare, decode, floors, report
 from benchmarks.floors import Shape, Work
 from benchmarks.machine import Rates
 from benchmarks.ways import FULL_ATTENTION, ONE_BY_ONE, OURS
+
+ROOT = Path(__file__).parents[1]
 
 # hidden 2, one head: maps of keys and values 2·2·2 = 8, of attention 8 + 2·2·2 = 16, of a layer 16 + 3·2·4 = 40
 SMALL = Shape(hidden=2, layers=3, heads=1, kv_heads=1, intermediate=4, vocabulary=5)
@@ -71,3 +74,13 @@ def test_passes_that_follow_each_other_add_up() -> None:
     """Each is bound by what takes longer, multiplying or reading."""
     rates = Rates(flops=10.0, flops_real_shape=1.0, bytes=5.0)
     assert floors.seconds([Work(flops=20, bytes=5), Work(flops=10, bytes=50)], rates) == 2.0 + 10.0
+
+
+@pytest.mark.slow
+def test_trees_are_compared_in_turn(capsys: pytest.CaptureFixture[str]) -> None:
+    """Of a tree and itself, so that the logits are equal."""
+    sizes = ["--shape", "tiny", "--chunks", "4", "--chunk-size", "64", "--question", "8", "--steps", "2"]
+    compare.main([str(ROOT), str(ROOT), *sizes, "--rounds", "2"])
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in ("prefill", "step, 1 question", "step, 4 questions", "new/old"))
+    assert "largest difference of logits: 0.0e+00" in shown

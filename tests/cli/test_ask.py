@@ -197,6 +197,7 @@ def test_ctrl_c_while_reading(ask: Focusllm, document: Path, monkeypatch: pytest
     def pressed(*arguments: object, **options: object) -> None:
         raise KeyboardInterrupt
 
+    document.write_text("Read by no other test, so that no engine keeps its chunks. " * 5)
     monkeypatch.setattr(FocusMethod, "prefill", pressed)
     result = ask("-d", document, QUESTION)
     assert result.exit_code == 130
