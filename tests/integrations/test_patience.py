@@ -24,10 +24,6 @@ DRIVERS = [
 ]
 
 
-def _streamed(driver: Driver) -> str:
-    return "".join(driver.stream(QUESTION, DOCUMENTS))
-
-
 @pytest.mark.slow
 async def test_the_first_token_may_take_more_than_a_minute(
     tiny_settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
@@ -45,7 +41,9 @@ async def test_the_first_token_may_take_more_than_a_minute(
     monkeypatch.setattr(FocusDecoding, "start", start)
     made = [kind(**tiny_settings) for kind in DRIVERS]
     with ThreadPoolExecutor(len(made)) as threads:  # one for each, so that all begin to wait at once
-        streamed = [threads.submit(_streamed, driver) for driver in made]
+        streamed = [
+            threads.submit(lambda driver=driver: "".join(driver.stream(QUESTION, DOCUMENTS))) for driver in made
+        ]
         texts = await asyncio.gather(*map(asyncio.wrap_future, streamed), *map(collected, made))
     assert all(texts)
     assert time.monotonic() >= begin

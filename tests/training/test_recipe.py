@@ -135,6 +135,7 @@ def run(command: str, *arguments: str | Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_commands_lead_from_texts_to_a_model_that_loads(tmp_path: Path) -> None:
     rng = random.Random(0)
     texts = tmp_path / "texts"
@@ -144,7 +145,7 @@ def test_the_commands_lead_from_texts_to_a_model_that_loads(tmp_path: Path) -> N
     tokenizer, base, read, adapter, model = (tmp_path / name for name in names)
     text = ("--text", texts)
     run("tokenizer", *text, "--out", tokenizer)
-    run("base", *text, "--tokenizer", tokenizer, "--out", base, "--steps", "2")
+    run("base", *text, "--tokenizer", tokenizer, "--out", base, "--steps", "1")
     for total in ("1", "2"):  # the second time it goes on
         run("memory", *text, "--base", base, "--out", read, "--steps", total)
     run("adapter", *text, "--base", read, "--out", adapter, "--steps", "1")
