@@ -14,10 +14,10 @@ from typing import Any
 from uuid import uuid4
 from weakref import WeakKeyDictionary
 
-from focus_core import FocusConfig, FocusEngine
+from focus_core import ConfigError, FocusConfig, FocusEngine
 from focus_core.loading.embedded import EMBEDDED
 from focus_core.loading.peek import settings_on_disk
-from focus_core.methods.limits import longest_documents
+from focus_core.methods.limits import check_sizes, longest_documents
 
 MODEL_VARIABLE = "FOCUSLLM_MODEL"
 _KEPT = 2  # engines that stay in memory although no wrapper holds them
@@ -96,4 +96,7 @@ def longest_input(settings: EngineSettings, new_tokens: int, engine: FocusEngine
     if engine is not None:
         return longest_documents(engine.config, new_tokens)
     known = settings_on_disk(settings.model, settings.adapter, settings.config, revision=settings.revision)
-    return None if known is None else longest_documents(known, new_tokens)
+    try:
+        return None if known is None else longest_documents(check_sizes(known), new_tokens)
+    except ConfigError:  # loading will say why
+        return None

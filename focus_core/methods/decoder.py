@@ -41,10 +41,9 @@ class Decoder:
     ) -> None:
         self.parts = decoder_parts(model)
         self.model = model.eval()
-        self.config: ResolvedConfig = (config or FocusConfig()).resolve(
-            self.parts.window.size, trained_with, window_is=self.parts.window.reason
-        )
-        check_sizes(self.config)
+        window = self.parts.window
+        resolved = (config or FocusConfig()).resolve(window.size, trained_with, window_is=window.reason)
+        self.config: ResolvedConfig = check_sizes(resolved)
         self._refuse_beyond_hard_window()
         # Leaving a forward pass early would skip the hooks with which accelerate moves weights between devices.
         self._run_through = any(hasattr(module, "_hf_hook") for module in model.modules())

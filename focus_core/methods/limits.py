@@ -219,8 +219,8 @@ def expected_answer(config: ResolvedConfig) -> int:
     return min(DEFAULT_NEW_TOKENS, config.window // 4)
 
 
-def check_sizes(config: ResolvedConfig) -> None:
-    """Refuse sizes that cannot hold even one new token.
+def check_sizes(config: ResolvedConfig) -> ResolvedConfig:
+    """`config`, unless its sizes cannot hold even one new token.
 
     Raises:
         ConfigError: a chunk with its dynamic prompt, or the local window, leaves no positions for an answer
@@ -236,3 +236,4 @@ def check_sizes(config: ResolvedConfig) -> None:
             f"local_window={config.local_window} leaves no positions for memory and answer, for "
             f"{config.usable_window}. Lower it."
         )
+    return config

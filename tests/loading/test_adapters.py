@@ -15,6 +15,7 @@ from focus_core import AdapterError, ConfigError, FocusConfig, FocusModel, Unsup
 from focus_core.attention.candidates import CandidateProjections
 from focus_core.attention.modules import decoder_parts
 from focus_core.loading.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, load_adapter, save_adapter
+from focus_core.methods.continuation import continue_tokens
 
 PROMPT = list(range(3, 200)) * 3
 
@@ -29,8 +30,12 @@ def test_saved_and_loaded_projections_compute_the_same(base: PreTrainedModel, tm
     loaded, trained_with = load_adapter(tmp_path, base)
     assert trained_with == settings
     assert loaded.rank == rank
-    before = FocusModel(base, projections, trained_with=settings).generate(PROMPT, max_new_tokens=3, return_logits=True)
-    after = FocusModel(base, loaded, trained_with=trained_with).generate(PROMPT, max_new_tokens=3, return_logits=True)
+    before = continue_tokens(
+        FocusModel(base, projections, trained_with=settings), PROMPT, max_new_tokens=3, return_logits=True
+    )
+    after = continue_tokens(
+        FocusModel(base, loaded, trained_with=trained_with), PROMPT, max_new_tokens=3, return_logits=True
+    )
     assert before.logits is not None
     assert torch.equal(before.logits, after.logits)  # type: ignore[arg-type]
 
@@ -38,12 +43,10 @@ def test_saved_and_loaded_projections_compute_the_same(base: PreTrainedModel, tm
 def test_fresh_low_rank_equals_full_copies(base: PreTrainedModel) -> None:
     """Both kinds begin as the model's own maps (biases included)."""
     config = FocusConfig(chunk_size=64, local_window=64, plain_up_to=0)
-    logits = [
-        FocusModel(base, CandidateProjections(decoder_parts(base), rank=rank), config=config)
-        .generate(PROMPT, max_new_tokens=2, return_logits=True)
-        .logits
-        for rank in (None, 3)
+    models = [
+        FocusModel(base, CandidateProjections(decoder_parts(base), rank=rank), config=config) for rank in (None, 3)
     ]
+    logits = [continue_tokens(model, PROMPT, max_new_tokens=2, return_logits=True).logits for model in models]
     torch.testing.assert_close(logits[0], logits[1], atol=1e-5, rtol=0)
 
 

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from focus_core import AdapterError, FocusEngine, FocusModel
 from focus_core.loading import authors
 from focus_core.loading.authors import split_authors_checkpoint
+from focus_core.methods.continuation import continue_tokens
 from tests.cases import assert_equal_logits
 from tests.tiny import byte_tokenizer
 
@@ -26,7 +27,7 @@ def test_authors_checkpoint_splits_into_base_and_adapter(tmp_path: Path, name: s
     assert "beacon_param" not in json.loads((tmp_path / "base" / "config.json").read_text())
     model = FocusModel.from_pretrained(tmp_path / "base", adapter=tmp_path / "adapter", device="cpu")
     steps = len(golden["logits"]) - 1
-    logits = model.generate(golden["input_ids"], max_new_tokens=steps, return_logits=True).logits
+    logits = continue_tokens(model, golden["input_ids"], max_new_tokens=steps, return_logits=True).logits
     torch.testing.assert_close(logits, golden["logits"], atol=2e-5, rtol=0)
 
 
@@ -69,7 +70,7 @@ def test_shards_of_the_authors_give_the_golden_logits(tmp_path: Path, name: str,
     golden = load_file(GOLDEN / name / "golden.safetensors")
     model = FocusModel.from_pretrained(folder, adapter=adapter, device="cpu", dtype="float32")
     steps = len(golden["logits"]) - 1
-    logits = model.generate(golden["input_ids"], max_new_tokens=steps, return_logits=True).logits
+    logits = continue_tokens(model, golden["input_ids"], max_new_tokens=steps, return_logits=True).logits
     assert logits is not None
     assert_equal_logits(logits, golden["logits"], atol=2e-5)
 
@@ -88,11 +89,8 @@ def test_authors_checkpoint_in_bin_shards(tmp_path: Path, as_zip: bool) -> None:
     (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps(index))
     shutil.copy(source / "config.json", tmp_path)
     golden = load_file(source / "golden.safetensors")
-    logits = (
-        FocusModel.from_pretrained(tmp_path, device="cpu")
-        .generate(golden["input_ids"], max_new_tokens=1, return_logits=True)
-        .logits
-    )
+    model = FocusModel.from_pretrained(tmp_path, device="cpu")
+    logits = continue_tokens(model, golden["input_ids"], max_new_tokens=1, return_logits=True).logits
     torch.testing.assert_close(logits, golden["logits"][:2], atol=2e-5, rtol=0)
 
 

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from focus_core import AdapterError, DocumentError, FocusEngine
+from focus_core import AdapterError, DocumentError, FocusConfig, FocusEngine
 from focus_core.loading import file_hashes
 from focus_core.loading.adapters import load_adapter
 from focus_core.loading.fingerprint import model_key, weights_content
@@ -246,7 +246,9 @@ TEXT = "alpha " * 30
 def test_documents_prepared_with_a_copy_of_the_model_are_accepted(folder: Path, tmp_path: Path) -> None:
     """They would have to be read again after a model folder has been moved."""
     copy = shutil.copytree(folder, tmp_path / "copy")
-    first, second = (FocusEngine.from_pretrained(name, device="cpu") for name in (folder, copy))
+    first, second = (
+        FocusEngine.from_pretrained(name, device="cpu", plain_up_to=0, chunk_size=64) for name in (folder, copy)
+    )
     answer = second.generate("Which?", first.prepare(TEXT), max_new_tokens=4)
     assert answer.text == first.generate("Which?", [TEXT], max_new_tokens=4).text
 
@@ -256,7 +258,7 @@ def test_documents_of_another_model_under_the_same_name_are_refused(
 ) -> None:
     """Tokens of one model's tokenizer would go to another model."""
     monkeypatch.chdir(folder.parent)
-    prepared = FocusEngine.from_pretrained("model", device="cpu").prepare([TEXT])
+    prepared = FocusEngine.from_pretrained("model", device="cpu", plain_up_to=0).prepare([TEXT])
     other = Path(shutil.copytree(folder, tmp_path / "else" / "model"))
     _another_weight(other)
     monkeypatch.chdir(other.parent)
@@ -266,8 +268,10 @@ def test_documents_of_another_model_under_the_same_name_are_refused(
 
 def test_models_made_in_python_share_with_no_other(model_folder: Path) -> None:
     """Their weights may be changed at any time, so that no key could be trusted."""
+    config = FocusConfig(plain_up_to=0)
     first, second = (
-        FocusEngine.from_model(AutoModelForCausalLM.from_pretrained(model_folder), byte_tokenizer()) for _ in range(2)
+        FocusEngine.from_model(AutoModelForCausalLM.from_pretrained(model_folder), byte_tokenizer(), config=config)
+        for _ in range(2)
     )
     with pytest.raises(DocumentError, match="Prepare them again"):
         second.generate("Which?", first.prepare(TEXT))
