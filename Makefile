@@ -12,11 +12,15 @@ NOTEBOOKS := $(wildcard cookbook/[0-9]*.py)
 demo: $(READY)  ## hide facts in 100,000 tokens and ask for them
 	@$(BIN)/python cookbook/demo.py
 
+# Two processes, because most tests are small; TEST_PROCESSES=1 for one after the other.
+TEST_PROCESSES ?= 2
+PYTEST := $(BIN)/python -m pytest -rs -n $(TEST_PROCESSES) --dist worksteal
+
 test: $(READY)
-	@$(BIN)/python -m pytest -rs
+	@$(PYTEST)
 
 test-slow: $(READY)
-	@$(BIN)/python -m pytest -rs -m slow
+	@$(PYTEST) -m slow
 
 test-gpu: $(READY)
 	@$(BIN)/python -c "import sys, torch; torch.cuda.is_available() or sys.exit('There is no GPU that torch can use.')"

@@ -21,7 +21,8 @@ from transformers.utils import logging
 
 from tests.tiny import save_tiny_model
 
-torch.set_num_threads(int(os.environ.get("FOCUSLLM_TEST_THREADS", "2")))
+# `make test` runs two processes, each with a thread.
+torch.set_num_threads(int(os.environ.get("FOCUSLLM_TEST_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")))
 # No time limit for one example: on a busy machine any of them may be slow. In CI the same examples every time.
 settings.register_profile("focusllm", deadline=None, database=None, max_examples=50, derandomize="CI" in os.environ)
 settings.load_profile("focusllm")

@@ -64,25 +64,32 @@ class ChunkPrefill:
         """All chunks, once they are there."""
         return ChunkSet.of([self.rows[chunk.key] for chunk in self.chunks])
 
+    @property
+    def missing_bytes(self) -> int:
+        """Bytes of keys and values that are not there yet; on a CPU memory is taken when it is written, not before."""
+        missing = (chunk for key, chunk in self.wanted.items() if key not in self.rows)
+        return sum(map(len, missing)) * self.method.bytes_per_token
+
     # --- work ---------------------------------------------------------------------------------------------------------
 
-    def begin(self) -> None:
-        """Look into the store, and make sure of the memory for everything that is not there.
+    def begin(self, others: int = 0) -> None:
+        """Look into the store, and begin if there is memory for everything that is not there.
+
+        Args:
+            others: bytes that others are about to take; while there are not enough for both, this one waits
 
         Raises:
             OutOfMemoryError: before any work, with both numbers
         """
-        self.begun = True
         for key in self.wanted:
             row = self._store.get(key)
             if row is not None and row[0].layers >= self.method.cached_layers:
                 self.rows[key] = row
-        missing = [chunk for key, chunk in self.wanted.items() if key not in self.rows]
-        self._first_missing = len(missing)
-        tokens = sum(map(len, missing)) + self._appended_tokens
-        nbytes = tokens * self.method.bytes_per_token
-        self._evict(lacking_memory(nbytes, self._device))
-        require_memory(nbytes, self._device, what=f"{tokens} tokens")
+        nbytes = self.missing_bytes + self._appended_tokens * self.method.bytes_per_token
+        self._evict(lacking_memory(nbytes + others, self._device))
+        require_memory(nbytes, self._device, what=f"{nbytes // self.method.bytes_per_token} tokens")
+        self.begun = not (others and lacking_memory(nbytes + others, self._device))
+        self._first_missing = len(self.wanted) - len(self.rows)
 
     def find(self, rows: dict[ChunkKey, ChunkRow]) -> bool:
         """Take chunks that were prefilled for another request; whether any of them is wanted here."""

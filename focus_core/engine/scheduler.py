@@ -59,7 +59,7 @@ class Scheduler:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = model
-        self._changed = threading.Condition()  # guards notices, and the four attributes that follow
+        self._changed = threading.Condition()  # guards notices, and the three attributes that follow
         self._stepping = False
         self._added: list[Request] = []
         self._left: list[Request] = []
@@ -136,14 +136,17 @@ class Scheduler:
 
     def _end_step(self) -> None:
         """Drop the requests that left meanwhile, and let other clients step."""
-        while True:
+        left: list[Request] = []
+        try:
+            while self._stepping:
+                self._drop(left)
+                with self._changed:
+                    left, self._left = self._left, []
+                    self._stepping = bool(left)
+        finally:
             with self._changed:
-                left, self._left = self._left, []
-                if not left:
-                    self._stepping = False
-                    self._changed.notify_all()
-                    return
-            self._drop(left)
+                self._stepping = False
+                self._changed.notify_all()
 
     def _tell(self, request: Request, notice: Notice, *, last: bool = False) -> None:
         with self._changed:
@@ -166,17 +169,19 @@ class Scheduler:
             self._prefill()
             self._start_ready()
         except BaseException:
-            self._recover()
+            self._restart_interrupted()
+            for request in self._prefilling:
+                request.prefill.abandon()
             raise
 
     def _prefill(self) -> None:
         """One pass for the request whose turn it is; what is ready already needs none."""
         for request in list(self._prefilling):
-            if not request.prefill.begun:
+            if not request.prefill.begun and request in self._prefilling:
                 self._begin(request)
-            else:
+            if request.prefill.begun:
                 self._settle(request)
-        prefills = list(dict.fromkeys(request.prefill for request in self._prefilling))
+        prefills = [prefill for prefill in self._prefills() if prefill.begun]
         first = prefills.index(self._prefilled_last) + 1 if self._prefilled_last in prefills else 0
         for prefill in (*prefills[first:], *prefills[:first]):
             elsewhere = {key for other in prefills if other is not prefill for key in other.block}
@@ -185,12 +190,12 @@ class Scheduler:
                 return
 
     def _begin(self, request: Request) -> None:
+        """Let a request prefill, unless it must wait for the memory that others are about to take."""
+        others = sum(prefill.missing_bytes for prefill in self._prefills() if prefill.begun)
         try:
-            request.prefill.begin()
+            request.prefill.begin(others)
         except Exception as error:
             self._fail(self._sharing(request.prefill), error)
-            return
-        self._settle(request)
 
     def _prefill_pass(self, prefill: ChunkPrefill, elsewhere: set[ChunkKey]) -> None:
         self._prefilled_last = prefill
@@ -200,12 +205,15 @@ class Scheduler:
         except Exception as error:
             self._fail(self._sharing(prefill), error)
             return
-        changed = {prefill}
-        changed |= {other for other in {r.prefill for r in self._prefilling} if rows and other.find(rows)}
+        changed = {prefill, *(other for other in self._prefills() if rows and other.begun and other.find(rows))}
         for request in list(self._prefilling):
             if request.prefill in changed:
                 self._tell(request, Progress(*request.prefill.progress))
                 self._settle(request)
+
+    def _prefills(self) -> list[ChunkPrefill]:
+        """Of all requests that wait for chunks, in their order; requests made together share one."""
+        return list(dict.fromkeys(request.prefill for request in self._prefilling))
 
     def _sharing(self, prefill: ChunkPrefill) -> list[Request]:
         """Requests that wait for the same chunks together."""
@@ -213,7 +221,7 @@ class Scheduler:
 
     def _settle(self, request: Request) -> None:
         """Move on a request whose chunks are all there."""
-        if not request.prefill.complete:
+        if request not in self._prefilling or not request.prefill.complete:
             return
         self._prefilling.remove(request)
         if isinstance(request, QuestionRequest):
@@ -227,6 +235,8 @@ class Scheduler:
 
     def _start_ready(self) -> None:
         """Start as many questions as the memory holds, in their order; those about the same chunks together."""
+        if not self._ready:
+            return
         groups: dict[_BatchKey, list[list[QuestionRequest]]] = {}
         reserved = sum(request.bytes_left for batch in self._batches for request in batch.requests)
         while self._ready:
@@ -270,14 +280,14 @@ class Scheduler:
                     self._join(joined, batch)
         except Exception as error:
             self._fail(requests, error)
-            self._recover()  # the batch that they were about to join
+            self._restart_interrupted()  # the batch that they were about to join
 
     def _batch_for(self, key: _BatchKey, requests: Sequence[QuestionRequest]) -> Batch | None:
         """A running batch that these questions can join in one pass."""
         for batch in self._batches:
             longest = max(batch.longest, *(request.local_length for request in requests))
             fits = (len(batch.requests) + len(requests)) * longest <= tokens_per_pass(self._model)
-            if batch.key == key and (fits or batch.method.cached_layers == 0):
+            if batch.key == key and (fits or batch.method.cached_layers == 0):  # a plain step is one token a row
                 return batch
         return None
 
@@ -294,6 +304,8 @@ class Scheduler:
             with naming_lack_of_memory():
                 batch.in_step = True
                 self._keep(batch, [index for index, request in enumerate(batch.requests) if not request.left])
+                if not batch.requests:
+                    return
                 self._accept(batch, batch.decoding.step(torch.tensor(batch.tokens)))
         except Exception as error:
             self._fail(batch.requests, error)
@@ -317,7 +329,8 @@ class Scheduler:
 
     def _keep(self, batch: Batch, indices: list[int]) -> None:
         if not indices:
-            self._batches.remove(batch)
+            batch.requests = []
+            self._batches = [other for other in self._batches if other is not batch]
         elif len(indices) < len(batch.requests):
             batch.decoding.keep(indices)
             batch.requests = [batch.requests[index] for index in indices]
@@ -347,17 +360,12 @@ class Scheduler:
                     self._ready.remove(request)
         self._batches = [batch for batch in self._batches if not all(request.left for request in batch.requests)]
 
-    def _recover(self) -> None:
-        """After an interrupt: let other clients' questions go on from the tokens they have."""
-        for batch in list(self._batches):
-            if batch.in_step:
-                self._restart(batch)
-        for request in self._prefilling:
-            request.prefill.abandon()
-
-    def _restart(self, batch: Batch) -> None:
-        self._batches.remove(batch)
-        self._ready.extendleft(r for r in reversed(batch.requests) if not r.finished and not r.left)
+    def _restart_interrupted(self) -> None:
+        """Let the questions of batches that a step did not finish start again, from the tokens they have."""
+        interrupted = [batch for batch in self._batches if batch.in_step]
+        self._batches = [batch for batch in self._batches if not batch.in_step]
+        for batch in reversed(interrupted):
+            self._ready.extendleft(request for request in reversed(batch.requests) if not request.left)
 
 
 def _key(request: QuestionRequest) -> _BatchKey:

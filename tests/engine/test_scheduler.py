@@ -442,6 +442,31 @@ def test_a_report_that_raises_stops_the_reading(engine: FocusEngine) -> None:
     assert engine.shared.scheduler.idle
 
 
+@pytest.mark.parametrize(("share", "order"), [(1.5, "AAABBB"), (3.0, "ABABAB")])
+def test_two_that_do_not_fit_the_memory_together_are_read_one_after_the_other(
+    share: float, order: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each would look at the same free memory, and both would begin."""
+    engine = make_engine(parallel_chunks=1)
+    limits = engine.outline([len(B)], len("user: Which?\nassistant:"), 2).limits
+    needed = (limits.chunk_tokens + limits.appended_tokens(2)) * engine.focus.cache_bytes_per_token
+    monkeypatch.setattr(device_module, "free_memory", lambda _: int(share * needed) - engine.shared.store.nbytes)
+    read: list[str] = []
+    prefill = FocusModel._prefill_rows
+
+    def noting(model: FocusModel, chunks: Any, rows: Any) -> None:
+        read.append("A" if engine.tokenizer.decode(chunks[0][1:]) in A else "B")
+        prefill(model, chunks, rows)
+
+    monkeypatch.setattr(FocusModel, "_prefill_rows", noting)
+    answers = engine.generate([QUESTION, QUESTION], [[A], [B]], max_new_tokens=2)
+    assert "".join(read) == order
+    monkeypatch.undo()
+    assert [answer.text for answer in answers] == [
+        make_engine().generate(QUESTION, [text], max_new_tokens=2).text for text in (A, B)
+    ]
+
+
 # --- any sequence of operations ---------------------------------------------------------------------------------------
 
 
