@@ -98,7 +98,8 @@ def test_demo_hides_what_it_asks_for(demo: ModuleType, tmp_path: Path) -> None:
 
 
 @needs_embedded
-@pytest.mark.parametrize("tokens", [6000, pytest.param(100_000, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("tokens", [6000, 100_000])
 def test_demo_finds_everything(demo: ModuleType, tokens: int, capsys: pytest.CaptureFixture[str]) -> None:
     """What `make demo` shows, on a shorter text and on its own."""
     demo.TOKENS = tokens

@@ -56,6 +56,7 @@ def started(arguments: list[str]) -> subprocess.Popen[bytes]:
     )
 
 
+@pytest.mark.slow
 def test_all_streams_are_closed(model_folder: Path) -> None:
     """Services start programs so. The first files that are opened take the places of the streams."""
     command = shlex.join([*COMMAND, *short_answer(model_folder)])
@@ -74,6 +75,7 @@ def test_ctrl_c_says_what_was_kept(endless: Path) -> None:
     assert b"Traceback" not in error
 
 
+@pytest.mark.slow
 def test_reader_that_goes_away(endless: Path) -> None:
     """`focusllm ask … | head -c 10` must end in silence."""
     process = started(long_answer(endless))

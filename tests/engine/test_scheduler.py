@@ -540,4 +540,4 @@ class ClientsAgainstOneByOne(RuleBasedStateMachine):
 
 
 TestClientsAgainstOneByOne = ClientsAgainstOneByOne.TestCase
-TestClientsAgainstOneByOne.settings = settings(max_examples=25, stateful_step_count=20, deadline=None)
+TestClientsAgainstOneByOne.settings = settings(max_examples=15, stateful_step_count=20, deadline=None)

@@ -25,7 +25,7 @@ from tests.tiny import save_tiny_model
 
 QUESTION = "Who?"
 DOCUMENTS = ["The first document, by Ada. " * 8, "The second one, by Edith. " * 8]
-TOKENS = 24
+TOKENS = 12
 
 
 @dataclass
@@ -231,7 +231,7 @@ class Conformance:
 
     async def test_the_first_token_may_take_long(self, driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
         """Prefilling a long document takes long. (More than a minute of it: `test_patience.py`.)"""
-        delay_first_token(monkeypatch, 1.0)
+        delay_first_token(monkeypatch, 0.5)
         assert "".join(driver.stream(QUESTION, DOCUMENTS))
         assert "".join([piece async for piece in driver.astream(QUESTION, DOCUMENTS)])
 

@@ -86,8 +86,15 @@ def _on_meta(family: str, *, rank: int | None = None) -> tuple[PreTrainedModel, 
     return model.to("meta"), projections.to("meta")
 
 
-@pytest.mark.parametrize("parallel_chunks", [None, 2], ids=["one_pass", "groups"])
-@pytest.mark.parametrize("family", FAMILIES)
+def _in_groups(quick: tuple[str, ...]) -> Iterator[Any]:
+    """Every family in one pass; groups of chunks take the same way in all, so most of them are slow tests."""
+    for family in FAMILIES:
+        yield pytest.param(family, None, id=f"{family}-one_pass")
+        marks = [] if family in quick else [pytest.mark.slow]
+        yield pytest.param(family, 2, id=f"{family}-groups", marks=marks)
+
+
+@pytest.mark.parametrize(("family", "parallel_chunks"), _in_groups(("llama", "gemma3", "phi3", "smollm3")))
 def test_steps(family: str, parallel_chunks: int | None) -> None:
     """A step would wait for the GPU between its layers, or fail on one."""
     model = focus_model(*_on_meta(family), parallel_chunks=parallel_chunks)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -103,8 +105,15 @@ def test_golden_vectors_are_all_there() -> None:
     assert len(GOLDEN) == 4
 
 
-@pytest.mark.parametrize("rank", [None, 4], ids=["full", "low_rank"])
-@pytest.mark.parametrize("family", FAMILIES)
+def _with_ranks(quick: tuple[str, ...]) -> Iterator[Any]:
+    """Every family with full copies; low-rank projections differ in no family, so most of them are slow tests."""
+    for family in FAMILIES:
+        yield pytest.param(family, None, id=f"{family}-full")
+        marks = [] if family in quick else [pytest.mark.slow]
+        yield pytest.param(family, 4, id=f"{family}-low_rank", marks=marks)
+
+
+@pytest.mark.parametrize(("family", "rank"), _with_ranks(("llama", "llama_bias", "gemma2", "phi3")))
 def test_equals_the_oracle(family: str, rank: int | None) -> None:
     """A family's attention, rotary embedding or cache would be used in another way than the family's own code does."""
     model = build(family)

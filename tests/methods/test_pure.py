@@ -91,7 +91,7 @@ def _decoding(focus: FocusModel, chunks: ChunkSet, plain: bool, questions: list[
 
 @pytest.mark.parametrize("plain", [False, True], ids=["focus", "plain"])
 @given(data=st.data())
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=6, deadline=None)
 def test_questions_come_and_go(focus: FocusModel, reference: Reference, plain: bool, data: st.DataObject) -> None:
     """Random arrivals and departures, each question against the oracle at every step."""
     chunks = prefilled(focus, CASE)

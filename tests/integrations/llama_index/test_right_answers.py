@@ -113,6 +113,7 @@ async def test_facts_in_twelve_documents_are_found(
     assert_right(facts, [text for text, _ in answers])
 
 
+@pytest.mark.slow
 async def test_a_vector_index_finds_the_document_and_the_model_reads_it_whole(
     llm: FocusLLM, twelve: list[Document], asked: list[EngineCall]
 ) -> None:
