@@ -29,6 +29,7 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 def test_the_ways_compared_give_the_same_logits(output: dict[str, Any]) -> None:
     """A faster wrong answer would be a good figure."""
     (result,) = output["results"]
@@ -37,6 +38,7 @@ def test_the_ways_compared_give_the_same_logits(output: dict[str, Any]) -> None:
     assert result["chunks"] == 4
 
 
+@pytest.mark.slow
 def test_ratios_are_those_of_medians(output: dict[str, Any]) -> None:
     (result,) = output["results"]
     for way, ratios in result["ours_is_faster_by"].items():
@@ -45,11 +47,13 @@ def test_ratios_are_those_of_medians(output: dict[str, Any]) -> None:
             assert ratio == pytest.approx(other / ours)
 
 
+@pytest.mark.slow
 def test_caches_hold_what_the_tokens_need(output: dict[str, Any]) -> None:
     (result,) = output["results"]
     assert 1.0 <= result["ways"][OURS]["cache_bytes"] / result["cache_bytes_needed"] <= 1.5  # prompts grow in steps
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("ratio", "met"), [(5.9, False), (6.1, True)])
 def test_an_aim_that_is_missed_is_said(output: dict[str, Any], ratio: float, met: bool) -> None:
     result = copy.deepcopy(output["results"][0]) | {"chunks": 16, "chunk_size": 512}

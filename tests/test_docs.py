@@ -36,9 +36,15 @@ def test_there_are_pages() -> None:
     assert PAGES
 
 
+def _slow(path: Path) -> Any:
+    """The pages on the frameworks and on training take longest; what they use is tested elsewhere too."""
+    marks = [pytest.mark.slow] if name(path) in ("langchain", "llama_index", "training") else []
+    return pytest.param(path, marks=marks, id=name(path))
+
+
 @needs_embedded
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("path", PAGES, ids=name)
+@pytest.mark.parametrize("path", map(_slow, PAGES))
 def test_python_runs(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -229,6 +229,7 @@ class Conformance:
         await asyncio.to_thread(wait_until_idle, engine)
         assert len(steps) <= taken + 2 < TOKENS
 
+    @pytest.mark.slow
     async def test_the_first_token_may_take_long(self, driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
         """Prefilling a long document takes long. (More than a minute of it: `test_patience.py`.)"""
         delay_first_token(monkeypatch, 0.5)

@@ -83,6 +83,7 @@ def test_golden_vectors(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("folder", GOLDEN, ids=lambda folder: folder.name)
+@pytest.mark.slow  # `test_groups_of_chunks` groups them in every way against the oracle
 def test_golden_vectors_in_groups_of_chunks(folder: Path) -> None:
     """In float64, where no grouping rounds otherwise; what was recorded lies 2.7e-5 from it by its own rounding."""
     golden = load_file(folder / "golden.safetensors")
