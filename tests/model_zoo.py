@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
 from transformers import (
@@ -122,6 +123,9 @@ _FAMILIES: dict[str, tuple[type[PreTrainedConfig], dict[str, Any]]] = {
 }
 
 FAMILIES = tuple(_FAMILIES)
+# Of every kind of attention, RoPE and projections one; where all families take the same way, the others are slow tests.
+KINDS = ("llama", "llama_bias", "llama_yarn_rope", "gemma2", "gemma3", "phi3", "stablelm", "smollm3")
+FAMILIES_BY_KIND = [pytest.param(name, marks=[] if name in KINDS else [pytest.mark.slow]) for name in FAMILIES]
 
 
 def build(family: str, *, seed: int = 0, **settings: Any) -> PreTrainedModel:

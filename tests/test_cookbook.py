@@ -81,6 +81,7 @@ def demo() -> ModuleType:
     return module
 
 
+@pytest.mark.slow
 def test_demo_fails_where_an_answer_is_wrong(demo: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A random model finds nothing; the demo must not call that a success."""
     folder = save_tiny_model(tmp_path)

@@ -64,6 +64,7 @@ def test_all_streams_are_closed(model_folder: Path) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
 
 
+@pytest.mark.slow
 def test_ctrl_c_says_what_was_kept(endless: Path) -> None:
     process = started(long_answer(endless))
     assert process.stdout is not None

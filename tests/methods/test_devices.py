@@ -28,7 +28,7 @@ from focus_core.methods.focus import FocusDecoding, FocusModel
 from focus_core.methods.plain import PlainDecoding
 from focus_core.training.loss import FocusLoss
 from tests.cases import ANSWERS, CASE, QUESTIONS, computed, focus_model, forced, prefilled
-from tests.model_zoo import FAMILIES, build, random_projections
+from tests.model_zoo import FAMILIES_BY_KIND, build, random_projections
 from tests.training.cases import CONFIG, example_for
 
 _ASKS = {"item", "tolist", "__bool__", "__int__", "__float__", "__index__", "nonzero", "masked_select", "unique", "cpu"}
@@ -86,15 +86,8 @@ def _on_meta(family: str, *, rank: int | None = None) -> tuple[PreTrainedModel, 
     return model.to("meta"), projections.to("meta")
 
 
-def _in_groups(quick: tuple[str, ...]) -> Iterator[Any]:
-    """Every family in one pass; groups of chunks take the same way in all, so most of them are slow tests."""
-    for family in FAMILIES:
-        yield pytest.param(family, None, id=f"{family}-one_pass")
-        marks = [] if family in quick else [pytest.mark.slow]
-        yield pytest.param(family, 2, id=f"{family}-groups", marks=marks)
-
-
-@pytest.mark.parametrize(("family", "parallel_chunks"), _in_groups(("llama", "gemma3", "phi3", "smollm3")))
+@pytest.mark.parametrize("parallel_chunks", [None, pytest.param(2, marks=pytest.mark.slow)], ids=["one_pass", "groups"])
+@pytest.mark.parametrize("family", FAMILIES_BY_KIND)
 def test_steps(family: str, parallel_chunks: int | None) -> None:
     """A step would wait for the GPU between its layers, or fail on one."""
     model = focus_model(*_on_meta(family), parallel_chunks=parallel_chunks)

@@ -45,6 +45,8 @@ from tests.cases import (
 from tests.model_zoo import BOS, FAMILIES, build, random_projections, random_tokens
 from tests.reference import Reference
 
+SHORT_CHUNKINGS = {name: lengths for name, lengths in CHUNKINGS.items() if name != "sixty"}
+
 
 @pytest.fixture(scope="module")
 def llama() -> PreTrainedModel:
@@ -162,7 +164,9 @@ def test_untrained_projections_are_the_models_own_maps(llama: PreTrainedModel) -
 
 
 @pytest.mark.parametrize("parallel_chunks", [None, 1, 3])
-@pytest.mark.parametrize("lengths", CHUNKINGS.values(), ids=CHUNKINGS)
+@pytest.mark.parametrize(
+    "lengths", [*SHORT_CHUNKINGS.values(), pytest.param(CHUNKINGS["sixty"], marks=pytest.mark.slow)], ids=CHUNKINGS
+)
 def test_groups_of_chunks(
     lengths: list[int],
     parallel_chunks: int | None,

@@ -16,8 +16,7 @@ from focus_core.config import FocusConfig
 from focus_core.methods.focus import FocusModel
 from focus_core.training.examples import SupervisedQuestion, TrainingExample
 from focus_core.training.loss import FocusLoss
-from tests.model_zoo import FAMILIES as ZOO
-from tests.model_zoo import build, random_projections
+from tests.model_zoo import FAMILIES_BY_KIND, build, random_projections
 from tests.training.cases import BOS, CONFIG, example_for, focus_model, gradients
 
 
@@ -110,7 +109,7 @@ def test_loss_and_gradients_equal_one_plain_pass_per_target_and_chunk(family: st
     assert_equal_gradients(gradients(model, losses @ weights), gradients(model, wanted @ weights))
 
 
-@pytest.mark.parametrize("family", ZOO)
+@pytest.mark.parametrize("family", FAMILIES_BY_KIND)
 def test_loss_and_gradients_of_every_family(family: str) -> None:
     """Fused maps, bounded scores, two kinds of rotary embedding, norms in other places: the same comparison for all."""
     base = build(family)

@@ -186,6 +186,7 @@ def test_a_cpu_has_no_float16(tmp_path: Path) -> None:
         train(config_for(tmp_path, mixed_precision="fp16"), model=focus_model(), examples=numbered)
 
 
+@pytest.mark.slow
 def test_seconds_per_step_are_those_of_the_steps(tmp_path: Path) -> None:
     """Minutes of evaluation would look like slow steps."""
 
