@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from focus_core.errors import ConfigError
-from focus_core.methods.base import Method, Plan, Question
+from focus_core.methods.base import Method, Plan, TokenizedQuestion
 from focus_core.methods.focus import FocusModel
 from focus_core.methods.limits import Lengths, Limits, expected_answer, fits_window, measure, resolve_max_new_tokens
 from focus_core.methods.table import AUTO, METHODS
@@ -93,7 +93,7 @@ class Planner:
             cut = tuple(listed)
         elif chunks is None:
             cut = tuple(self._layout.chunks_of(documents))
-        question = Question(self._layout, tuple(documents), context)
+        question = TokenizedQuestion(self._layout, tuple(documents), context)
         return Plan(outline.method, cut, question, outline.limits, outline.new_tokens)
 
     def _choose(self, lengths: Lengths, max_new_tokens: int | None, asked: str | None) -> str:

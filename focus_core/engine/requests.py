@@ -9,7 +9,7 @@ from typing import TypeVar
 from focus_core.engine.answers import Event, Finished, FinishReason, Piece, Usage
 from focus_core.engine.prefill import ChunkPrefill
 from focus_core.engine.sampling import Sampler
-from focus_core.methods.base import Plan, Question
+from focus_core.methods.base import Plan, TokenizedQuestion
 from focus_core.text.stream import TextStream
 
 
@@ -85,7 +85,7 @@ class QuestionRequest(Request):
         return isinstance(notice, Failed | Finished)
 
     @property
-    def question(self) -> Question:
+    def question(self) -> TokenizedQuestion:
         """The question with the answer so far."""
         return self.plan.question.continued(self.tokens)
 

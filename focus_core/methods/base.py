@@ -23,7 +23,7 @@ Prefilling = Generator[int, None, list[ChunkRow]]
 
 
 @dataclass(frozen=True, eq=False)
-class Question:
+class TokenizedQuestion:
     """One question as methods take it.
 
     Attributes:
@@ -53,7 +53,7 @@ class Question:
         """Documents and local context in one row, with the answer so far."""
         return [*self.layout.plain(self.documents, self.context), *self.generated]
 
-    def continued(self, tokens: Sequence[int]) -> Question:
+    def continued(self, tokens: Sequence[int]) -> TokenizedQuestion:
         """The same question with more of its answer generated."""
         return replace(self, generated=(*self.generated, *tokens))
 
@@ -102,7 +102,7 @@ class Method(Protocol):
     def prefill(self, chunks: Sequence[Chunk]) -> Prefilling:
         """Keys and values of chunks, each read alone; one pass of the model per item."""
 
-    def decoding(self, chunks: ChunkSet, questions: Sequence[Question]) -> Decoding:
+    def decoding(self, chunks: ChunkSet, questions: Sequence[TokenizedQuestion]) -> Decoding:
         """A batch of questions about these chunks (or, with `cached_layers == 0`, about their own documents)."""
 
 
@@ -117,7 +117,7 @@ class Plan:
 
     method: Method
     chunks: tuple[Chunk, ...]
-    question: Question
+    question: TokenizedQuestion
     limits: Limits
     new_tokens: int
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from focus_core.cache.chunks import ChunkSet
 from focus_core.errors import ConfigError
-from focus_core.methods.base import Decoding, Question
+from focus_core.methods.base import Decoding, TokenizedQuestion
 from focus_core.methods.focus import FocusMethod, FocusModel
 from focus_core.methods.limits import fits_window, measure
 from focus_core.methods.plain import PlainMethod
@@ -81,8 +81,10 @@ def _decoding(model: FocusModel, ids: list[int], new_tokens: int) -> Decoding:
     if not lengths.chunks or fits_window(model.config, lengths.whole, new_tokens):
         plain = PlainMethod(model)
         plain.limits(lengths).check(new_tokens)
-        return plain.decoding(ChunkSet.of([]), [Question(layout, (), prompt)])
+        return plain.decoding(ChunkSet.of([]), [TokenizedQuestion(layout, (), prompt)])
     focus = FocusMethod(model)
     focus.limits(lengths).check(new_tokens)
     chunks, context = layout.long_prompt(prompt)
-    return focus.decoding(ChunkSet.of(model.prefill([chunk.row for chunk in chunks])), [Question(layout, (), context)])
+    return focus.decoding(
+        ChunkSet.of(model.prefill([chunk.row for chunk in chunks])), [TokenizedQuestion(layout, (), context)]
+    )

@@ -32,7 +32,7 @@ from focus_core.device import require_memory
 from focus_core.errors import ConfigError
 from focus_core.loading.adapters import fresh_projections
 from focus_core.loading.models import load_model
-from focus_core.methods.base import Prefilling, Question, pad_left, without_unused
+from focus_core.methods.base import Prefilling, TokenizedQuestion, pad_left, without_unused
 from focus_core.methods.decoder import Decoder, visible_columns
 from focus_core.methods.limits import FocusLimits, Lengths
 from focus_core.progress import Report
@@ -402,6 +402,6 @@ class FocusMethod:
     def prefill(self, chunks: Sequence[Chunk]) -> Prefilling:
         return self._model.prefill_passes([chunk.row for chunk in chunks], layers=self.cached_layers)
 
-    def decoding(self, chunks: ChunkSet, questions: Sequence[Question]) -> FocusDecoding:
+    def decoding(self, chunks: ChunkSet, questions: Sequence[TokenizedQuestion]) -> FocusDecoding:
         local_contexts = [question.local_context for question in questions]
         return FocusDecoding(self._model, chunks, local_contexts, [question.dynamic_prompt for question in questions])

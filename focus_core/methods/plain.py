@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from focus_core.cache.chunks import ChunkSet
-from focus_core.methods.base import Prefilling, Question, pad_left
+from focus_core.methods.base import Prefilling, TokenizedQuestion, pad_left
 from focus_core.methods.decoder import Decoder
 from focus_core.methods.limits import Lengths, PlainLimits
 from focus_core.text.chunking import Chunk
@@ -92,5 +92,5 @@ class PlainMethod:
         yield from ()
         return []
 
-    def decoding(self, chunks: ChunkSet, questions: Sequence[Question]) -> PlainDecoding:
+    def decoding(self, chunks: ChunkSet, questions: Sequence[TokenizedQuestion]) -> PlainDecoding:
         return PlainDecoding(self._decoder, [question.whole for question in questions])

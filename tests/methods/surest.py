@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 
 from focus_core.cache.chunks import ChunkSet
-from focus_core.methods.base import Prefilling, Question, pad_left, without_unused
+from focus_core.methods.base import Prefilling, TokenizedQuestion, pad_left, without_unused
 from focus_core.methods.decoder import Decoder
 from focus_core.methods.limits import FocusLimits, Lengths
 from focus_core.text.chunking import Chunk
 
 
 class SurestDecoding:
-    def __init__(self, decoder: Decoder, chunks: ChunkSet, questions: Sequence[Question]) -> None:
+    def __init__(self, decoder: Decoder, chunks: ChunkSet, questions: Sequence[TokenizedQuestion]) -> None:
         self._decoder, self._chunks = decoder, chunks
         self._prompts, self._padding = pad_left([question.dynamic_prompt for question in questions])
         self._generated = [len(question.generated) for question in questions]  # of a question that goes on, not 0
@@ -70,5 +70,5 @@ class SurestMethod:
     def prefill(self, chunks: Sequence[Chunk]) -> Prefilling:
         return self._decoder.prefill_passes([chunk.row for chunk in chunks], layers=self.cached_layers)
 
-    def decoding(self, chunks: ChunkSet, questions: Sequence[Question]) -> SurestDecoding:
+    def decoding(self, chunks: ChunkSet, questions: Sequence[TokenizedQuestion]) -> SurestDecoding:
         return SurestDecoding(self._decoder, chunks, questions)
