@@ -224,13 +224,21 @@ def _run(jobs: list[Callable[[], None]], *, seconds: float = 60) -> None:
     assert not any(thread.is_alive() for thread in threads), "a client waits for ever"
 
 
-def test_four_threads_take_the_steps_of_one_batch(engine: FocusEngine, steps: Steps) -> None:
+def test_four_threads_take_the_steps_of_one_batch(steps: Steps) -> None:
     """One after the other they took 28 decode steps where a batch takes 7."""
+    engine = make_engine(parallel_chunks=1)
     answers: dict[str, str] = {}
     questions = [f"Question {number}?" for number in range(4)]
+    all_are_reading, seen = threading.Barrier(4), set[str]()
 
     def ask(question: str) -> None:
-        answers[question] = engine.generate(question, [A, B], max_new_tokens=8).text
+        def report(done: int, total: int) -> None:
+            """At its first report each waits for the others, so that all ask at the same time on any machine."""
+            if question not in seen:
+                seen.add(question)
+                all_are_reading.wait(30)
+
+        answers[question] = engine.generate(question, [A, B], max_new_tokens=8, report=report).text
 
     _run([partial(ask, question) for question in questions])
     assert len(steps.steps) <= 8
