@@ -7,7 +7,7 @@ READY := .venv/.ready
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 NOTEBOOKS := $(wildcard cookbook/[0-9]*.py)
 
-.PHONY: demo test test-slow test-gpu check format bench notebooks constraints
+.PHONY: demo test test-slow test-recipe test-gpu check format bench notebooks constraints
 
 demo: $(READY)  ## hide facts in 100,000 tokens and ask for them
 	@$(BIN)/python cookbook/demo.py
@@ -21,6 +21,9 @@ test: $(READY)
 
 test-slow: $(READY)
 	@$(PYTEST) -m slow
+
+test-recipe: $(READY)  ## every command of the recipe, with few steps
+	@$(BIN)/python -m pytest -rs -m recipe
 
 test-gpu: $(READY)
 	@$(BIN)/python -c "import sys, torch; torch.cuda.is_available() or sys.exit('There is no GPU that torch can use.')"

@@ -134,7 +134,7 @@ def run(command: str, *arguments: str | Path) -> None:
     assert done.returncode == 0, done.stderr[-2000:]
 
 
-@pytest.mark.slow
+@pytest.mark.recipe
 @pytest.mark.timeout(900)
 def test_the_commands_lead_from_texts_to_a_model_that_loads(tmp_path: Path) -> None:
     rng = random.Random(0)
