@@ -358,7 +358,7 @@ class FocusEngine:
             method,
             chunks,
             store=self._store,
-            tiers=list(self.shared.tiers),
+            tiers=self.shared.tiers,
             appended_tokens=appended_tokens,
         )
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -34,16 +33,20 @@ class SharedModel:
 
     Attributes:
         key: what a chunk's keys and values depend on besides its tokens
-        tiers: the stores of all engines
         warned: whether its users know that its projections are untrained
     """
 
     loaded: LoadedModel
     tokenizer: TextTokenizer
     key: str
-    tiers: WeakSet[DeviceTier] = field(default_factory=WeakSet)
     warned: bool = False
-    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _tiers: WeakSet[DeviceTier] = field(default_factory=WeakSet)
+    _store: DeviceTier | None = None
+    _untrained: CandidateProjections | None = None
+    _lock: threading.RLock = field(default_factory=threading.RLock)  # engines are made and used in any thread
+
+    def __post_init__(self) -> None:
+        self.scheduler = Scheduler(self.loaded.model)
 
     @classmethod
     def of(cls, loaded: LoadedModel, tokenizer: PreTrainedTokenizerBase, *, key: str | None = None) -> SharedModel:
@@ -57,33 +60,37 @@ class SharedModel:
     def __repr__(self) -> str:
         return f"<SharedModel {self.loaded.model_id!r}>"
 
-    @cached_property
-    def scheduler(self) -> Scheduler:
-        return Scheduler(self.loaded.model)
-
-    @cached_property
+    @property
     def store(self) -> DeviceTier:
         """The store of all engines that name no budget: half of the memory that is free when it is first used."""
-        return self.new_store(int(free_memory(self.loaded.model.device) * _STORE_SHARE))
+        with self._lock:
+            if self._store is None:
+                self._store = self.new_store(int(free_memory(self.loaded.model.device) * _STORE_SHARE))
+            return self._store
 
     def new_store(self, store_bytes: int) -> DeviceTier:
         """A store with a budget of its own."""
         store = DeviceTier(store_bytes)
-        self.tiers.add(store)
+        with self._lock:
+            self._tiers.add(store)
         return store
+
+    @property
+    def tiers(self) -> list[DeviceTier]:
+        """The stores of all engines."""
+        with self._lock:
+            return list(self._tiers)
 
     @property
     def projections(self) -> CandidateProjections | Callable[[], CandidateProjections]:
         """The trained ones, or copies of the model's own maps, which all engines share."""
-        return self.loaded.projections or self._untrained
+        return self.loaded.projections or self._untrained_projections
 
-    def _untrained(self) -> CandidateProjections:
+    def _untrained_projections(self) -> CandidateProjections:
         with self._lock:
-            return self._made
-
-    @cached_property
-    def _made(self) -> CandidateProjections:
-        return fresh_projections(self.loaded.model)
+            if self._untrained is None:
+                self._untrained = fresh_projections(self.loaded.model)
+            return self._untrained
 
 
 _Key = tuple[Any, ...]  # all that two callers must have in common to share weights
