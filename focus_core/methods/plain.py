@@ -21,7 +21,8 @@ class PlainDecoding:
 
     def __init__(self, decoder: Decoder, rows: Sequence[Sequence[int]]) -> None:
         self._model = decoder.model
-        self._rows, self._padding = pad_left(rows)
+        self._rows, padding = pad_left(rows)
+        self._set_padding(padding)
         self._cache = DynamicCache()  # given no config, so that it never drops what a sliding window could not see
         self._length = 0
 
@@ -33,7 +34,7 @@ class PlainDecoding:
 
     def keep(self, questions: Sequence[int]) -> None:
         self._cache.batch_select_indices(torch.tensor(questions, device=self._model.device))
-        self._padding = [self._padding[index] for index in questions]
+        self._set_padding([self._padding[index] for index in questions])
 
     def join(self, other: PlainDecoding) -> None:
         length = max(self._length, other._length)
@@ -42,17 +43,20 @@ class PlainDecoding:
             keys = torch.cat([_padded(mine.keys, length), _padded(theirs.keys, length)])
             values = torch.cat([_padded(mine.values, length), _padded(theirs.values, length)])
             joined.update(keys, values, layer)
-        self._padding = [columns + length - part._length for part in (self, other) for columns in part._padding]
+        self._set_padding([columns + length - part._length for part in (self, other) for columns in part._padding])
         self._cache, self._length = joined, length
+
+    def _set_padding(self, padding: list[int]) -> None:
+        """Unused columns at the left of each row, also as `[rows, 1]` on the device."""
+        self._padding = padding
+        self._padding_on_device = torch.tensor(padding, device=self._model.device)[:, None]
 
     @torch.no_grad()
     def _append(self, tokens: Tensor) -> Tensor:
-        device = self._model.device
-        tokens = tokens.to(device)
-        padding = torch.tensor(self._padding, device=device)[:, None]
-        columns = torch.arange(self._length + tokens.shape[1], device=device)
-        position_ids = (columns[self._length :] - padding).clamp(min=0)
-        mask = (columns >= padding).long() if any(self._padding) else None
+        tokens, unused = tokens.to(self._model.device), self._padding_on_device
+        columns = torch.arange(self._length + tokens.shape[1], device=unused.device)
+        position_ids = (columns[self._length :] - unused).clamp(min=0)
+        mask = (columns >= unused).long() if any(self._padding) else None
         self._length = len(columns)
         output = self._model(
             input_ids=tokens,
