@@ -23,7 +23,7 @@ from focus_core.engine.sampling import Sampler
 from focus_core.engine.shared import SharedModel, shared_model
 from focus_core.errors import ConfigError, DocumentError, warn
 from focus_core.loading.models import LoadedModel
-from focus_core.methods.base import Method
+from focus_core.methods.base import Method, PlanKey
 from focus_core.methods.focus import FocusModel
 from focus_core.progress import Report, progress_bar, sign_of_life
 from focus_core.text.chunking import Chunk, Layout
@@ -316,16 +316,14 @@ class FocusEngine:
         else:
             of_each = [self._documents_of(cast(Documents | None, documents))] * len(questions)
         chunks: dict[int, list[Chunk]] = {}  # cut once for all questions about the same documents
-        prefills: dict[tuple[int, tuple[bytes, ...]], ChunkPrefill] = {}
+        prefills: dict[PlanKey, ChunkPrefill] = {}
         requests = []
         for question, listed in zip(questions, of_each, strict=True):
             if listed and id(listed) not in chunks:
                 chunks[id(listed)] = self.layout.chunks_of(listed)
             request = self._request(question, listed, options, chunks.get(id(listed)))
-            # Questions about the same chunks wait for one prefill.
-            key = id(request.plan.method), tuple(chunk.key for chunk in request.plan.chunks)
-            if request.plan.chunks:
-                request.prefill = prefills.setdefault(key, request.prefill)
+            if request.plan.chunks:  # questions about the same chunks wait for one prefill
+                request.prefill = prefills.setdefault(request.plan.key, request.prefill)
             requests.append(request)
         return requests
 

@@ -86,9 +86,12 @@ class ChunkPrefill:
             if row is not None and row[0].layers >= self.method.cached_layers:
                 self.rows[key] = row
         nbytes = self.missing_bytes + self._appended_tokens * self.method.bytes_per_token
-        self._evict(lacking_memory(nbytes + others, self._device))
-        require_memory(nbytes, self._device, what=f"{nbytes // self.method.bytes_per_token} tokens")
-        self.begun = not (others and lacking_memory(nbytes + others, self._device))
+        lacking = lacking_memory(nbytes + others, self._device)
+        if lacking:
+            self._evict(lacking)
+            require_memory(nbytes, self._device, what=f"{nbytes // self.method.bytes_per_token} tokens")
+            lacking = lacking_memory(nbytes + others, self._device)
+        self.begun = not lacking
         self._first_missing = len(self.wanted) - len(self.rows)
 
     def find(self, rows: dict[ChunkKey, ChunkRow]) -> bool:
@@ -112,12 +115,9 @@ class ChunkPrefill:
             self._passes = self.method.prefill([self.wanted[key] for key in self.block])
         try:
             self._in_block = next(self._passes)
-        except StopIteration as finished:
-            return self._finish(finished.value)
-        if self._in_block < len(self.block):
-            return {}
-        try:
-            next(self._passes)
+            if self._in_block < len(self.block):
+                return {}
+            next(self._passes)  # ends, and gives the rows
         except StopIteration as finished:
             return self._finish(finished.value)
         raise RuntimeError(f"{self.method.name}.prefill goes on after its last chunk.")

@@ -41,6 +41,7 @@ class Request:
 
     Attributes:
         notices: what has happened, for the client; filled and emptied under the scheduler's lock
+        left: whether it has ended, or its client has gone
     """
 
     def __init__(self, prefill: ChunkPrefill) -> None:
@@ -77,7 +78,6 @@ class QuestionRequest(Request):
         super().__init__(prefill)
         self.plan, self.sampler, self.usage = plan, sampler, usage
         self.tokens: list[int] = []
-        self.finished = False
         self._stop_tokens, self._text = stop_tokens, text
         self.local_length = len(plan.question.local_context)
 
@@ -123,6 +123,5 @@ class QuestionRequest(Request):
             reason = "length"
         if reason is None:
             return Piece(text) if text else None
-        self.finished = True
         usage = replace(self.usage, output_tokens=len(self.tokens))
         return Finished(text + self._text.finish(), reason, usage, self.plan.method.name, tuple(self.tokens))

@@ -26,9 +26,7 @@ from focus_core.device import naming_lack_of_memory, require_memory, tokens_per_
 from focus_core.engine.prefill import ChunkPrefill
 from focus_core.engine.requests import AnyRequest, Failed, Notice, Progress, QuestionRequest, Ready, Request
 from focus_core.engine.sampling import choose
-from focus_core.methods.base import Decoding, Method
-
-_BatchKey = tuple[int, tuple[ChunkKey, ...]]  # of one method's instance and its chunks
+from focus_core.methods.base import Decoding, Method, PlanKey
 
 
 @dataclass(eq=False)
@@ -40,7 +38,7 @@ class Batch:
         in_step: set while a step changes the decoding; still set afterwards if the step was interrupted
     """
 
-    key: _BatchKey
+    key: PlanKey
     chunks: ChunkSet
     method: Method
     decoding: Decoding
@@ -148,9 +146,9 @@ class Scheduler:
                 self._stepping = False
                 self._changed.notify_all()
 
-    def _tell(self, request: Request, notice: Notice, *, last: bool = False) -> None:
+    def _tell(self, request: Request, notice: Notice) -> None:
         with self._changed:
-            request.left = request.left or last
+            request.left = request.left or request.ends_with(notice)
             request.notices.append(notice)
             self._changed.notify_all()
 
@@ -227,9 +225,7 @@ class Scheduler:
         if isinstance(request, QuestionRequest):
             request.count_chunks()
             self._ready.append(request)
-            self._tell(request, Ready())
-        else:
-            self._tell(request, Ready(), last=True)
+        self._tell(request, Ready())
 
     # --- batches ------------------------------------------------------------------------------------------------------
 
@@ -237,7 +233,7 @@ class Scheduler:
         """Start as many questions as the memory holds, in their order; those about the same chunks together."""
         if not self._ready:
             return
-        groups: dict[_BatchKey, list[list[QuestionRequest]]] = {}
+        groups: dict[PlanKey, list[list[QuestionRequest]]] = {}
         reserved = sum(request.bytes_left for batch in self._batches for request in batch.requests)
         while self._ready:
             request = self._ready[0]
@@ -252,7 +248,7 @@ class Scheduler:
                 continue
             self._ready.popleft()
             reserved += nbytes
-            self._into_group(groups.setdefault(_key(request), []), request)
+            self._into_group(groups.setdefault(request.plan.key, []), request)
         for key, of_key in groups.items():
             for group in of_key:
                 self._start(key, group)
@@ -265,7 +261,7 @@ class Scheduler:
                 return
         groups.append([request])
 
-    def _start(self, key: _BatchKey, requests: list[QuestionRequest]) -> None:
+    def _start(self, key: PlanKey, requests: list[QuestionRequest]) -> None:
         """The first pass of some questions about the same chunks, which then join a running batch."""
         method, joined = requests[0].plan.method, self._batch_for(key, requests)
         try:
@@ -282,7 +278,7 @@ class Scheduler:
             self._fail(requests, error)
             self._restart_interrupted()  # the batch that they were about to join
 
-    def _batch_for(self, key: _BatchKey, requests: Sequence[QuestionRequest]) -> Batch | None:
+    def _batch_for(self, key: PlanKey, requests: Sequence[QuestionRequest]) -> Batch | None:
         """A running batch that these questions can join in one pass."""
         for batch in self._batches:
             longest = max(batch.longest, *(request.local_length for request in requests))
@@ -303,7 +299,7 @@ class Scheduler:
         try:
             with naming_lack_of_memory():
                 batch.in_step = True
-                self._keep(batch, [index for index, request in enumerate(batch.requests) if not request.left])
+                self._keep_open(batch)
                 if not batch.requests:
                     return
                 self._accept(batch, batch.decoding.step(torch.tensor(batch.tokens)))
@@ -313,21 +309,18 @@ class Scheduler:
     def _accept(self, batch: Batch, logits: torch.Tensor) -> None:
         """Choose the next tokens, tell the clients, and drop the questions that have ended."""
         chosen = choose([request.sampler for request in batch.requests], logits)
-        going_on: list[int] = []
-        for index, (request, token) in enumerate(zip(batch.requests, chosen, strict=True)):
-            if isinstance(token, Exception):  # what one client asked for must not end the others
-                self._tell(request, Failed(token), last=True)
-                continue
-            event = request.accept(token)
-            if event is not None:
-                self._tell(request, event, last=request.finished)
-            if not request.finished:
-                going_on.append(index)
+        for request, token in zip(batch.requests, chosen, strict=True):
+            # What one client asked for must not end the others.
+            notice = Failed(token) if isinstance(token, Exception) else request.accept(token)
+            if notice is not None:
+                self._tell(request, notice)
         batch.tokens = [token if isinstance(token, int) else 0 for token in chosen]
-        self._keep(batch, going_on)
+        self._keep_open(batch)
         batch.in_step = False
 
-    def _keep(self, batch: Batch, indices: list[int]) -> None:
+    def _keep_open(self, batch: Batch) -> None:
+        """Drop the questions that have ended, or whose clients have gone."""
+        indices = [index for index, request in enumerate(batch.requests) if not request.left]
         if not indices:
             batch.requests = []
             self._batches = [other for other in self._batches if other is not batch]
@@ -341,7 +334,7 @@ class Scheduler:
     def _fail(self, requests: Sequence[Request], error: Exception) -> None:
         requests = list(requests)
         for request in requests:
-            self._tell(request, Failed(error), last=True)
+            self._tell(request, Failed(error))
         self._drop(requests)
 
     def _drop(self, requests: Sequence[Request]) -> None:
@@ -366,7 +359,3 @@ class Scheduler:
         self._batches = [batch for batch in self._batches if not batch.in_step]
         for batch in reversed(interrupted):
             self._ready.extendleft(request for request in reversed(batch.requests) if not request.left)
-
-
-def _key(request: QuestionRequest) -> _BatchKey:
-    return id(request.plan.method), tuple(chunk.key for chunk in request.plan.chunks)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -106,6 +107,9 @@ class Method(Protocol):
         """A batch of questions about these chunks (or, with `cached_layers == 0`, about their own documents)."""
 
 
+PlanKey = tuple[int, tuple[bytes, ...]]  # a method's instance and the keys of its chunks
+
+
 @dataclass(frozen=True, eq=False)
 class Plan:
     """How one question is answered.
@@ -120,6 +124,11 @@ class Plan:
     question: TokenizedQuestion
     limits: Limits
     new_tokens: int
+
+    @cached_property
+    def key(self) -> PlanKey:
+        """Equal for questions that can be prefilled and decoded together."""
+        return id(self.method), tuple(chunk.key for chunk in self.chunks)
 
 
 def pad_left(rows: Sequence[Sequence[int]]) -> tuple[Tensor, list[int]]:

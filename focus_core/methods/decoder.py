@@ -16,7 +16,7 @@ from focus_core.attention.passes import PassCache, until_done
 from focus_core.cache.appended import AppendedCache
 from focus_core.cache.chunks import ChunkBlock, ChunkRow, ChunkSet, runs_of
 from focus_core.config import FocusConfig, ResolvedConfig
-from focus_core.device import free_memory, tokens_per_pass
+from focus_core.device import tokens_per_pass
 from focus_core.errors import ConfigError, UnsupportedModelError
 from focus_core.methods.limits import check_sizes
 
@@ -65,10 +65,6 @@ class Decoder:
     def tokens_per_pass(self) -> int:
         """Tokens that may pass the model together, unless `parallel_chunks` says."""
         return tokens_per_pass(self.model)
-
-    def free_tokens(self, bytes_per_token: int) -> int:
-        """Tokens whose keys and values the device could still hold."""
-        return free_memory(self.device) // bytes_per_token
 
     def rows_per_pass(self, tokens: int, most: int) -> int:
         """Rows of `tokens` new tokens that pass the model together: `most` tokens, or as the user says."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from threading import Lock
 from typing import Any
 
@@ -67,11 +67,6 @@ class TextTokenizer:
         require_whole_characters(text)
         tokens: TokenIds = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         return tokens
-
-    def decode(self, token_ids: Sequence[int]) -> str:
-        """The text of `token_ids`, special tokens included."""
-        text: str = self.tokenizer.decode(token_ids)
-        return text
 
     def document(self, document: Document) -> TokenizedDocument:
         """A document's tokens; of equal documents the tokens are made once."""
