@@ -312,8 +312,9 @@ class FocusDecoding:
     ) -> None:
         self._model, self._chunks = model, chunks
         local, self._local_padding = pad_left(local_contexts)
-        pending, self._appended_padding = pad_left(dynamic_prompts)
-        self._local, self._pending = local.to(model.device), pending.to(model.device)
+        prompts, self._appended_padding = pad_left(dynamic_prompts)
+        self._local, self._prompts = local.to(model.device), prompts.to(model.device)
+        self._newest = self._prompts[:, -1]  # of each row, the candidate of the last call
         self._appended = model.start_answer(chunks, self._appended_padding)
         self._set_padding()
 
@@ -323,17 +324,15 @@ class FocusDecoding:
         return self._appended.nbytes
 
     def start(self) -> Tensor:
-        memory = self._model.decode_candidates(self._chunks, self._pending, self._appended)
-        # From here on only the newest token of each row is needed again.
-        self._pending = self._pending[:, -1:]
+        memory = self._model.decode_candidates(self._chunks, self._prompts, self._appended)
         return self._model.next_token_logits(self._local, memory, padding=self._padding)
 
     def step(self, tokens: Tensor) -> Tensor:
-        tokens = tokens.to(self._pending.device)[:, None]
+        tokens = tokens.to(self._local.device)
         # The previous candidate is appended again, as an ordinary token; only the newest is the candidate.
-        self._pending = torch.cat([self._pending[:, -1:], tokens], dim=1)
-        self._local = torch.cat([self._local, tokens], dim=1)
-        return self._model.decode_step(self._chunks, self._pending, self._local, self._appended, padding=self._padding)
+        pair, self._newest = torch.stack([self._newest, tokens], dim=1), tokens
+        self._local = torch.cat([self._local, tokens[:, None]], dim=1)
+        return self._model.decode_step(self._chunks, pair, self._local, self._appended, padding=self._padding)
 
     def keep(self, questions: Sequence[int]) -> None:
         # Padding beside a longer question leaves with it.
@@ -341,7 +340,7 @@ class FocusDecoding:
         self._appended.keep(questions, unused)
         self._local_padding, unused = without_unused([self._local_padding[index] for index in questions])
         index = torch.tensor(questions, device=self._local.device)
-        self._local, self._pending = self._local[index, unused:], self._pending[index]
+        self._local, self._newest = self._local[index, unused:], self._newest[index]
         self._set_padding()
 
     def join(self, other: FocusDecoding) -> None:
@@ -353,7 +352,7 @@ class FocusDecoding:
         self._local = torch.cat(
             [nn.functional.pad(ids, (shift, 0)) for ids, shift in zip((self._local, other._local), shifts, strict=True)]
         )
-        self._pending = torch.cat([self._pending[:, -1:], other._pending[:, -1:]])
+        self._newest = torch.cat([self._newest, other._newest])
         self._set_padding()
 
     def _set_padding(self) -> None:

@@ -191,7 +191,7 @@ class Steps:
             return step(decoding, tokens)
 
         def counting_start(decoding: FocusDecoding) -> Tensor:
-            self.starts.append(len(decoding._pending))
+            self.starts.append(len(decoding._prompts))
             return start(decoding)
 
         def counting_prefill(model: FocusModel, chunks: Any, rows: Any) -> None:
