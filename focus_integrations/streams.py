@@ -9,8 +9,8 @@ from contextvars import copy_context
 from functools import partial
 from typing import Any, TypeVar
 
-from focus_core import Answer, Finished
-from focus_core.engine.answers import Event
+from focus_core import Answer
+from focus_core.engine.answers import AnswersFromEvents, Event
 
 Item = TypeVar("Item")
 
@@ -38,17 +38,11 @@ async def answers_in_thread(events: Iterator[tuple[int, Event]], questions: int)
 
     One event at a time, so that cancelling the task stops the work at the next token.
     """
-    texts = [""] * questions
-    ends: dict[int, Finished] = {}
+    collected = AnswersFromEvents(questions)
     async with aclosing(in_thread(events)) as stream:
         async for index, event in stream:
-            texts[index] += event.text
-            if isinstance(event, Finished):
-                ends[index] = event
-    return [
-        Answer(text, ends[index].finish_reason, ends[index].usage, ends[index].method, ends[index].tokens)
-        for index, text in enumerate(texts)
-    ]
+            collected.add(index, event)
+    return collected.answers()
 
 
 def _close_after(iterator: Iterator[Any], done: asyncio.Future[Any]) -> None:

@@ -40,11 +40,10 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Finished:
-    """The end of an answer.
+class _Ended:
+    """What `Finished` and `Answer` tell of an answer.
 
     Attributes:
-        text: what was held back to the end, often nothing
         finish_reason: `"stop"` (end of sequence, or a stop string) or `"length"` (`max_new_tokens` reached)
         method: the method that answered, as in `methods.table.METHODS`
         tokens: all generated tokens
@@ -57,26 +56,39 @@ class Finished:
     tokens: tuple[int, ...] = field(default=(), repr=False)
 
 
+class Finished(_Ended):
+    """The end of an answer; `text` is what was held back to the end, often nothing."""
+
+
 Event = Piece | Finished
 
 
-@dataclass(frozen=True, repr=False)
-class Answer:
-    """A whole answer.
-
-    Attributes:
-        finish_reason: `"stop"` (end of sequence, or a stop string) or `"length"` (`max_new_tokens` reached)
-        method: the method that answered, as in `methods.table.METHODS`
-        tokens: all generated tokens
-    """
-
-    text: str
-    finish_reason: FinishReason
-    usage: Usage
-    method: str
-    tokens: tuple[int, ...] = ()
+class Answer(_Ended):
+    """A whole answer."""
 
     def __repr__(self) -> str:
         shown = self.text if len(self.text) <= _SHOWN else f"{self.text[: _SHOWN - 1]}…"
         read = f"{self.usage.chunks:,} chunks" if self.usage.chunks else f"{self.usage.input_tokens:,} tokens"
         return f"<Answer {shown!r}: {self.finish_reason}, {len(self.tokens)} tokens, {self.method} over {read}>"
+
+
+class AnswersFromEvents:
+    """Puts whole answers together from the events of `FocusEngine.stream_batch`."""
+
+    def __init__(self, questions: int) -> None:
+        self._texts = [""] * questions
+        self._ends: dict[int, Finished] = {}
+
+    def add(self, index: int, event: Event) -> None:
+        """An event of the answer to question `index`."""
+        self._texts[index] += event.text
+        if isinstance(event, Finished):
+            self._ends[index] = event
+
+    def answers(self) -> list[Answer]:
+        """All answers, once each of them has finished."""
+        ends = (self._ends[index] for index in range(len(self._texts)))
+        return [
+            Answer(text, end.finish_reason, end.usage, end.method, end.tokens)
+            for text, end in zip(self._texts, ends, strict=True)
+        ]

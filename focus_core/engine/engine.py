@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import fields
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Unpack, cast, overload
 
@@ -13,8 +11,8 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from focus_core.config import FocusConfig, ResolvedConfig
-from focus_core.engine.answers import Answer, Event, Finished, Usage
-from focus_core.engine.options import CheckedOptions, Options
+from focus_core.engine.answers import Answer, AnswersFromEvents, Event, Usage
+from focus_core.engine.options import CheckedOptions, Options, split_settings
 from focus_core.engine.planning import Outline, Planner
 from focus_core.engine.prefill import ChunkPrefill
 from focus_core.engine.prepared import PreparedDocuments
@@ -102,7 +100,7 @@ class FocusEngine:
             AdapterError: the adapter is missing, damaged, or belongs to another model
             ConfigError: an unknown device, dtype or method, or sizes that cannot work
         """
-        config, arguments = _split_settings(config, settings)
+        config, arguments = split_settings(config, settings)
         shared = shared_model(model, adapter=adapter, device=device, dtype=dtype, **arguments)
         return cls(shared, config=config, method=method, progress=progress, store_bytes=store_bytes)
 
@@ -177,13 +175,10 @@ class FocusEngine:
         checked = CheckedOptions.of(options, called="generate")
         batch = _is_batch(question)
         questions = cast(Sequence[Question], question if batch else [question])
-        texts = [""] * len(questions)
-        ends: dict[int, Finished] = {}
+        collected = AnswersFromEvents(len(questions))
         for index, event in self._run(questions, documents, checked, batch=batch):
-            texts[index] += event.text
-            if isinstance(event, Finished):
-                ends[index] = event
-        answers = [_answer(text, ends[index]) for index, text in enumerate(texts)]
+            collected.add(index, event)
+        answers = collected.answers()
         return answers if batch else answers[0]
 
     def stream(
@@ -426,29 +421,6 @@ def _events(run: Generator[tuple[int, Event]]) -> Iterator[Event]:
             yield event
 
 
-def _split_settings(
-    config: FocusConfig | None, settings: Mapping[str, Any]
-) -> tuple[FocusConfig | None, dict[str, Any]]:
-    """Fields of `FocusConfig` among `settings`, and the rest, which is for transformers.
-
-    Raises:
-        ConfigError: a setting both ways, or a name that is nearly one of ours
-    """
-    names = [field.name for field in fields(FocusConfig)]
-    flat = {name: value for name, value in settings.items() if name in names}
-    arguments = {name: value for name, value in settings.items() if name not in names}
-    if flat and config is not None:
-        raise ConfigError(f"{next(iter(flat))} is given beside config=FocusConfig(…). Give it in one place.")
-    own = ["model", "adapter", "device", "dtype", "config", "method", "progress", "store_bytes", *names]
-    for name in arguments:
-        if name in Options.__annotations__:
-            raise ConfigError(f"{name} is an option of a call: engine.generate(…, {name}=…).")
-        near = next(iter(get_close_matches(name, own, n=1, cutoff=0.8)), None)
-        if near is not None:  # anything else is for transformers
-            raise ConfigError(f"from_pretrained() takes no {name!r}. Did you mean {near!r}?")
-    return FocusConfig(**flat) if flat else config, arguments
-
-
 def _end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     """Every token that ends an answer, by the model's generation config and the tokenizer."""
     generation = getattr(model.generation_config, "eos_token_id", None)
@@ -486,7 +458,3 @@ def _is_per_question(documents: Any) -> bool:
     if not isinstance(documents, list | tuple):
         return False
     return any(isinstance(one, list | tuple) for one in documents)
-
-
-def _answer(text: str, end: Finished) -> Answer:
-    return Answer(text, end.finish_reason, end.usage, end.method, end.tokens)

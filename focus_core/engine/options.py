@@ -75,6 +75,7 @@ class CheckedOptions:
 
 _OPTIONS = tuple(Options.__annotations__)
 _SETTINGS = tuple(field.name for field in fields(FocusConfig))
+_NEARLY_THE_SAME = 0.8  # from here on, a name is not taken for an argument of transformers
 _OTHER_NAMES = {
     "max_tokens": "max_new_tokens",
     "n_predict": "max_new_tokens",
@@ -99,6 +100,28 @@ def _refuse_unknown(options: Mapping[str, Any], called: str) -> None:
     near = nearest(name, [*_OPTIONS, "documents"])
     hint = f"Did you mean {near!r}?" if near else f"It takes: {', '.join(_OPTIONS)}."
     raise ConfigError(f"{called}() takes no option {name!r}. {hint}")
+
+
+def split_settings(
+    config: FocusConfig | None, settings: Mapping[str, Any]
+) -> tuple[FocusConfig | None, dict[str, Any]]:
+    """Of the settings of an engine: fields of `FocusConfig`, and the rest, which is for transformers.
+
+    Raises:
+        ConfigError: a setting both ways, or a name that is nearly one of ours
+    """
+    flat = {name: value for name, value in settings.items() if name in _SETTINGS}
+    arguments = {name: value for name, value in settings.items() if name not in _SETTINGS}
+    if flat and config is not None:
+        raise ConfigError(f"{next(iter(flat))} is given beside config=FocusConfig(…). Give it in one place.")
+    own = ["model", "adapter", "device", "dtype", "config", "method", "progress", "store_bytes", *_SETTINGS]
+    for name in arguments:
+        if name in _OPTIONS:
+            raise ConfigError(f"{name} is an option of a call: engine.generate(…, {name}=…).")
+        near = next(iter(get_close_matches(name, own, n=1, cutoff=_NEARLY_THE_SAME)), None)
+        if near is not None:  # anything else is for transformers
+            raise ConfigError(f"from_pretrained() takes no {name!r}. Did you mean {near!r}?")
+    return FocusConfig(**flat) if flat else config, arguments
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:

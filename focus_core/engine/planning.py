@@ -8,7 +8,14 @@ from dataclasses import dataclass
 from focus_core.errors import ConfigError
 from focus_core.methods.base import Method, Plan, TokenizedQuestion
 from focus_core.methods.focus import FocusModel
-from focus_core.methods.limits import Lengths, Limits, expected_answer, fits_window, measure, resolve_max_new_tokens
+from focus_core.methods.limits import (
+    Lengths,
+    Limits,
+    expected_answer,
+    measure,
+    reads_plainly,
+    resolve_max_new_tokens,
+)
 from focus_core.methods.table import AUTO, METHODS
 from focus_core.text.chunking import Chunk, Layout, Prompt
 from focus_core.text.documents import TokenizedDocument
@@ -102,8 +109,7 @@ class Planner:
             return name if lengths.chunks else "plain"  # without chunks every method is the plain model
         # If `max_new_tokens` is unset, the plain model runs only when an answer of the expected length fits.
         expected = expected_answer(self._focus.config) if max_new_tokens is None else max_new_tokens
-        plain = not lengths.chunks or fits_window(self._focus.config, lengths.whole, expected)
-        return "plain" if plain else "focus"
+        return "plain" if reads_plainly(self._focus.config, lengths, expected) else "focus"
 
 
 def checked_method(name: str) -> str:

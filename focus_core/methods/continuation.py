@@ -12,7 +12,7 @@ from focus_core.cache.chunks import ChunkSet
 from focus_core.errors import ConfigError
 from focus_core.methods.base import Decoding, TokenizedQuestion
 from focus_core.methods.focus import FocusMethod, FocusModel
-from focus_core.methods.limits import fits_window, measure
+from focus_core.methods.limits import measure, reads_plainly
 from focus_core.methods.plain import PlainMethod
 from focus_core.text.chunking import Layout, Prompt
 from focus_core.text.documents import TokenizedDocument
@@ -78,7 +78,7 @@ def _decoding(model: FocusModel, ids: list[int], new_tokens: int) -> Decoding:
     own = ids[:1] == [bos]
     prompt = Prompt(tuple(ids[:own]), TokenizedDocument.of_tokens(ids[own:]))
     lengths = measure(layout, (), len(prompt.tokens), with_bos=own)
-    if not lengths.chunks or fits_window(model.config, lengths.whole, new_tokens):
+    if reads_plainly(model.config, lengths, new_tokens):
         plain = PlainMethod(model)
         plain.limits(lengths).check(new_tokens)
         return plain.decoding(ChunkSet.of([]), [TokenizedQuestion(layout, (), prompt)])

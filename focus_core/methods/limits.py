@@ -208,6 +208,11 @@ def fits_window(config: ResolvedConfig, whole: int, new_tokens: int) -> bool:
     return whole + new_tokens <= config.window and (config.plain_up_to is None or whole <= config.plain_up_to)
 
 
+def reads_plainly(config: ResolvedConfig, lengths: Lengths, new_tokens: int) -> bool:
+    """Whether the plain model answers by default: there are no chunks, or everything fits its window."""
+    return not lengths.chunks or fits_window(config, lengths.whole, new_tokens)
+
+
 def longest_documents(config: ResolvedConfig, new_tokens: int) -> int:
     """About how many tokens of documents fit, with a full local window and `new_tokens` left for the answer."""
     plain = config.window - new_tokens

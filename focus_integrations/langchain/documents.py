@@ -12,7 +12,7 @@ from langchain_core.prompt_values import PromptValue
 from langchain_core.prompts import BasePromptTemplate, format_document
 
 from focus_core import Document as WholeDocument
-from focus_core import DocumentError, PreparedDocuments
+from focus_core import PreparedDocuments
 from focus_integrations.settings import WholeText, content_digest, documents_from, without_duplicates
 
 FocusDocument = Document | WholeDocument | str | PreparedDocuments
@@ -32,9 +32,6 @@ def whole_documents_of(
     def convert(document: Document) -> WholeDocument:
         text = format_document(document, document_prompt) if document_prompt else document.page_content
         name = document.metadata.get("source") or document.id
-        if not text.strip():
-            called = f"{name!r} " if name else ""
-            raise DocumentError(f"A document {called}is empty. Leave it out or give its text.")
         return WholeDocument(text, name=None if name is None else str(name), metadata=document.metadata)
 
     return documents_from(documents, Document, convert, called="LangChain Document")
