@@ -143,7 +143,7 @@ class PlainLimits:
             return
         ways_out = [f"Lower max_new_tokens to {window - prompt}."] if prompt < window else []
         if prompt >= window or new_tokens < window:
-            ways_out.append("Hand the text over as documents, which are read in chunks.")
+            ways_out.append("Hand the text over as documents, which are read in chunks unless method='plain'.")
         raise ContextOverflowError(
             f"The prompt has {prompt} tokens and max_new_tokens={new_tokens}, together {prompt + new_tokens}, but "
             f"{self.config.usable_window}. {' '.join(ways_out)}"
