@@ -8,6 +8,14 @@ from typing import Any
 from focus_core.errors import ConfigError
 
 DEFAULT_NEW_TOKENS = 256  # default `max_new_tokens`; less if the window is smaller
+LARGEST_CHUNK = 2048  # where no setting says
+LAYOUTS = ("chat", "raw")
+BOUNDARIES = ("paragraph", "tokens")
+MIXINGS = ("pced", "nbce")
+_SIZES = (
+    *("chunk_size", "local_window", "dynamic_prompt", "parallel_chunks", "window"),
+    *("select_tokens", "experts"),
+)
 
 
 @dataclass(frozen=True)
@@ -24,29 +32,46 @@ class FocusConfig:
     bos_per_chunk: bool = True  # False: the authors' rule, BOS at the start of the text only
     plain_up_to: int | None = None  # the plain model reads texts up to this length; None: if they fit the window
     window: int | None = None  # positions to use, if not those the model was trained for; more is at your own risk
+    layout: str | None = None  # "chat": documents stand in the user's turn; "raw": in front of the conversation
+    boundaries: str | None = None  # "tokens": chunks of equal size; "paragraph": they end at a paragraph if they can
+    pack: bool | None = None  # small documents share a chunk
+    select_tokens: int | None = None  # of chunks that method="select" puts into the window; None: what fits
+    experts: int | None = None  # chunks that decode together with method="experts"
+    mixing: str | None = None  # how they do: "pced" or "nbce"
 
     def __post_init__(self) -> None:
-        for name in ("chunk_size", "local_window", "dynamic_prompt", "parallel_chunks", "window"):
+        for name in _SIZES:
             _require_positive(name, getattr(self, name))
         _require_whole("plain_up_to", self.plain_up_to)
         if self.plain_up_to is not None and self.plain_up_to < 0:
             raise ConfigError(f"plain_up_to={self.plain_up_to}: must be 0 (always read in chunks) or more.")
         if not isinstance(self.bos_per_chunk, bool):
             raise ConfigError(f"bos_per_chunk={self.bos_per_chunk!r}: must be True or False.")
+        if not isinstance(self.pack, bool | None):
+            raise ConfigError(f"pack={self.pack!r}: must be True or False.")
+        _require_one_of("layout", self.layout, LAYOUTS)
+        _require_one_of("boundaries", self.boundaries, BOUNDARIES)
+        _require_one_of("mixing", self.mixing, MIXINGS)
 
     def resolve(
-        self, window: int, trained_with: FocusConfig | None = None, *, window_is: str = "max_position_embeddings"
+        self,
+        window: int,
+        trained_with: FocusConfig | None = None,
+        *,
+        window_is: str = "max_position_embeddings",
+        largest_chunk: int = LARGEST_CHUNK,
     ) -> ResolvedConfig:
         """Every `None` replaced: first by what the adapter was trained with, then by what `window` positions allow.
 
         Args:
             window_is: name of the limit, for messages
+            largest_chunk: tokens of a chunk at most, where no setting says
         """
         known = self if trained_with is None else self.filled_from(trained_with)
         if known.window:
             window, window_is = known.window, "set by hand" if self.window else "set with the adapter"
         # A chunk may take half of the window and the dynamic prompt a quarter: the answer keeps the rest.
-        chunk_size = known.chunk_size or max(1, min(2048, window // 2))
+        chunk_size = known.chunk_size or max(1, min(largest_chunk, window // 2))
         local_window = known.local_window or max(1, min(2048, window // 2))
         dynamic_prompt = known.dynamic_prompt or max(1, min(512, window // 4))
         return ResolvedConfig(
@@ -58,6 +83,12 @@ class FocusConfig:
             plain_up_to=known.plain_up_to,
             window=window,
             window_is=window_is,
+            layout=known.layout,
+            boundaries=known.boundaries,
+            pack=known.pack,
+            select_tokens=known.select_tokens,
+            experts=known.experts,
+            mixing=known.mixing,
         )
 
     def filled_from(self, other: FocusConfig) -> FocusConfig:
@@ -72,7 +103,7 @@ class FocusConfig:
 
 @dataclass(frozen=True)
 class ResolvedConfig:
-    """The settings in force for one model; only `parallel_chunks` may still be open (it depends on the text)."""
+    """The settings in force for one model. What is still `None` depends on the text, the tokenizer or the method."""
 
     chunk_size: int
     local_window: int
@@ -82,10 +113,24 @@ class ResolvedConfig:
     plain_up_to: int | None
     window: int
     window_is: str
+    layout: str | None = None
+    boundaries: str | None = None
+    pack: bool | None = None
+    select_tokens: int | None = None
+    experts: int | None = None
+    mixing: str | None = None
 
     def as_settings(self) -> FocusConfig:
         """What is saved with an adapter."""
-        return FocusConfig(self.chunk_size, self.local_window, self.dynamic_prompt, bos_per_chunk=self.bos_per_chunk)
+        return FocusConfig(
+            chunk_size=self.chunk_size,
+            local_window=self.local_window,
+            dynamic_prompt=self.dynamic_prompt,
+            bos_per_chunk=self.bos_per_chunk,
+            layout=self.layout or "raw",
+            boundaries=self.boundaries,
+            pack=self.pack,
+        )
 
     @property
     def usable_window(self) -> str:
@@ -134,6 +179,11 @@ def _require_positive(name: str, value: int | None) -> None:
     _require_whole(name, value)
     if value is not None and value < 1:
         raise ConfigError(f"{name}={value}: must be at least 1.")
+
+
+def _require_one_of(name: str, value: str | None, known: tuple[str, ...]) -> None:
+    if value is not None and value not in known:
+        raise ConfigError(f"{name}={value!r}: choose from {', '.join(map(repr, known))}.")
 
 
 def _require(condition: bool, message: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from focus_core.text.tokenizer import Message
+from focus_core.text.chat import Message
 
 
 def merged(messages: Iterable[tuple[str, str]], system_prompt: str | None = None) -> list[Message]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -14,7 +16,7 @@ QUESTION = "Which?"
 
 
 def make_engine(
-    *, seed: int = 0, store_bytes: int | None = None, method: str = "auto", trained: bool = True, **config: int
+    *, seed: int = 0, store_bytes: int | None = None, method: str = "auto", trained: bool = True, **config: Any
 ) -> FocusEngine:
     """A random Llama over bytes, window 512, chunks of 64; its projections are not copies."""
     torch.manual_seed(seed)
@@ -24,7 +26,7 @@ def make_engine(
     )
     settings.bos_token_id, settings.eos_token_id = 1, 2
     model = LlamaForCausalLM(settings)
-    chosen = {"chunk_size": 64, "dynamic_prompt": 32, "local_window": 128, "plain_up_to": 0, **config}
+    chosen = {"layout": "raw", "chunk_size": 64, "dynamic_prompt": 32, "local_window": 128, "plain_up_to": 0, **config}
     engine = FocusEngine.from_model(
         model, byte_tokenizer(), config=FocusConfig(**chosen), store_bytes=store_bytes, method=method
     )

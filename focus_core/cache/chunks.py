@@ -130,6 +130,17 @@ class ChunkSet:
         """`[chunks]`, `order` on the device of the blocks."""
         return self._on_device(self.order)
 
+    @cached_property
+    def rows(self) -> list[ChunkRow]:
+        """Block and row of each chunk, in the order of the documents."""
+        along = [(run.block, row) for run in self.runs for row in range(run.first, run.last)]
+        found = dict(zip(self.order, along, strict=True))
+        return [found[slot] for slot in range(len(self))]
+
+    def part(self, start: int, stop: int) -> ChunkSet:
+        """The chunks `start` to `stop - 1`, counted along `runs`, in this order."""
+        return ChunkSet(tuple(self.between(start, stop)), tuple(range(stop - start)))
+
     def between(self, start: int, stop: int) -> list[ChunkRun]:
         """The runs of the chunks `start` to `stop - 1`, counted along `runs`."""
         found, offset = [], 0

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from focus_core.methods.base import ChunkScore
+
 FinishReason = Literal["stop", "length"]
 
 _SHOWN = 60  # characters of an answer that its repr shows
@@ -47,6 +49,7 @@ class _Ended:
         finish_reason: `"stop"` (end of sequence, or a stop string) or `"length"` (`max_new_tokens` reached)
         method: the method that answered, as in `methods.table.METHODS`
         tokens: all generated tokens
+        chunk_scores: what methods that score chunks made of each, in order; of other methods none
     """
 
     text: str
@@ -54,6 +57,7 @@ class _Ended:
     usage: Usage
     method: str
     tokens: tuple[int, ...] = field(default=(), repr=False)
+    chunk_scores: tuple[ChunkScore, ...] = field(default=(), repr=False)
 
 
 class Finished(_Ended):
@@ -89,6 +93,6 @@ class AnswersFromEvents:
         """All answers, once each of them has finished."""
         ends = (self._ends[index] for index in range(len(self._texts)))
         return [
-            Answer(text, end.finish_reason, end.usage, end.method, end.tokens)
+            Answer(text, end.finish_reason, end.usage, end.method, end.tokens, end.chunk_scores)
             for text, end in zip(self._texts, ends, strict=True)
         ]

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Unpack, cast, overload
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from focus_core.config import FocusConfig, ResolvedConfig
+from focus_core.config import LARGEST_CHUNK, FocusConfig, ResolvedConfig
 from focus_core.engine.answers import Answer, AnswersFromEvents, Event, Usage
 from focus_core.engine.options import CheckedOptions, Options, split_settings
-from focus_core.engine.planning import Outline, Planner
+from focus_core.engine.planning import ChunkMemo, Outline, Planner
 from focus_core.engine.prefill import ChunkPrefill
 from focus_core.engine.prepared import PreparedDocuments
 from focus_core.engine.requests import AnyRequest, Notice, Progress, QuestionRequest, Request
@@ -24,16 +25,18 @@ from focus_core.loading.models import LoadedModel
 from focus_core.methods.base import Method, PlanKey
 from focus_core.methods.focus import FocusModel
 from focus_core.progress import Report, progress_bar, sign_of_life
-from focus_core.text.chunking import Chunk, Layout
+from focus_core.text.chat import Message
+from focus_core.text.chunking import Chunk
 from focus_core.text.documents import Document, TokenizedDocument, require_sequence
+from focus_core.text.layout import Layout
 from focus_core.text.stream import TextStream
-from focus_core.text.tokenizer import Message
 
 Question = str | Sequence[Message]
 AnyDocument = str | Document | PreparedDocuments
 Documents = AnyDocument | Sequence[AnyDocument]
 DocumentsOfEach = Sequence[Documents | None]
 
+CHUNK_WITHOUT_ADAPTER = 512  # small ones are selected better, and each is read once in either case
 SHORT_QUESTION = 32  # tokens of a question with its template, where it is not known yet
 
 
@@ -55,10 +58,15 @@ class FocusEngine:
         """Use `from_pretrained` or `from_model`."""
         loaded = shared.loaded
         self.shared = shared
-        self.focus = FocusModel(loaded.model, shared.projections, config=config, trained_with=loaded.trained_with)
+        self.focus = FocusModel(
+            loaded.model,
+            shared.projections,
+            config=config,
+            trained_with=loaded.trained_with,
+            largest_chunk=LARGEST_CHUNK if loaded.projections else CHUNK_WITHOUT_ADAPTER,
+        )
         self.tokenizer = shared.tokenizer.tokenizer
-        separator = tuple(shared.tokenizer.tokenize("\n\n"))
-        self.layout = Layout(self.focus.config, shared.tokenizer.bos, separator=separator)
+        self.layout, self._no_place = self._choose_layout()
         self.method = method  # of questions that name none
         self._planner = Planner(self.focus, self.layout, method)
         self._store = shared.store if store_bytes is None else shared.new_store(store_bytes)
@@ -122,6 +130,26 @@ class FocusEngine:
         loaded = LoadedModel(model, model.config.name_or_path or type(model).__name__)
         shared = SharedModel.of(loaded, tokenizer)
         return cls(shared, config=config, method=method, progress=progress, store_bytes=store_bytes)
+
+    def _choose_layout(self) -> tuple[Layout, ConfigError | None]:
+        """The layout of rows; with the error for questions about documents, if the template has no place for them.
+
+        An adapter reads as it was trained; a model without one, as its chat template wants it.
+        """
+        text, asked = self.shared.tokenizer, self.config.layout
+        raw = Layout(self.config, text.bos, separator=text.separator)
+        if asked == "chat" and not self.tokenizer.chat_template:
+            raise ConfigError(
+                f"layout='chat': {self.shared.loaded.model_id} has no chat template. Choose layout='raw', or a model "
+                "that was made for conversations."
+            )
+        by_default = bool(self.tokenizer.chat_template) and self.shared.loaded.projections is None
+        if asked == "raw" or (asked is None and not by_default):
+            return raw, None
+        try:
+            return replace(raw, turn_opening=text.turn_opening), None
+        except ConfigError as error:
+            return raw, error
 
     def __repr__(self) -> str:
         loaded, config = self.shared.loaded, self.config
@@ -228,14 +256,15 @@ class FocusEngine:
                 "both together each time, so nothing is prepared. Use method='focus' to read them in chunks."
             )
             return PreparedDocuments(tuple(listed), self.shared.key)
-        chunks = self.layout.chunks_of(listed)
-        self._warn(outline.method)
+        self._require_place()
+        chunks = self._planner.cut(outline.method, listed)
+        self._warn(outline.notice)
         request = Request(self._prefill(outline.method, chunks))
         with progress_bar("reading chunks", visible=self._progress, report=report) as progress:
             for notice in self._notices([request]):
                 if isinstance(notice[1], Progress):
                     progress(notice[1].done, notice[1].total)
-        return PreparedDocuments(tuple(listed), self.shared.key, tuple(chunks))
+        return PreparedDocuments(tuple(listed), self.shared.key, chunks)
 
     def outline(
         self,
@@ -310,13 +339,11 @@ class FocusEngine:
             of_each = [self._documents_of(one) for one in self._per_question(documents, questions, batch=batch)]
         else:
             of_each = [self._documents_of(cast(Documents | None, documents))] * len(questions)
-        chunks: dict[int, list[Chunk]] = {}  # cut once for all questions about the same documents
+        memo: ChunkMemo = {}
         prefills: dict[PlanKey, ChunkPrefill] = {}
         requests = []
         for question, listed in zip(questions, of_each, strict=True):
-            if listed and id(listed) not in chunks:
-                chunks[id(listed)] = self.layout.chunks_of(listed)
-            request = self._request(question, listed, options, chunks.get(id(listed)))
+            request = self._request(question, listed, options, memo)
             if request.plan.chunks:  # questions about the same chunks wait for one prefill
                 request.prefill = prefills.setdefault(request.plan.key, request.prefill)
             requests.append(request)
@@ -327,12 +354,17 @@ class FocusEngine:
         question: Question,
         documents: Sequence[TokenizedDocument],
         options: CheckedOptions,
-        chunks: Sequence[Chunk] | None,
+        memo: ChunkMemo,
     ) -> QuestionRequest:
         templated = options.chat_template and bool(self.tokenizer.chat_template)
-        prompt = self.shared.tokenizer.prompt(_messages(question, options.system), chat_template=options.chat_template)
-        plan = self._planner.plan(documents, prompt, options.max_new_tokens, options.method, chunks=chunks)
-        self._warn(plan.method)
+        if templated and documents:
+            self._require_place()
+        messages, in_turn = _messages(question, options.system), templated and self.layout.in_turn
+        prompt = self.shared.tokenizer.prompt(messages, chat_template=options.chat_template, turn=in_turn)
+        plan = self._planner.plan(documents, prompt, options.max_new_tokens, options.method, memo=memo)
+        if templated and plan.chunks:
+            self._require_place()
+        self._warn(plan.notice)
         tokens = sum(map(len, documents))
         row = plan.question.context.row
         special = {token for text, token in self.tokenizer.get_added_vocab().items() if text in options.stops}
@@ -355,11 +387,16 @@ class FocusEngine:
             appended_tokens=appended_tokens,
         )
 
-    def _warn(self, method: Method) -> None:
-        """The method's notice, once for each model."""
-        if method.notice and not self.shared.warned:
-            self.shared.warned = True
-            warn(f"{self.shared.loaded.model_id}: {method.notice}")
+    def _require_place(self) -> None:
+        """Refuse documents for which the chat template has no place."""
+        if self._no_place is not None:
+            raise self._no_place
+
+    def _warn(self, notice: str | None) -> None:
+        """A notice, once for each model."""
+        if notice and notice not in self.shared.warned:
+            self.shared.warned.add(notice)
+            warn(f"{self.shared.loaded.model_id}: {notice}")
 
     # --- documents at the door ----------------------------------------------------------------------------------------
 

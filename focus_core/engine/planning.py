@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from focus_core.errors import ConfigError
 from focus_core.methods.base import Method, Plan, TokenizedQuestion
@@ -16,9 +16,16 @@ from focus_core.methods.limits import (
     reads_plainly,
     resolve_max_new_tokens,
 )
-from focus_core.methods.table import AUTO, METHODS
-from focus_core.text.chunking import Chunk, Layout, Prompt
+from focus_core.methods.table import AUTO, METHODS, WITHOUT_ADAPTER
+from focus_core.text.chunking import Chunk
 from focus_core.text.documents import TokenizedDocument
+from focus_core.text.layout import Layout, Prompt
+
+_NOTICE = (
+    f"no adapter is loaded, so method {WITHOUT_ADAPTER!r} answers about texts beyond the window: only the chunks that "
+    "make the question likeliest are read together. For an answer from all chunks name an adapter, or train one with "
+    "`focusllm train`."
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,17 +34,22 @@ class Outline:
 
     Attributes:
         new_tokens: tokens that the answer may have
+        notice: a warning for the user, if there is one
     """
 
     method: Method
     lengths: Lengths
     limits: Limits
     new_tokens: int
+    notice: str | None = None
 
     @property
     def chunks(self) -> int:
         """Chunks that are prefilled."""
         return self.lengths.chunks if self.method.cached_layers else 0
+
+
+ChunkMemo = dict[tuple[object, ...], tuple[Chunk, ...]]  # so that the questions of a call cut their documents once
 
 
 class Planner:
@@ -66,12 +78,11 @@ class Planner:
     ) -> Outline:
         """How a question of `prompt` tokens about documents of these numbers of tokens is answered.
 
-        Without documents, the prompt itself may be longer than the window.
+        Without documents, the prompt itself may be longer than the window. Where chunks end at paragraphs, or small
+        documents share one, their number is known only from the texts: this is the number without that.
         """
-        lengths = measure(self._layout, documents, prompt)
-        chosen = self.method(self._choose(lengths, max_new_tokens, method))
-        limits = chosen.limits(lengths)
-        return Outline(chosen, lengths, limits, resolve_max_new_tokens(max_new_tokens, limits.positions_left))
+        lengths = measure(self._layout, documents, self._layout.expected_lengths(prompt))
+        return self._outline(lengths, max_new_tokens, method)
 
     def plan(
         self,
@@ -80,28 +91,60 @@ class Planner:
         max_new_tokens: int | None = None,
         method: str | None = None,
         *,
-        chunks: Sequence[Chunk] | None = None,
+        memo: ChunkMemo | None = None,
     ) -> Plan:
         """The plan for one question.
 
         Args:
-            chunks: those of the documents, where they have been cut already, as for another question
+            memo: chunks that were cut for other questions of the same call
 
         Raises:
             ContextOverflowError: it does not fit, with both numbers and what to change
         """
-        outline = self.outline([len(document) for document in documents], len(prompt.tokens), max_new_tokens, method)
-        outline.limits.check(outline.new_tokens)
-        cut, context = tuple(chunks or ()), prompt
-        if not outline.chunks:
-            cut = ()
-        elif not documents:
-            listed, context = self._layout.long_prompt(prompt)
+        layout = self._layout if prompt.turn is not None else replace(self._layout, turn_opening=None)
+        lengths = measure(layout, [len(document) for document in documents], layout.lengths(prompt))
+        outline = self._outline(lengths, max_new_tokens, method)
+        cut, context = tuple[Chunk, ...](), prompt
+        if outline.chunks and documents:
+            cut = self._cut_once(outline.method, self._within(layout, prompt, outline.method), documents, memo)
+        elif outline.chunks:
+            listed, context = self._within(layout, prompt, outline.method).long_prompt(prompt)
             cut = tuple(listed)
-        elif chunks is None:
-            cut = tuple(self._layout.chunks_of(documents))
-        question = TokenizedQuestion(self._layout, tuple(documents), context)
-        return Plan(outline.method, cut, question, outline.limits, outline.new_tokens)
+        if cut:
+            lengths = lengths.with_chunks([len(chunk) for chunk in cut])
+            outline = self._outline(lengths, max_new_tokens, outline.method.name, notice=outline.notice)
+        outline.limits.check(outline.new_tokens)
+        question = TokenizedQuestion(layout, tuple(documents), context, cut, outline.new_tokens)
+        return Plan(outline.method, cut, question, outline.limits, outline.new_tokens, outline.notice)
+
+    def cut(self, method: Method, documents: Sequence[TokenizedDocument]) -> tuple[Chunk, ...]:
+        """The chunks that a method reads of documents."""
+        return self._cut_once(method, self._layout, documents, None)
+
+    def _cut_once(
+        self, method: Method, layout: Layout, documents: Sequence[TokenizedDocument], memo: ChunkMemo | None
+    ) -> tuple[Chunk, ...]:
+        key = (id(documents), method.name, layout.turn_opening)
+        if memo is None or key not in memo:
+            cutting = layout.cutting(paragraphs=method.reading.paragraphs, pack=method.reading.pack)
+            memo = {} if memo is None else memo
+            memo[key] = tuple(layout.chunks_of(documents, cutting))
+        return memo[key]
+
+    @staticmethod
+    def _within(layout: Layout, prompt: Prompt, method: Method) -> Layout:
+        return layout.within(prompt.turn) if method.reading.own_opening and prompt.turn is not None else layout
+
+    def _outline(
+        self, lengths: Lengths, max_new_tokens: int | None, method: str | None, *, notice: str | None = None
+    ) -> Outline:
+        name, asked = self._choose(lengths, max_new_tokens, method), checked_method(method or self._default)
+        chosen = self.method(name)
+        limits = chosen.limits(lengths)
+        if asked == AUTO and name == WITHOUT_ADAPTER:
+            notice = _NOTICE
+        new_tokens = resolve_max_new_tokens(max_new_tokens, limits.positions_left)
+        return Outline(chosen, lengths, limits, new_tokens, notice or chosen.notice)
 
     def _choose(self, lengths: Lengths, max_new_tokens: int | None, asked: str | None) -> str:
         name = checked_method(asked or self._default)
@@ -109,7 +152,9 @@ class Planner:
             return name if lengths.chunks else "plain"  # without chunks every method is the plain model
         # If `max_new_tokens` is unset, the plain model runs only when an answer of the expected length fits.
         expected = expected_answer(self._focus.config) if max_new_tokens is None else max_new_tokens
-        return "plain" if reads_plainly(self._focus.config, lengths, expected) else "focus"
+        if reads_plainly(self._focus.config, lengths, expected):
+            return "plain"
+        return "focus" if self._focus.trained else WITHOUT_ADAPTER
 
 
 def checked_method(name: str) -> str:

@@ -9,7 +9,7 @@ from typing import TypeVar
 from focus_core.engine.answers import Event, Finished, FinishReason, Piece, Usage
 from focus_core.engine.prefill import ChunkPrefill
 from focus_core.engine.sampling import Sampler
-from focus_core.methods.base import Plan, TokenizedQuestion
+from focus_core.methods.base import ChunkScore, Plan, TokenizedQuestion
 from focus_core.text.stream import TextStream
 
 
@@ -63,6 +63,7 @@ class QuestionRequest(Request):
     Attributes:
         stop_tokens: end the answer and are not shown
         tokens: generated so far
+        scores: what the method made of each chunk, once the question has started
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class QuestionRequest(Request):
         super().__init__(prefill)
         self.plan, self.sampler, self.usage = plan, sampler, usage
         self.tokens: list[int] = []
+        self.scores: tuple[ChunkScore, ...] = ()
         self._stop_tokens, self._text = stop_tokens, text
         self.local_length = len(plan.question.local_context)
 
@@ -124,4 +126,5 @@ class QuestionRequest(Request):
         if reason is None:
             return Piece(text) if text else None
         usage = replace(self.usage, output_tokens=len(self.tokens))
-        return Finished(text + self._text.finish(), reason, usage, self.plan.method.name, tuple(self.tokens))
+        method, tokens = self.plan.method.name, tuple(self.tokens)
+        return Finished(text + self._text.finish(), reason, usage, method, tokens, self.scores)

@@ -271,6 +271,8 @@ class Scheduler:
                 batch = Batch(key, chunks, method, decoding, requests, in_step=True)
                 self._batches.append(batch)
                 logits = decoding.start()
+                for request, scores in zip(requests, decoding.scores(), strict=True):
+                    request.scores = scores
                 self._accept(batch, logits)
                 if joined is not None and batch in self._batches:
                     self._join(joined, batch)

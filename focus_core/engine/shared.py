@@ -33,13 +33,13 @@ class SharedModel:
 
     Attributes:
         key: what a chunk's keys and values depend on besides its tokens
-        warned: whether its users know that its projections are untrained
+        warned: notices that its users have got
     """
 
     loaded: LoadedModel
     tokenizer: TextTokenizer
     key: str
-    warned: bool = False
+    warned: set[str] = field(default_factory=set)
     _tiers: WeakSet[DeviceTier] = field(default_factory=WeakSet)
     _store: DeviceTier | None = None
     _untrained: CandidateProjections | None = None

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from focus_core.cache.chunks import ChunkRow, ChunkSet
 from focus_core.methods.limits import Lengths, Limits
-from focus_core.text.chunking import Chunk, Layout, Prompt
+from focus_core.text.chunking import Chunk
 from focus_core.text.documents import TokenIds, TokenizedDocument
+from focus_core.text.layout import Layout, Prompt
 
 # One pass of the model per item: chunks prefilled so far. Returns their keys and values, in order.
 Prefilling = Generator[int, None, list[ChunkRow]]
@@ -31,12 +32,16 @@ class TokenizedQuestion:
         layout: how rows are put together
         documents: what it is asked of; empty where one long prompt was chunked
         context: the question with its template, or what is left of a long prompt after its chunks
+        chunks: of the documents or the long prompt, in order; none for a method that reads no chunks
+        new_tokens: tokens that the answer may have
         generated: tokens of the answer so far
     """
 
     layout: Layout
     documents: tuple[TokenizedDocument, ...]
     context: Prompt
+    chunks: tuple[Chunk, ...] = ()
+    new_tokens: int = 1
     generated: tuple[int, ...] = ()
 
     @property
@@ -59,8 +64,41 @@ class TokenizedQuestion:
         return replace(self, generated=(*self.generated, *tokens))
 
 
+@dataclass(frozen=True)
+class Reading:
+    """How documents are cut for a method.
+
+    Attributes:
+        paragraphs: chunks end at paragraphs if they can, unless the configuration says
+        pack: small documents share a chunk, unless the configuration says
+        own_opening: chunks begin with all that stands before documents in their conversation (system prompt, earlier
+            turns), not with what every conversation begins with
+    """
+
+    paragraphs: bool = False
+    pack: bool = False
+    own_opening: bool = False
+
+
+@dataclass(frozen=True)
+class ChunkScore:
+    """What a method made of one chunk.
+
+    Attributes:
+        score: how likely the chunk makes the question: the mean log-probability of a token of it (nats, at most 0)
+        read: whether the answer comes from this chunk too
+    """
+
+    chunk: Chunk
+    score: float
+    read: bool
+
+
 class Decoding(Protocol):
     """A batch of answers in progress: next-token logits, one step per token."""
+
+    def scores(self) -> Sequence[tuple[ChunkScore, ...]]:
+        """Of each question its chunks in order, once it has started; nothing where the method does not score."""
 
     def start(self) -> Tensor:
         """Next-token logits `[questions, vocab]` before anything is generated."""
@@ -80,6 +118,7 @@ class Method(Protocol):
 
     Attributes:
         name: as in `table.METHODS` and `Answer.method`
+        reading: how documents are cut for it
         cached_layers: layers of the model whose keys and values of chunks the method reads; 0 for a method that reads
             documents and question in one row, without chunks
         bytes_per_token: of the keys and values that it holds
@@ -87,6 +126,7 @@ class Method(Protocol):
     """
 
     name: ClassVar[str]
+    reading: ClassVar[Reading]
 
     @property
     def cached_layers(self) -> int: ...
@@ -117,6 +157,7 @@ class Plan:
     Attributes:
         chunks: to be prefilled; none for a method that reads no chunks
         new_tokens: tokens that the answer may have
+        notice: a warning for the user, if there is one
     """
 
     method: Method
@@ -124,6 +165,7 @@ class Plan:
     question: TokenizedQuestion
     limits: Limits
     new_tokens: int
+    notice: str | None = None
 
     @cached_property
     def key(self) -> PlanKey:

@@ -14,8 +14,8 @@ from focus_core.methods.base import Decoding, TokenizedQuestion
 from focus_core.methods.focus import FocusMethod, FocusModel
 from focus_core.methods.limits import measure, reads_plainly
 from focus_core.methods.plain import PlainMethod
-from focus_core.text.chunking import Layout, Prompt
 from focus_core.text.documents import TokenizedDocument
+from focus_core.text.layout import Layout, Prompt
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def _decoding(model: FocusModel, ids: list[int], new_tokens: int) -> Decoding:
     layout = Layout(model.config, bos)
     own = ids[:1] == [bos]
     prompt = Prompt(tuple(ids[:own]), TokenizedDocument.of_tokens(ids[own:]))
-    lengths = measure(layout, (), len(prompt.tokens), with_bos=own)
+    lengths = measure(layout, (), layout.lengths(prompt))
     if reads_plainly(model.config, lengths, new_tokens):
         plain = PlainMethod(model)
         plain.limits(lengths).check(new_tokens)

@@ -15,10 +15,12 @@ from focus_core.attention.modules import decoder_parts
 from focus_core.attention.passes import PassCache, until_done
 from focus_core.cache.appended import AppendedCache
 from focus_core.cache.chunks import ChunkBlock, ChunkRow, ChunkSet, runs_of
-from focus_core.config import FocusConfig, ResolvedConfig
+from focus_core.config import LARGEST_CHUNK, FocusConfig, ResolvedConfig
 from focus_core.device import tokens_per_pass
 from focus_core.errors import ConfigError, UnsupportedModelError
 from focus_core.methods.limits import check_sizes
+
+_LOGIT_BYTES = 2**28  # of one pass that scores tokens; a vocabulary may be large
 
 Store = Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -30,6 +32,7 @@ class Decoder:
         model: any supported decoder of transformers, put into evaluation mode; nothing else of it is ever changed
         config: `None` in a field means the value that suits the model
         trained_with: settings that come with an adapter and fill what `config` leaves open
+        largest_chunk: tokens of a chunk at most, where no setting says
 
     Raises:
         UnsupportedModelError: the model cannot read in chunks
@@ -37,12 +40,19 @@ class Decoder:
     """
 
     def __init__(
-        self, model: PreTrainedModel, *, config: FocusConfig | None = None, trained_with: FocusConfig | None = None
+        self,
+        model: PreTrainedModel,
+        *,
+        config: FocusConfig | None = None,
+        trained_with: FocusConfig | None = None,
+        largest_chunk: int = LARGEST_CHUNK,
     ) -> None:
         self.parts = decoder_parts(model)
         self.model = model.eval()
         window = self.parts.window
-        resolved = (config or FocusConfig()).resolve(window.size, trained_with, window_is=window.reason)
+        resolved = (config or FocusConfig()).resolve(
+            window.size, trained_with, window_is=window.reason, largest_chunk=largest_chunk
+        )
         self.config: ResolvedConfig = check_sizes(resolved)
         self._refuse_beyond_hard_window()
         # Leaving a forward pass early would skip the hooks with which accelerate moves weights between devices.
@@ -167,6 +177,39 @@ class Decoder:
                 )
             logits.append(output.logits.unflatten(0, (stop - start, questions)))
         return torch.cat(logits)[chunks.slots.to(self.device).argsort()]
+
+    @torch.no_grad()
+    def likelihoods(
+        self, chunks: ChunkSet, token_ids: Tensor, padding: Sequence[int], spans: Sequence[tuple[int, int]]
+    ) -> Tensor:
+        """How likely each chunk makes some of the tokens that are appended to it.
+
+        Args:
+            chunks: with the keys and values of all layers
+            token_ids: `[questions, tokens]`
+            padding: unused tokens at the left of each question
+            spans: of each question the tokens that count; one that nothing stands before in its row does not
+
+        Returns:
+            `[questions, chunks]`, mean log-probability of a token (nats), chunks in the order of their documents
+        """
+        token_ids = token_ids.to(self.device)
+        questions, tokens = token_ids.shape
+        first = max(min(start for start, _ in spans) - 1, 0)  # a token is predicted at the one before it
+        columns = torch.arange(first + 1, tokens, device=self.device)
+        starts, stops = (torch.tensor(ends, device=self.device)[:, None] for ends in zip(*spans, strict=True))
+        counted = (columns >= starts) & (columns < stops)
+        logit_bytes = questions * (tokens - first) * self.model.get_output_embeddings().weight.shape[0] * 4
+        size = min(self.rows_per_pass(token_ids.numel(), self.tokens_per_pass), max(1, _LOGIT_BYTES // logit_bytes))
+        found = []
+        for start in range(0, len(chunks), size):
+            part = chunks.part(start, min(start + size, len(chunks)))
+            appended = self.new_appended(part, padding, layers=self.parts.num_layers)
+            logits = self.append(part, token_ids, appended, logits_of=tokens - first)[:, :, :-1].float()
+            of_token = logits.gather(-1, token_ids[:, first + 1 :, None].expand(len(part), -1, -1, 1))[..., 0]
+            log_probs = (of_token - logits.logsumexp(-1)) * counted
+            found.append(log_probs.sum(-1) / counted.sum(-1).clamp(min=1))
+        return torch.cat(found)[chunks.slots.to(self.device).argsort()].T
 
     def new_appended(self, chunks: ChunkSet, padding: Sequence[int], *, layers: int) -> AppendedCache:
         """Nothing appended to `chunks` yet, by as many questions as `padding` has entries.

@@ -27,12 +27,12 @@ from focus_core.attention.rope import RotaryPositions
 from focus_core.attention.step import StepPass
 from focus_core.cache.appended import AppendedCache
 from focus_core.cache.chunks import ChunkRow, ChunkSet
-from focus_core.config import FocusConfig
+from focus_core.config import LARGEST_CHUNK, FocusConfig
 from focus_core.device import require_memory
 from focus_core.errors import ConfigError
 from focus_core.loading.adapters import fresh_projections
 from focus_core.loading.models import load_model
-from focus_core.methods.base import Prefilling, TokenizedQuestion, pad_left, without_unused
+from focus_core.methods.base import ChunkScore, Prefilling, Reading, TokenizedQuestion, pad_left, without_unused
 from focus_core.methods.decoder import Decoder, visible_columns
 from focus_core.methods.limits import FocusLimits, Lengths
 from focus_core.progress import Report
@@ -57,8 +57,9 @@ class FocusModel(Decoder):
         *,
         config: FocusConfig | None = None,
         trained_with: FocusConfig | None = None,
+        largest_chunk: int = LARGEST_CHUNK,
     ) -> None:
-        super().__init__(model, config=config, trained_with=trained_with)
+        super().__init__(model, config=config, trained_with=trained_with, largest_chunk=largest_chunk)
         self.positions = RotaryPositions(self.parts)
         self.trained = isinstance(projections, CandidateProjections)
         self._given_projections = projections
@@ -323,6 +324,9 @@ class FocusDecoding:
         """Bytes of the keys and values that were appended to the chunks."""
         return self._appended.nbytes
 
+    def scores(self) -> list[tuple[ChunkScore, ...]]:
+        return [()] * len(self._newest)
+
     def start(self) -> Tensor:
         memory = self._model.decode_candidates(self._chunks, self._prompts, self._appended)
         return self._model.next_token_logits(self._local, memory, padding=self._padding)
@@ -374,6 +378,7 @@ class FocusMethod:
     """FocusLLM as a `Method`."""
 
     name: ClassVar[str] = "focus"
+    reading: ClassVar[Reading] = Reading()
 
     def __init__(self, model: FocusModel) -> None:
         self._model = model

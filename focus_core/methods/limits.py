@@ -7,12 +7,12 @@ answer, with or without a model.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from focus_core.config import DEFAULT_NEW_TOKENS, ResolvedConfig
 from focus_core.errors import ConfigError, ContextOverflowError
-from focus_core.text.chunking import Layout
+from focus_core.text.layout import Layout, PromptLengths
 
 _OPENINGS = 2  # a BOS before the chunk and one before the dynamic prompt
 
@@ -28,6 +28,8 @@ class Lengths:
         dynamic_prompt: what is appended to every chunk
         local: the local context
         whole: documents and local context in one row, as the plain model reads them
+        before: what stands before the documents in that row
+        after: what stands after them
     """
 
     chunks: int
@@ -36,11 +38,17 @@ class Lengths:
     dynamic_prompt: int
     local: int
     whole: int
+    before: int = 0
+    after: int = 0
 
     @classmethod
     def of(cls, chunks: Sequence[int], dynamic_prompt: int, local: int, whole: int) -> Lengths:
         """From the length of every chunk."""
         return cls(len(chunks), max(chunks, default=0), sum(chunks), dynamic_prompt, local, whole)
+
+    def with_chunks(self, chunks: Sequence[int]) -> Lengths:
+        """The same with chunks of these lengths, where documents are not cut after a fixed number of tokens."""
+        return replace(self, chunks=len(chunks), longest_chunk=max(chunks), chunk_tokens=sum(chunks))
 
 
 class Limits(Protocol):
@@ -150,52 +158,114 @@ class PlainLimits:
         )
 
 
-def measure(layout: Layout, documents: Sequence[int], prompt: int, *, with_bos: bool | None = None) -> Lengths:
+@dataclass(frozen=True)
+class RowLimits:
+    """For methods that put chunks into the plain model's row: chunk + all that stands around it + answer ≤ window.
+
+    Attributes:
+        rows: chunks that decode together, each in a row of its own; 0 where some of them share one row
+    """
+
+    config: ResolvedConfig
+    lengths: Lengths
+    rows: int = 0
+
+    @property
+    def row(self) -> int:
+        """Positions of the longest chunk with all that stands around it."""
+        openings = max(self.lengths.before, self.lengths.longest_chunk - self.config.chunk_size)
+        return openings + min(self.lengths.longest_chunk, self.config.chunk_size) + self.lengths.after
+
+    @property
+    def positions_left(self) -> int:
+        return self.config.window - max(self.row, self.lengths.local if self.rows else 0)
+
+    @property
+    def chunk_tokens(self) -> int:
+        return self.lengths.chunk_tokens
+
+    def appended_tokens(self, new_tokens: int) -> int:
+        if self.rows:
+            rows = min(self.rows, self.lengths.chunks)
+            return rows * (self.row + new_tokens) + self.lengths.local + new_tokens
+        wanted = self.config.select_tokens or self.config.window
+        read = max(self.lengths.longest_chunk, min(wanted, self.lengths.chunk_tokens))
+        return min(self.config.window, self.lengths.before + read + self.lengths.after + new_tokens)
+
+    def check(self, new_tokens: int) -> None:
+        if new_tokens <= self.positions_left:
+            return
+        raise ContextOverflowError(
+            f"A chunk of {self.lengths.longest_chunk} tokens, {self.lengths.before + self.lengths.after} of question, "
+            f"system prompt and chat, and max_new_tokens={new_tokens} need {self.row + new_tokens} positions, but "
+            f"{self.config.usable_window}. Lower max_new_tokens to {max(self.positions_left, 0)}, or choose a smaller "
+            "chunk_size."
+        )
+
+
+def measure(layout: Layout, documents: Sequence[int], prompt: PromptLengths) -> Lengths:
     """Lengths of what `layout` makes of documents and a prompt, from their numbers of tokens alone.
 
     Args:
-        documents: tokens of each document; without any the prompt itself is chunked
-        prompt: tokens of the question with its template, or of one long prompt, without BOS
-        with_bos: whether a prompt without documents has a BOS of its own; by default if the layout has one
+        documents: tokens of each document, cut after a fixed number of tokens; without any the prompt itself is chunked
     """
-    config, opening = layout.config, len(layout.opening)
-    own = opening if with_bos is None else int(with_bos)
     if not documents:
-        return _measure_long_prompt(config, opening, own, prompt)
-    counts = [-(-document // config.chunk_size) for document in documents]
-    longest = min(max(documents), config.chunk_size)
-    separators = len(layout.separator) * (len(documents) - 1 + (opening == 0))
+        return _measure_long_turn(layout, prompt) if layout.in_turn else _measure_long_prompt(layout, prompt)
+    size, separators = layout.config.chunk_size, len(layout.separator) * (len(documents) - 1)
+    counts = [-(-document // size) for document in documents]
+    first, later = len(layout.chunk_opening), len(layout.next_opening)
     return Lengths(
         chunks=sum(counts),
-        longest_chunk=opening + longest,
-        chunk_tokens=sum(documents) + sum(opening + _repeated(config, opening) * (count - 1) for count in counts),
-        dynamic_prompt=opening + min(prompt, config.dynamic_prompt),
-        local=opening + prompt,
-        whole=opening + sum(documents) + separators + opening + prompt,
+        longest_chunk=first + min(max(documents), size),
+        chunk_tokens=sum(documents) + sum(first + later * (count - 1) for count in counts),
+        dynamic_prompt=_dynamic_prompt(layout, prompt.after if layout.in_turn else prompt.local - prompt.own),
+        local=prompt.local,
+        whole=prompt.before + sum(documents) + separators + prompt.after,
+        before=prompt.before,
+        after=prompt.after,
     )
 
 
-def _measure_long_prompt(config: ResolvedConfig, opening: int, own: int, prompt: int) -> Lengths:
-    whole = own + prompt
-    border = max(whole - config.local_window, 0)
+def _measure_long_prompt(layout: Layout, prompt: PromptLengths) -> Lengths:
+    """Layout "raw": a BOS of its own counts as one of the prompt's tokens."""
+    own, config, later = prompt.own, layout.config, len(layout.next_opening)
+    border = max(prompt.local - config.local_window, 0)
     chunks, size = -(-border // config.chunk_size), min(border, config.chunk_size)
-    later = _repeated(config, opening)
     first = 0 if own else later
     second = later + min(border - size, size)
-    local = prompt - (border - own) if border else prompt
+    local = prompt.local - max(border, own)
     return Lengths(
         chunks=chunks,
         longest_chunk=max(first + size, second if chunks > 1 else 0) if chunks else 0,
         chunk_tokens=border + first + later * (chunks - 1) if chunks else 0,
-        dynamic_prompt=opening + min(local, config.dynamic_prompt),
-        local=opening + local,
-        whole=whole,
+        dynamic_prompt=_dynamic_prompt(layout, local),
+        local=len(layout.opening) + local,
+        whole=prompt.local,
+        before=len(layout.opening),
+        after=len(layout.opening) + local + (0 if layout.opening else len(layout.separator)),
     )
 
 
-def _repeated(config: ResolvedConfig, opening: int) -> int:
-    """Tokens of the opening of every chunk but the first."""
-    return opening if config.bos_per_chunk else 0
+def _measure_long_turn(layout: Layout, prompt: PromptLengths) -> Lengths:
+    """Layout "chat": the user's words are chunked."""
+    config, opening = layout.config, len(layout.chunk_opening)
+    border = max(prompt.after - config.local_window, 0)
+    chunks, after = -(-border // config.chunk_size), prompt.after - border
+    return Lengths(
+        chunks=chunks,
+        longest_chunk=opening + min(border, config.chunk_size) if chunks else 0,
+        chunk_tokens=border + opening * chunks,
+        dynamic_prompt=_dynamic_prompt(layout, after),
+        local=prompt.before + after if chunks else prompt.local,
+        whole=prompt.local,
+        before=prompt.before,
+        after=after,
+    )
+
+
+def _dynamic_prompt(layout: Layout, tokens: int) -> int:
+    """Of so many tokens in question, those that are appended to every chunk."""
+    return min(tokens, layout.config.dynamic_prompt) + (0 if layout.in_turn else len(layout.opening))
 
 
 def resolve_max_new_tokens(asked: int | None, positions_left: int) -> int:

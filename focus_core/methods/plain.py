@@ -9,22 +9,40 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from focus_core.cache.chunks import ChunkSet
-from focus_core.methods.base import Prefilling, TokenizedQuestion, pad_left
+from focus_core.cache.chunks import ChunkRow, ChunkSet
+from focus_core.methods.base import ChunkScore, Prefilling, Reading, TokenizedQuestion, pad_left
 from focus_core.methods.decoder import Decoder
 from focus_core.methods.limits import Lengths, PlainLimits
 from focus_core.text.chunking import Chunk
 
 
 class PlainDecoding:
-    """The model as it is, for a batch of rows."""
+    """The model as it is, for a batch of rows.
 
-    def __init__(self, decoder: Decoder, rows: Sequence[Sequence[int]]) -> None:
+    Args:
+        rows: token ids of each row
+        prefixes: chunks, with the keys and values of all layers, that rows of equal length go on from; these keys and
+            values are copied
+    """
+
+    def __init__(self, decoder: Decoder, rows: Sequence[Sequence[int]], prefixes: Sequence[ChunkRow] = ()) -> None:
         self._model = decoder.model
         self._rows, padding = pad_left(rows)
-        self._set_padding(padding)
         self._cache = DynamicCache()  # given no config, so that it never drops what a sliding window could not see
-        self._length = 0
+        self._length = max((block.tokens for block, _ in prefixes), default=0)
+        if prefixes:
+            padding = [self._length - block.tokens for block, _ in prefixes]
+            self._fill(prefixes)
+        self._set_padding(padding)
+
+    def _fill(self, prefixes: Sequence[ChunkRow]) -> None:
+        for layer in range(prefixes[0][0].layers):
+            keys = [_padded(block.keys[layer, row], self._length) for block, row in prefixes]
+            values = [_padded(block.values[layer, row], self._length) for block, row in prefixes]
+            self._cache.update(torch.stack(keys), torch.stack(values), layer)
+
+    def scores(self) -> list[tuple[ChunkScore, ...]]:
+        return [()] * len(self._padding)
 
     def start(self) -> Tensor:
         return self._append(self._rows)
@@ -71,14 +89,15 @@ class PlainDecoding:
 
 
 def _padded(states: Tensor, length: int) -> Tensor:
-    """`[batch, heads, tokens, dim]` with zeros at the left, because a hidden value still takes part in 0 × value."""
-    return nn.functional.pad(states, (0, 0, length - states.shape[2], 0))
+    """`[…, tokens, dim]` with zeros at the left, because a hidden value still takes part in 0 × value."""
+    return nn.functional.pad(states, (0, 0, length - states.shape[-2], 0))
 
 
 class PlainMethod:
     """The plain model as a `Method`. It prefills no chunks: a row depends on its question."""
 
     name: ClassVar[str] = "plain"
+    reading: ClassVar[Reading] = Reading()
     cached_layers = 0
     notice = None
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from array import array
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from threading import Lock
 from typing import Any
 
@@ -12,13 +14,15 @@ from jinja2 import TemplateError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from focus_core.errors import ConfigError, UnsupportedModelError, first_line
-from focus_core.text.chunking import Prompt
+from focus_core.text.chat import RAW_INSTEAD, SEPARATOR, Message, SplitTurn, Turn, split_turn, unused_words
+from focus_core.text.control import ControlTokens
 from focus_core.text.documents import Document, TokenIds, TokenizedDocument, require_whole_characters
-
-Message = Mapping[str, str]
+from focus_core.text.layout import Prompt
 
 _ARGUMENTS = ("revision", "token", "trust_remote_code", "cache_dir", "local_files_only", "subfolder")
 _REMEMBERED_TOKENS = 4_000_000  # of documents, so that a second question does not tokenize them again
+_ANCHOR = "a"  # in front of a text that is the middle of another, so that no tokenizer takes it for a beginning
+_SAMPLE = ("Apples are red", "Which colour?")  # a document and a question, to try a template with
 
 
 def load_tokenizer(name: str, arguments: Mapping[str, Any] | None = None) -> PreTrainedTokenizerBase:
@@ -41,7 +45,7 @@ def load_tokenizer(name: str, arguments: Mapping[str, Any] | None = None) -> Pre
 class TextTokenizer:
     """A model's tokenizer as the engine uses it: no special tokens but the BOS, documents remembered by content.
 
-    Safe under threads.
+    Control tokens that stand in documents or in messages are text. Safe under threads.
 
     Attributes:
         bos: the BOS that the tokenizer writes, by itself or in its chat template; tokenizers like GPT-2's name one
@@ -59,14 +63,22 @@ class TextTokenizer:
         self._lock = Lock()
 
     def tokenize(self, text: str) -> TokenIds:
-        """Tokens of `text`, without special tokens.
+        """Tokens of `text`, without special tokens; control tokens in it are text.
 
         Raises:
             DocumentError: the text holds half of a character
         """
         require_whole_characters(text)
-        tokens: TokenIds = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-        return tokens
+        return self._as_text(text)[0]
+
+    def parse(self, text: str) -> TokenIds:
+        """Tokens of `text`, without a BOS of the tokenizer's; control tokens in it count.
+
+        Raises:
+            DocumentError: the text holds half of a character
+        """
+        require_whole_characters(text)
+        return self._encode(text)[0]
 
     def document(self, document: Document) -> TokenizedDocument:
         """A document's tokens; of equal documents the tokens are made once."""
@@ -79,41 +91,162 @@ class TextTokenizer:
         # Equal documents may differ in name and metadata.
         return known if known.document is document else TokenizedDocument(document, known.token_ids, known.starts)
 
-    def prompt(self, messages: Iterable[Message], *, chat_template: bool) -> Prompt:
+    # --- prompts ------------------------------------------------------------------------------------------------------
+
+    def prompt(self, messages: Iterable[Message], *, chat_template: bool, turn: bool = False) -> Prompt:
         """Messages as the model continues them: through the chat template, or joined as they stand.
 
+        Without the template on a model that has one, the caller writes it: control tokens in the messages count then.
+
+        Args:
+            turn: also as documents join them, for layout "chat"
+
         Raises:
-            ConfigError: the chat template refuses these messages
+            ConfigError: the chat template refuses these messages, or documents cannot join them
             DocumentError: the text holds half of a character
         """
-        if chat_template and self.tokenizer.chat_template:
-            return self.encode(self._rendered(list(messages)), templated=True)
-        return self.encode("\n\n".join(message["content"] for message in messages), templated=False)
+        listed = list(messages)
+        for message in listed:
+            require_whole_characters(message["content"])
+        if not (self.tokenizer.chat_template and chat_template):
+            joined = Document("\n\n".join(message["content"] for message in listed))
+            encode = self._encode if self.tokenizer.chat_template else self._as_text
+            return Prompt(self._bos, TokenizedDocument(joined, *encode(joined.text or "")))
+        marked, literals = self._with_marked_control(listed)
+        rendered = self._rendered(marked)
+        tokens, starts = self._encode(rendered, literals)
+        if self._template_writes_bos and tokens[:1] == [self.bos]:
+            tokens, starts = tokens[1:], None if starts is None else starts[1:]
+        document = TokenizedDocument(Document(_unmarked(rendered, literals)), tokens, starts)
+        return Prompt(self._bos, document, self._turn(marked, literals) if turn else None)
 
-    def encode(self, rendered: str, *, templated: bool) -> Prompt:
-        """A prompt from what the chat template made, or from text that is continued as it stands."""
-        tokens = self._with_characters(Document(rendered))
-        if templated and self._template_writes_bos and tokens.token_ids[:1] == [self.bos]:
-            starts = None if tokens.starts is None else tokens.starts[1:]
-            tokens = TokenizedDocument(tokens.document, tokens.token_ids[1:], starts)
-        return Prompt(() if self.bos is None else (self.bos,), tokens)
+    @property
+    def _bos(self) -> tuple[int, ...]:
+        return () if self.bos is None else (self.bos,)
 
-    def _rendered(self, messages: list[Message]) -> str:
+    @cached_property
+    def turn_opening(self) -> tuple[int, ...]:
+        """What the chat template writes before the words of a user, BOS included.
+
+        Raises:
+            ConfigError: the parts of a conversation, joined again, are not what the template writes, token for token
+        """
+        document, question = _SAMPLE
+        turn = self._turn([{"role": "user", "content": question}], {})
+        whole, _ = self._encode(self._rendered([{"role": "user", "content": f"{document}{SEPARATOR}{question}"}]))
+        parts = [*turn.opening, *self._as_text(document)[0], *turn.suffix]
+        if parts[len(parts) - len(whole) :] != whole:
+            raise ConfigError(
+                "The tokenizer joins what the chat template writes with the text of documents, so that documents "
+                f"cannot be read by themselves and put into the user's turn. {RAW_INSTEAD}"
+            )
+        return turn.opening
+
+    @cached_property
+    def separator(self) -> tuple[int, ...]:
+        """Between two texts that follow each other."""
+        return tuple(self._middle(SEPARATOR, {})[0])
+
+    def _turn(self, messages: Sequence[Message], literals: Mapping[str, str]) -> Turn:
+        split = split_turn(messages, self._rendered)
+        suffix, starts = self._middle(split.between + split.words + split.after, literals)
+        if starts is None:  # the tokenizer does not tell characters, so that parts are encoded one by one
+            between, words, after = (self._encode(part, literals)[0] for part in _parts(split))
+            first, last = len(between), len(between) + len(words)
+            return Turn(tuple(self._before(split.before, literals)), (*between, *words, *after), (first, last))
+        end = starts[-1] - len(_unmarked(split.after, literals))
+        first = next(token for token, start in enumerate(starts) if start >= len(split.between))
+        last = next(token for token, start in enumerate(starts) if start >= end)
+        return Turn(tuple(self._before(split.before, literals)), tuple(suffix), (first, last))
+
+    def _before(self, text: str, literals: Mapping[str, str]) -> TokenIds:
+        """Tokens in front of documents, without what a tokenizer makes part of a document's first token."""
+        whole, alone = self._encode(text + _SAMPLE[0], literals)[0], self._as_text(_SAMPLE[0])[0]
+        tokens = whole[: -len(alone)] if whole[-len(alone) :] == alone else self._encode(text, literals)[0]
+        return tokens if tokens[:1] == [self.bos] else [*self._bos, *tokens]
+
+    def _middle(self, text: str, literals: Mapping[str, str]) -> tuple[TokenIds, Sequence[int] | None]:
+        """Tokens of a text that follows another."""
+        tokens, starts = self._encode(_ANCHOR + text, literals)
+        if starts is None or len(_ANCHOR) not in starts:
+            return self._encode(text, literals)
+        first = list(starts).index(len(_ANCHOR))
+        return tokens[first:], [start - len(_ANCHOR) for start in starts[first:]]
+
+    def _rendered(self, messages: Sequence[Message]) -> str:
         try:
-            return str(self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+            return str(self.tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False))
         except TemplateError as error:
             raise ConfigError(f"The model's chat template refuses these messages: {error}") from error
 
-    def _with_characters(self, document: Document) -> TokenizedDocument:
-        text = document.text or ""
+    # --- control tokens -----------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _control(self) -> ControlTokens:
+        written = self._written_by_template() if self.tokenizer.chat_template else ()
+        return ControlTokens(self.tokenizer, written)
+
+    def _written_by_template(self) -> tuple[str, ...]:
+        """What the chat template writes around a user's words; nothing where it refuses them or changes them."""
+        (words,) = unused_words([], 1)
+        try:
+            return tuple(self._rendered([{"role": "user", "content": words}]).split(words))
+        except ConfigError:
+            return ()
+
+    def _with_marked_control(self, messages: Sequence[Message]) -> tuple[list[Message], dict[str, str]]:
+        """Messages with unused words for control tokens, and what these words stand for."""
+        spans = [self._control.spans(message["content"]) for message in messages]
+        names, literals = iter(unused_words(messages, sum(map(len, spans)))), dict[str, str]()
+        marked: list[Message] = []
+        for message, found in zip(messages, spans, strict=True):
+            content = message["content"]
+            for start, stop in reversed(found):
+                name = next(names)
+                literals[name] = content[start:stop]
+                content = content[:start] + name + content[stop:]
+            marked.append({**message, "content": content} if found else message)
+        return marked, literals
+
+    # --- encoding -----------------------------------------------------------------------------------------------------
+
+    def _encode(self, text: str, literals: Mapping[str, str] | None = None) -> tuple[TokenIds, Sequence[int] | None]:
+        """Tokens, and the first character of each with the end; control tokens count, except in `literals`."""
+        if not literals:
+            return self._joined([text])
+        names = re.compile(f"({'|'.join(map(re.escape, literals))})")
+        pieces = [
+            piece
+            for part in names.split(text)
+            for piece in (self._control.pieces(literals[part]) if part in literals else [part])
+        ]
+        return self._joined(pieces)
+
+    def _as_text(self, text: str) -> tuple[TokenIds, Sequence[int] | None]:
+        """Tokens, and the first character of each with the end; control tokens are text."""
+        tokens, starts = self._joined(self._control.pieces(text))
+        if not self._control.ids.isdisjoint(tokens):  # the tokenizer reads its control tokens in other spellings too
+            tokens, starts = self._joined(list(text))
+        return tokens, starts
+
+    def _joined(self, pieces: Sequence[str]) -> tuple[TokenIds, Sequence[int] | None]:
         if not self.tokenizer.is_fast:
-            return TokenizedDocument(document, self.tokenize(text))
-        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+            encoded = [self.tokenizer(piece, add_special_tokens=False, verbose=False)["input_ids"] for piece in pieces]
+            return [token for tokens in encoded for token in tokens], None
         numbers: dict[int, int] = {}  # the same object for the same token: a quarter of the memory
-        token_ids = [numbers.setdefault(token, token) for token in encoded["input_ids"]]
-        starts = array("L", [start for start, _ in encoded["offset_mapping"]])
-        starts.append(len(text))
-        return TokenizedDocument(document, token_ids, starts)
+        token_ids: TokenIds = []
+        starts, offset = array("L"), 0
+        for piece in pieces:
+            if piece:
+                found = self.tokenizer(piece, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+                token_ids += [numbers.setdefault(token, token) for token in found["input_ids"]]
+                starts.extend(offset + start for start, _ in found["offset_mapping"])
+            offset += len(piece)
+        starts.append(offset)
+        return token_ids, starts
+
+    def _with_characters(self, document: Document) -> TokenizedDocument:
+        return TokenizedDocument(document, *self._as_text(document.text or ""))
 
     # --- remembered documents -----------------------------------------------------------------------------------------
 
@@ -141,3 +274,13 @@ def _template_writes_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
     except TemplateError:
         return False
     return str(rendered).startswith(str(tokenizer.bos_token))
+
+
+def _unmarked(text: str, literals: Mapping[str, str]) -> str:
+    for name, literal in literals.items():
+        text = text.replace(name, literal)
+    return text
+
+
+def _parts(split: SplitTurn) -> tuple[str, str, str]:
+    return split.between, split.words, split.after

@@ -27,8 +27,8 @@ from focus_core.errors import ConfigError, ContextOverflowError
 from focus_core.methods.focus import FocusModel
 from focus_core.methods.limits import FocusLimits, Lengths
 from focus_core.progress import Report
-from focus_core.text.chunking import Layout
 from focus_core.text.documents import TokenIds, TokenizedDocument
+from focus_core.text.layout import Layout
 from focus_core.text.tokenizer import TextTokenizer, load_tokenizer
 from focus_core.training.config import TrainingConfig
 from focus_core.training.examples import SupervisedQuestion, TrainingExample
@@ -187,21 +187,21 @@ class FileExamples:
 
     def _question(self, layout: Layout, asked: QuestionAnswer, where: str) -> SupervisedQuestion:
         """Prompt and answer as in use, with the token that ends a turn."""
-        prompt, answer = self._rendered(asked, where)
-        tokens, end = list(self._text.tokenize(answer)), self._tokenizer.eos_token_id
+        tokens, end = list(self._text.parse(self._answer(asked, where))), self._tokenizer.eos_token_id
         if end in tokens:
             tokens = tokens[: tokens.index(end) + 1]
         elif end is not None:
             tokens.append(end)
-        context = self._text.encode(prompt, templated=self._uses_template(asked))
+        context = self._text.prompt([{"role": "user", "content": asked.text}], chat_template=asked.templated)
         return SupervisedQuestion.of(layout, context, tokens)
 
     def _uses_template(self, asked: QuestionAnswer) -> bool:
         return asked.templated and bool(self._tokenizer.chat_template)
 
-    def _rendered(self, asked: QuestionAnswer, where: str) -> tuple[str, str]:
+    def _answer(self, asked: QuestionAnswer, where: str) -> str:
+        """The answer as the chat template goes on from the question."""
         if not self._uses_template(asked):
-            return asked.text, asked.answer
+            return asked.answer
         turn = [{"role": "user", "content": asked.text}]
         try:
             prompt: str = self._tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
@@ -209,7 +209,7 @@ class FileExamples:
             whole: str = self._tokenizer.apply_chat_template(turn, tokenize=False)
         except TemplateError as error:
             raise ConfigError(f"{where}: the model's chat template refuses the question: {error}") from error
-        return prompt, whole.removeprefix(prompt) if whole.startswith(prompt) else asked.answer
+        return whole.removeprefix(prompt) if whole.startswith(prompt) else asked.answer
 
     # --- sizes --------------------------------------------------------------------------------------------------------
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from focus_core.errors import ConfigError
-from focus_core.text.chunking import Layout, Prompt
 from focus_core.text.documents import TokenIds
+from focus_core.text.layout import Layout, Prompt
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from langchain_core.messages import AIMessage, BaseMessage, ChatMessage, HumanMessage, SystemMessage
 
 from focus_core.errors import ConfigError, DocumentError
-from focus_core.text.tokenizer import Message
+from focus_core.text.chat import Message
 from focus_integrations.conversations import merged
 
 _ROLES: dict[type[BaseMessage], str] = {HumanMessage: "user", AIMessage: "assistant", SystemMessage: "system"}

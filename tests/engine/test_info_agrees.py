@@ -19,8 +19,10 @@ from focus_core.engine.planning import Outline, Planner
 from focus_core.errors import ContextOverflowError
 from focus_core.methods.base import Plan
 from focus_core.methods.limits import Lengths, measure
-from focus_core.text.chunking import Chunk, Layout, Prompt
+from focus_core.text.chat import Turn
+from focus_core.text.chunking import Chunk
 from focus_core.text.documents import TokenizedDocument
+from focus_core.text.layout import Layout, Prompt
 
 BOS = 1
 LAYERS, BYTES_PER_LAYER = 3, 128
@@ -38,6 +40,7 @@ def planner_of(layout: Layout, method: str = "auto") -> Planner:
     """A planner for a model of which only sizes are known."""
     model: Any = SimpleNamespace(
         config=layout.config,
+        trained=True,
         cached_layers=LAYERS - 1,
         cache_bytes_per_token=(LAYERS - 1) * BYTES_PER_LAYER,
         bytes_per_layer=BYTES_PER_LAYER,
@@ -63,6 +66,8 @@ class Rows:
     dynamic_prompt: int
     local: int
     whole: int
+    before: int
+    after: int
 
     @classmethod
     def of(cls, layout: Layout, documents: Sequence[TokenizedDocument], prompt: Prompt) -> Rows:
@@ -71,11 +76,13 @@ class Rows:
         else:
             chunks, context = layout.long_prompt(prompt)
         whole = len(layout.plain(documents, prompt))
-        return cls(chunks, len(layout.dynamic_prompt(context)), len(context.row), whole)
+        around = len(layout.before(context)), len(layout.after(context))
+        return cls(chunks, len(layout.dynamic_prompt(context)), len(context.row), whole, *around)
 
     @property
     def lengths(self) -> Lengths:
-        return Lengths.of([len(chunk.row) for chunk in self.chunks], self.dynamic_prompt, self.local, self.whole)
+        lengths = Lengths.of([len(chunk.row) for chunk in self.chunks], self.dynamic_prompt, self.local, self.whole)
+        return replace(lengths, before=self.before, after=self.after)
 
     def longest(self, method: str) -> int:
         """Positions that are taken before the first token of the answer."""
@@ -99,7 +106,19 @@ def layouts(draw: st.DrawFn) -> Layout:
         window=1,
         window_is="test",
     )
-    return Layout(config, draw(st.sampled_from([None, BOS])), separator=(5,) * draw(st.integers(0, 2)))
+    bos, separator = draw(st.sampled_from([None, BOS])), (5,) * draw(st.integers(0, 2))
+    opening = (*([] if bos is None else [bos]), 6, 6)
+    return Layout(config, bos, separator, turn_opening=draw(st.sampled_from([None, opening])))
+
+
+def prompt_of(layout: Layout, tokens: int) -> Prompt:
+    """A question of so many tokens; in layout "chat" some of them stand before the user's words."""
+    prompt = layout.prompt(list(range(10, 10 + tokens)))
+    if layout.turn_opening is None:
+        return prompt
+    words = prompt.row[len(layout.turn_opening) :]
+    suffix = (*layout.separator, *words)
+    return replace(prompt, turn=Turn(layout.turn_opening, suffix, (len(layout.separator), len(suffix))))
 
 
 def at_the_edge(layout: Layout, rows: Rows, answer: int) -> Iterator[tuple[Layout, Planner]]:
@@ -133,9 +152,9 @@ def planned(
     layout=layouts(), lengths=st.lists(st.integers(1, 130), min_size=1, max_size=5), answer=st.sampled_from([0, 9, 256])
 )
 def test_info_says_what_the_engine_then_does(layout: Layout, lengths: list[int], answer: int) -> None:
-    documents, prompt = [document(tokens) for tokens in lengths], layout.prompt([7] * SHORT_QUESTION)
+    documents, prompt = [document(tokens) for tokens in lengths], prompt_of(layout, SHORT_QUESTION)
     rows = Rows.of(layout, documents, prompt)
-    assert measure(layout, lengths, SHORT_QUESTION) == rows.lengths
+    assert measure(layout, lengths, layout.expected_lengths(SHORT_QUESTION)) == rows.lengths
     for sized, planner in at_the_edge(layout, rows, answer):
         needs, plan = needs_of(engine_of(planner), lengths), planned(planner, documents, prompt)
         assert (needs.answer_tokens > 0) is (plan is not None)
@@ -159,7 +178,7 @@ def assert_as_planned(needs: Needs, plan: Plan, rows: Rows) -> None:
 @settings(max_examples=100)
 @given(layout=layouts(), tokens=st.integers(1, 200), answer=st.integers(1, 40))
 def test_a_long_prompt_is_refused_where_its_rows_do_not_fit(layout: Layout, tokens: int, answer: int) -> None:
-    prompt = layout.prompt(list(range(10, 10 + tokens)))
+    prompt = prompt_of(layout, tokens)
     rows = Rows.of(layout, (), prompt)
     for sized, planner in at_the_edge(layout, rows, answer):
         outline, plan = planner.outline((), tokens, answer), planned(planner, (), prompt, answer)
@@ -176,11 +195,12 @@ def test_a_prompt_with_and_without_a_bos_of_its_own_is_measured_as_it_is_cut(
     layout: Layout, tokens: int, with_bos: bool
 ) -> None:
     """As `continue_tokens` takes it: the tokens are given, and whether a BOS is among them."""
+    layout = replace(layout, turn_opening=None)
     own = (BOS,) * (with_bos and layout.bos is not None)
     ids = list(range(10, 10 + tokens))
     prompt = Prompt(own, TokenizedDocument.of_tokens(ids))
     rows = Rows.of(layout, (), prompt)
-    assert measure(layout, (), tokens, with_bos=bool(own)) == rows.lengths
+    assert measure(layout, (), layout.lengths(prompt)) == rows.lengths
     chunks, context = layout.long_prompt(prompt)
     assert [token for chunk in chunks for token in chunk.token_ids] + [*context.tokens.token_ids] == ids
 

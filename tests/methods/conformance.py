@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from typing import Any, ClassVar
 
 import pytest
 
@@ -19,10 +20,11 @@ class MethodConformance:
 
     method: str
     reads_chunks = True
+    config: ClassVar[dict[str, Any]] = {}
 
     def engine(self) -> FocusEngine:
         """An engine that has read nothing yet; documents fit the plain model's window, so that all methods can run."""
-        return make_engine(method=self.method, plain_up_to=0)
+        return make_engine(method=self.method, plain_up_to=0, **self.config)
 
     def cold(self, question: str, documents: list[str], new_tokens: int = 8) -> str:
         return self.engine().generate(question, documents, max_new_tokens=new_tokens).text
@@ -108,4 +110,4 @@ class MethodConformance:
 
 
 def _options() -> CheckedOptions:
-    return CheckedOptions.of({}, called="generate")
+    return CheckedOptions.of({"max_new_tokens": 8}, called="generate")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from focus_core.cache.chunks import ChunkSet
-from focus_core.methods.base import Prefilling, TokenizedQuestion, pad_left, without_unused
+from focus_core.methods.base import ChunkScore, Prefilling, Reading, TokenizedQuestion, pad_left, without_unused
 from focus_core.methods.decoder import Decoder
 from focus_core.methods.limits import FocusLimits, Lengths
 from focus_core.text.chunking import Chunk
@@ -26,6 +26,9 @@ class SurestDecoding:
         self._generated = [len(question.generated) for question in questions]  # of a question that goes on, not 0
         self._appended = decoder.new_appended(chunks, self._padding, layers=decoder.parts.num_layers)
         self._surest = torch.zeros(len(questions), dtype=torch.long)
+
+    def scores(self) -> list[tuple[ChunkScore, ...]]:
+        return [()] * len(self._padding)
 
     def start(self) -> Tensor:
         rows = self._append(self._prompts, logits_of=max(self._generated) + 1)
@@ -57,6 +60,7 @@ class SurestDecoding:
 
 class SurestMethod:
     name: ClassVar[str] = "surest"
+    reading: ClassVar[Reading] = Reading()
     notice = None
 
     def __init__(self, decoder: Decoder) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import pytest
 
 from focus_core.methods.table import METHODS
@@ -16,6 +18,29 @@ class TestFocus(MethodConformance):
 class TestPlain(MethodConformance):
     method = "plain"
     reads_chunks = False
+
+
+class TestSelect(MethodConformance):
+    method = "select"
+
+
+class TestExperts(MethodConformance):
+    method = "experts"
+
+
+class TestSelectInChat(MethodConformance):
+    method = "select"
+    config: ClassVar = {"layout": "chat", "select_tokens": 130}
+
+
+class TestExpertsInChat(MethodConformance):
+    method = "experts"
+    config: ClassVar = {"layout": "chat", "experts": 3, "mixing": "nbce"}
+
+
+class TestFocusInChat(MethodConformance):
+    method = "focus"
+    config: ClassVar = {"layout": "chat"}
 
 
 class TestSurest(MethodConformance):

@@ -11,7 +11,7 @@ from focus_core.errors import ConfigError, ContextOverflowError
 from focus_core.methods.continuation import continue_tokens
 from focus_core.methods.focus import FocusModel
 from focus_core.methods.limits import FocusLimits, Lengths, PlainLimits, check_sizes, expected_answer, fits_window
-from focus_core.text.chunking import Layout
+from focus_core.text.layout import Layout
 from tests.cases import assert_equal_logits
 from tests.model_zoo import BOS, build, random_projections, random_tokens
 from tests.reference import Reference
@@ -29,6 +29,7 @@ def _plain(whole: int) -> PlainLimits:
 
 def _planner(**config: int | None) -> Planner:
     focus = FocusModel(build("llama"), config=FocusConfig(window=64, **config))  # type: ignore[arg-type]
+    focus.trained = True
     return Planner(focus, Layout(focus.config, bos=1), "auto")
 
 

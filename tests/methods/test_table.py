@@ -130,7 +130,9 @@ def test_frameworks(engine: FocusEngine, framework: Any) -> None:
 
 
 def test_unknown_methods_are_named() -> None:
-    with pytest.raises(ConfigError, match="method='focs': choose from 'auto', 'focus', 'plain', 'surest'"):
+    with pytest.raises(
+        ConfigError, match="method='focs': choose from 'auto', 'focus', 'plain', 'select', 'experts', 'surest'"
+    ):
         make_engine(method="focs")
     with pytest.raises(ConfigError, match="method='focs'"):
         make_engine().generate(QUESTION, [A], method="focs")

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from focus_core.config import FocusConfig
-from focus_core.text.chunking import Chunk, Layout, Prompt
+from focus_core.text.chunking import Chunk
 from focus_core.text.documents import Document, TokenizedDocument
+from focus_core.text.layout import Layout, Prompt
 from tests.engines import make_engine
 from tests.tiny import byte_tokenizer
 
@@ -100,11 +101,11 @@ def test_tokenizer_without_bos_has_none() -> None:
 
 
 def test_a_document_that_begins_with_the_bos_string_counts_right() -> None:
-    """Its first token would be taken for the layout's own, and be missing in usage."""
+    """Its first token would be taken for the layout's own, and be missing in usage. In a text the string is text."""
     chunk = _layout().document_chunks(_document([BOS, 10, 11]))[0]
     assert (chunk.row, chunk.token_ids, chunk.opening) == ([1, 1, 10, 11], [1, 10, 11], (1,))
     usage = make_engine().generate("Why?", ["<bos>" + "a" * 100], max_new_tokens=1).usage
-    assert usage.document_tokens == usage.cache_creation == 101
+    assert usage.document_tokens == usage.cache_creation == 105
 
 
 def test_plain_text_is_one_large_chunk_with_its_question() -> None:

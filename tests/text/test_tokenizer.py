@@ -48,13 +48,13 @@ def test_a_prompt_has_one_bos_whoever_writes_it(template: str) -> None:
     assert len(prompt) == 3
 
 
-def test_a_bos_string_in_a_question_is_a_token_of_the_question() -> None:
-    """Where the template writes none, it would be taken for the opening, and the count be one short."""
-    prompt = _tokenizer(_SAYS_NONE).prompt([{"role": "user", "content": "<bos>ab"}], chat_template=True)
-    assert prompt.row[:2] == [1, 1]
-    assert len(prompt) == 4
-    bare = _tokenizer(None).prompt([{"role": "user", "content": "<bos>ab"}], chat_template=False)
-    assert bare.row[:2] == [1, 1]
+def test_a_bos_string_in_a_question_is_text() -> None:
+    """It would begin a text anew in the middle of the question; by hand, in a template of one's own, it may."""
+    messages = [{"role": "user", "content": "<bos>ab"}]
+    assert _tokenizer(_SAYS_NONE).prompt(messages, chat_template=True).row.count(1) == 1
+    assert len(_tokenizer(_SAYS_NONE).prompt(messages, chat_template=True)) == 1 + len("<bos>ab")
+    assert len(_tokenizer(None).prompt(messages, chat_template=True)) == 1 + len("<bos>ab")
+    assert _tokenizer(_SAYS_NONE).prompt(messages, chat_template=False).row[:2] == [1, 1]
 
 
 def test_a_template_that_refuses_is_named() -> None:

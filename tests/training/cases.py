@@ -18,8 +18,8 @@ from focus_core.attention.candidates import CandidateProjections
 from focus_core.attention.modules import decoder_parts
 from focus_core.config import FocusConfig
 from focus_core.methods.focus import FocusModel
-from focus_core.text.chunking import Layout
 from focus_core.text.documents import TokenizedDocument
+from focus_core.text.layout import Layout
 from focus_core.training.config import TrainingConfig
 from focus_core.training.data import FileExamples, read_records
 from focus_core.training.examples import SupervisedQuestion, TrainingExample
