@@ -91,7 +91,8 @@ ONLY_IN: dict[str, set[str]] = {
     "transformers": {
         *("attention.*", "methods.*", "loading.*", "training.*", "engine.sampling"),
         # classes of models and tokenizers, and logging
-        *("device", "text.stream", "text.tokenizer", "engine.shared", "engine.scheduler", "engine.engine", "cli.*"),
+        *("device", "text.control", "text.stream", "text.template", "text.tokenizer"),
+        *("engine.shared", "engine.scheduler", "engine.engine", "cli.*"),
     },
     "accelerate": {"training.*"},
     "typer": {"cli.*"},
@@ -107,7 +108,7 @@ NEVER_IN_INTEGRATIONS = ("torch", "transformers")  # the engine's business
 
 # What the folders around focus_core may use of it, besides the names in its root.
 PUBLIC_MODULES = {
-    *("config", "errors", "device", "text.documents", "text.files", "text.tokenizer"),
+    *("config", "errors", "device", "text.chat", "text.documents", "text.files", "text.tokenizer"),
     *("engine.answers", "engine.engine", "engine.options", "engine.prepared"),
     *("loading.adapters", "loading.authors", "loading.embedded", "loading.models", "loading.peek"),
     *("methods.focus", "methods.limits", "methods.table", "methods.continuation", "cache.chunks"),

@@ -10,7 +10,6 @@ from functools import cached_property
 from threading import Lock
 from typing import Any
 
-from jinja2 import TemplateError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from focus_core.errors import ConfigError, UnsupportedModelError, first_line
@@ -18,6 +17,7 @@ from focus_core.text.chat import RAW_INSTEAD, SEPARATOR, Message, SplitTurn, Tur
 from focus_core.text.control import ControlTokens
 from focus_core.text.documents import Document, TokenIds, TokenizedDocument, require_whole_characters
 from focus_core.text.layout import Prompt
+from focus_core.text.template import render
 
 _ARGUMENTS = ("revision", "token", "trust_remote_code", "cache_dir", "local_files_only", "subfolder")
 _REMEMBERED_TOKENS = 4_000_000  # of documents, so that a second question does not tokenize them again
@@ -174,10 +174,7 @@ class TextTokenizer:
         return tokens[first:], [start - len(_ANCHOR) for start in starts[first:]]
 
     def _rendered(self, messages: Sequence[Message]) -> str:
-        try:
-            return str(self.tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False))
-        except TemplateError as error:
-            raise ConfigError(f"The model's chat template refuses these messages: {error}") from error
+        return render(self.tokenizer, messages, add_generation_prompt=True)
 
     # --- control tokens -----------------------------------------------------------------------------------------------
 
@@ -270,10 +267,10 @@ def _template_writes_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
     if not tokenizer.chat_template or tokenizer.bos_token is None:
         return False
     try:
-        rendered = tokenizer.apply_chat_template([{"role": "user", "content": "a"}], tokenize=False)
-    except TemplateError:
+        rendered = render(tokenizer, [{"role": "user", "content": "a"}], add_generation_prompt=False)
+    except ConfigError:
         return False
-    return str(rendered).startswith(str(tokenizer.bos_token))
+    return rendered.startswith(str(tokenizer.bos_token))
 
 
 def _unmarked(text: str, literals: Mapping[str, str]) -> str:

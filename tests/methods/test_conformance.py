@@ -30,7 +30,7 @@ class TestExperts(MethodConformance):
 
 class TestSelectInChat(MethodConformance):
     method = "select"
-    config: ClassVar = {"layout": "chat", "select_tokens": 130}
+    config: ClassVar = {"layout": "chat", "select_tokens": 130, "seed": 1}
 
 
 class TestExpertsInChat(MethodConformance):
