@@ -53,9 +53,9 @@ def split_turn(messages: Sequence[Message], render: Render) -> SplitTurn:
     place = next((n for n in reversed(range(len(messages))) if messages[n]["role"] == "user"), None)
     if place is None:
         raise ConfigError("No message has the role 'user', so documents have no place. Add the question.")
-    here, words = unused_words(messages, 2)
-    rendered = _rendered_with(f"{here}{SEPARATOR}{words}", messages, place, render)
-    before, between, after = _split_at(here, words, rendered)
+    here, there = unused_words(messages, 2)
+    rendered = _rendered_with(f"{here}{SEPARATOR}{there}", messages, place, render)
+    before, between, after = _split_at(here, there, rendered)
     if between != SEPARATOR:
         raise ConfigError(
             f"The model's chat template writes {between!r} for the {SEPARATOR!r} between documents and question, so it "
@@ -63,11 +63,13 @@ def split_turn(messages: Sequence[Message], render: Render) -> SplitTurn:
         )
     rendered = _rendered_with(f"{here}{SEPARATOR}{messages[place]['content']}", messages, place, render)
     suffix = rendered.removeprefix(before + here)
-    if suffix == rendered or not suffix.startswith(between) or not suffix.endswith(after):
+    words = suffix.removeprefix(between).removesuffix(after)
+    if between + words + after != suffix or words.strip() != messages[place]["content"].strip():
         raise ConfigError(
-            f"What the model's chat template writes around the user's words depends on these words. {RAW_INSTEAD}"
+            "The model's chat template changes the user's words, or what it writes around them depends on them. "
+            f"{RAW_INSTEAD}"
         )
-    return SplitTurn(before, between, suffix[len(between) : len(suffix) - len(after)], after)
+    return SplitTurn(before, between, words, after)
 
 
 def unused_words(messages: Sequence[Message], number: int) -> list[str]:
@@ -81,12 +83,12 @@ def _rendered_with(content: str, messages: Sequence[Message], place: int, render
     return render([*messages[:place], {**messages[place], "content": content}, *messages[place + 1 :]])
 
 
-def _split_at(here: str, words: str, rendered: str) -> tuple[str, str, str]:
-    if rendered.count(here) != 1 or rendered.count(words) != 1:
+def _split_at(here: str, there: str, rendered: str) -> tuple[str, str, str]:
+    if rendered.count(here) != 1 or rendered.count(there) != 1:
         raise ConfigError(
             "The model's chat template does not write the user's words once and as they stand, so documents have no "
             f"place in them. {RAW_INSTEAD}"
         )
     before, rest = rendered.split(here)
-    between, after = rest.split(words)
+    between, after = rest.split(there)
     return before, between, after

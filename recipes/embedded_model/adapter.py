@@ -16,8 +16,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from focus_core.config import FocusConfig
 from focus_core.methods.focus import FocusModel
-from focus_core.text.layout import Layout
 from focus_core.text.documents import TokenizedDocument
+from focus_core.text.layout import Layout
 from focus_core.training.config import TrainingConfig
 from focus_core.training.examples import SupervisedQuestion, TrainingExample
 from focus_core.training.trainer import train

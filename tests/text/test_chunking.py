@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from focus_core.config import FocusConfig
-from focus_core.text.chunking import Chunk
+from focus_core.text.chunking import Chunk, Cutting
 from focus_core.text.documents import Document, TokenizedDocument
 from focus_core.text.layout import Layout, Prompt
+from focus_core.text.tokenizer import TextTokenizer
 from tests.engines import make_engine
 from tests.tiny import byte_tokenizer
 
@@ -185,3 +186,79 @@ def test_a_chunk_says_where_it_lies() -> None:
     first, second = _layout().document_chunks(document)
     assert repr(second) == "<Chunk of 'a.txt': tokens 4 to 8>"
     assert (first.characters, second.text) == ((0, 4), "efgh")
+
+
+# --- borders and small documents --------------------------------------------------------------------------------------
+
+
+def _text_document(text: str, name: str | None = None) -> TokenizedDocument:
+    return TextTokenizer(byte_tokenizer()).document(Document(text, name=name))
+
+
+def _texts(text: str, size: int) -> list[str]:
+    document = _text_document(text)
+    return [text[start:stop] for start, stop in Cutting(size, paragraphs=True).spans(document)]
+
+
+def test_a_chunk_ends_at_the_last_paragraph_of_its_second_half() -> None:
+    """A sentence that is cut in two is read by nobody."""
+    assert _texts("aaaa\n\nbbbb\n\ncccc", 14) == ["aaaa\n\nbbbb\n\n", "cccc"]
+    assert _texts("aaa\n\n" + "b" * 12, 10) == ["aaa\n\nbbbbb", "bbbbbbb"]  # the paragraph ends in the first half
+    assert _texts("aaaaaa\nbb. cccc", 12) == ["aaaaaa\n", "bb. cccc"]  # a line before a sentence
+    assert _texts("aaaa! bbb. cc", 12) == ["aaaa! bbb. ", "cc"]
+    assert _texts("aaaa bbbb cc", 8) == ["aaaa bbb", "b cc"]  # neither: after exactly as many tokens
+
+
+@given(text=st.text("ab \n.", min_size=1, max_size=200), size=st.integers(1, 40))
+def test_borders_lose_nothing_and_keep_the_size(text: str, size: int) -> None:
+    document = _text_document(text) if text.strip() else _text_document(text + "x")
+    for paragraphs in (False, True):
+        spans = list(Cutting(size, paragraphs=paragraphs).spans(document))
+        assert [start for start, _ in spans] == [0, *(stop for _, stop in spans[:-1])]
+        assert spans[-1][1] == len(document)
+        assert all(0 < stop - start <= size for start, stop in spans)
+        if not paragraphs:
+            assert all(stop - start == size for start, stop in spans[:-1])
+
+
+def test_a_tokenizer_without_characters_cuts_after_tokens() -> None:
+    document = TokenizedDocument.of_tokens(list(range(10)))
+    assert list(Cutting(4, paragraphs=True).spans(document)) == [(0, 4), (4, 8), (8, 10)]
+
+
+def test_small_documents_share_a_chunk_and_keep_their_spans() -> None:
+    """2,000 tickets would take 2,000 chunks."""
+    layout = replace(_layout(), separator=(9, 9), config=replace(_layout().config, chunk_size=40))
+    documents = [_text_document("a" * 10, "a"), _text_document("b" * 10, "b"), _text_document("c" * 30, "c")]
+    documents += [_text_document(letter * 10, letter) for letter in "defg"]
+    chunks = layout.chunks_of(documents, layout.cutting(pack=True))
+    names = [[part.document.name for part in chunk.document_parts] for chunk in chunks]
+    assert names == [["a", "b"], ["c"], ["d", "e", "f"], ["g"]]
+    first = chunks[0]
+    assert first.row == [1, *documents[0].token_ids, 9, 9, *documents[1].token_ids]
+    assert [(part.start, part.stop, part.characters) for part in first.document_parts] == [(0, 10, (0, 10))] * 2
+    assert [len(chunk) for chunk in layout.chunks_of(documents)] == [11, 11, 31, 11, 11, 11, 11]
+
+
+@given(
+    lengths=st.lists(st.integers(1, 30), min_size=1, max_size=30),
+    size=st.integers(1, 60),
+    separator=st.integers(0, 3),
+)
+def test_packs_are_all_documents_in_order_and_none_is_too_large(lengths: list[int], size: int, separator: int) -> None:
+    packs = list(Cutting(size, pack=True).packs(lengths, separator))
+    assert [index for first, stop in packs for index in range(first, stop)] == list(range(len(lengths)))
+    for first, stop in packs:
+        if stop - first > 1:
+            assert sum(lengths[first:stop]) + separator * (stop - first - 1) <= size
+            assert max(lengths[first:stop]) <= size // 4
+
+
+def test_selected_chunks_read_on_where_they_touch() -> None:
+    """All chunks of all documents are the row of the plain model; between others a paragraph ends."""
+    layout = replace(_layout(), separator=(9, 9))
+    documents = [_document(range(10, 23)), _document(range(30, 33))]
+    chunks, prompt = layout.chunks_of(documents), _prompt([50], BOS)
+    assert layout.selection(chunks, prompt) == layout.plain(documents, prompt)
+    apart = layout.selection([chunks[0], chunks[2], chunks[4]], prompt)
+    assert apart == [1, 10, 11, 12, 13, 9, 9, 18, 19, 20, 21, 9, 9, 30, 31, 32, 1, 50]

@@ -1,0 +1,246 @@
+"""Select and experts against slow ways through transformers: scores, rows, mixing."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from focus_core import FocusEngine
+from focus_core.methods.experts import Nbce, Pced, contrast_weights, nucleus
+from focus_core.text.chunking import Chunk
+from tests.engines import QUESTION, A, B, C, make_engine
+
+SYSTEM = "Be brief."
+LAYOUTS = ["raw", "chat"]
+
+
+def _prompt(engine: FocusEngine, system: str | None = None) -> tuple[list[int], list[int], tuple[int, int]]:
+    """Tokens before the documents, tokens after them, and where the user's words stand in those."""
+    messages = [{"role": "user", "content": QUESTION}]
+    if system:
+        messages.insert(0, {"role": "system", "content": system})
+    prompt = engine.shared.tokenizer.prompt(messages, chat_template=True, turn=engine.layout.in_turn)
+    return engine.layout.before(prompt), engine.layout.after(prompt), engine.layout.words(prompt)
+
+
+@torch.no_grad()
+def _likelihood(engine: FocusEngine, chunk: Chunk, after: list[int], words: tuple[int, int]) -> float:
+    """One chunk alone through transformers."""
+    row = torch.tensor([[*chunk.row, *after]])
+    log_probs = engine.focus.model(row).logits[0].log_softmax(-1)
+    first = len(chunk.row)
+    found = [float(log_probs[first + at - 1, after[at]]) for at in range(*words)]
+    return sum(found) / len(found)
+
+
+@torch.no_grad()
+def _generated(engine: FocusEngine, row: list[int], new_tokens: int) -> list[int]:
+    output = engine.focus.model.generate(torch.tensor([row]), max_new_tokens=new_tokens, do_sample=False)
+    return output[0, len(row) :].tolist()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("documents", [[A], [A, B, C], [C, A, A]], ids=["a", "abc", "caa"])
+def test_scores_are_those_of_each_chunk_alone(layout: str, documents: list[str]) -> None:
+    engine = make_engine(method="select", layout=layout)
+    scores = engine.generate(QUESTION, documents, max_new_tokens=2).chunk_scores
+    _, after, words = _prompt(engine)
+    assert [found.score for found in scores] == pytest.approx(
+        [_likelihood(engine, found.chunk, after, words) for found in scores], abs=1e-4
+    )
+    assert len({round(found.score, 4) for found in scores}) > 1
+
+
+def test_scores_of_questions_of_different_lengths_together() -> None:
+    engine = make_engine(method="select", layout="chat")
+    questions = ["Why?", "Which of the two documents says more about the second one?"]
+    together = engine.generate(questions, [A, B], max_new_tokens=2)
+    alone = [make_engine(method="select", layout="chat").generate(q, [A, B], max_new_tokens=2) for q in questions]
+    for one, other in zip(together, alone, strict=True):
+        assert [s.score for s in one.chunk_scores] == pytest.approx([s.score for s in other.chunk_scores], abs=1e-5)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("system", [None, SYSTEM])
+def test_the_answer_is_the_plain_models_over_the_best_chunks(layout: str, system: str | None) -> None:
+    engine = make_engine(method="select", layout=layout, select_tokens=140)
+    answer = engine.generate(QUESTION, [A, B, C], max_new_tokens=12, system=system)
+    read = [found for found in answer.chunk_scores if found.read]
+    assert 1 < len(read) < len(answer.chunk_scores)
+    assert max(answer.chunk_scores, key=lambda found: found.score).read
+    before, after, _ = _prompt(engine, system)
+    row = list(before)
+    for previous, found in zip([None, *read], read, strict=False):
+        touches = previous is not None and found.chunk.continues(previous.chunk)
+        row += [*(() if previous is None or touches else engine.layout.separator), *found.chunk.token_ids]
+    assert list(answer.tokens) == _generated(engine, [*row, *after], 12)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("documents", [[A], [A, B, C]], ids=["a", "abc"])
+def test_select_with_every_chunk_is_the_plain_model(layout: str, documents: list[str]) -> None:
+    engine = make_engine(layout=layout, window=512)
+    select, plain = (
+        engine.generate(QUESTION, documents, max_new_tokens=12, method=name) for name in ("select", "plain")
+    )
+    assert all(found.read for found in select.chunk_scores)
+    assert select.tokens == plain.tokens
+    assert (select.method, plain.method) == ("select", "plain")
+
+
+@pytest.mark.parametrize("system", [None, SYSTEM])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_experts_with_one_chunk_are_the_plain_row(layout: str, system: str | None) -> None:
+    engine, short = make_engine(layout=layout), A[:50]
+    experts, plain = (
+        engine.generate(QUESTION, [short], max_new_tokens=12, method=name, system=system)
+        for name in ("experts", "plain")
+    )
+    assert experts.tokens == plain.tokens
+    before, after, _ = _prompt(engine, system)
+    assert list(plain.tokens) == _generated(engine, [*before, *engine.tokenize(short), *after], 12)
+
+
+@pytest.mark.parametrize("mixing", ["pced", "nbce"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@torch.no_grad()
+def test_experts_are_rows_of_the_plain_model(layout: str, mixing: str) -> None:
+    """The slow way: every expert and the amateur alone, from scratch for each token, and the formulas in Python."""
+    engine = make_engine(layout=layout, experts=3, mixing=mixing, method="experts")
+    answer = engine.generate(QUESTION, [A, B, C], max_new_tokens=8)
+    _, after, _ = _prompt(engine)
+    read = [found for found in answer.chunk_scores if found.read]
+    assert len(read) == 3
+    relevance = [found.score - max(one.score for one in answer.chunk_scores) for found in read]
+    local = engine.shared.tokenizer.prompt([{"role": "user", "content": QUESTION}], chat_template=True).row
+    rows = [[*found.chunk.row, *after] for found in read]
+    tokens, slow = list[int](), {"pced": _SlowPced, "nbce": _SlowNbce}[mixing](relevance)
+    for _ in range(len(answer.tokens)):
+        logits = [engine.focus.model(torch.tensor([[*row, *tokens]])).logits[0, -1] for row in (*rows, local)]
+        tokens.append(slow.choose(logits[:-1], logits[-1]))
+    assert tokens == list(answer.tokens)
+
+
+class _SlowPced:
+    def __init__(self, relevance: list[float]) -> None:
+        self._relevance, self._betas = relevance, list[list[float]]()
+
+    def choose(self, experts: list[Tensor], amateur: Tensor) -> int:
+        if not self._betas:
+            p = amateur.softmax(-1).tolist()
+            for expert in experts:
+                q = expert.softmax(-1).tolist()
+                self._betas.append([self._beta(a, b) for a, b in zip(p, q, strict=True)])
+        best, token = -math.inf, 0
+        for expert, betas, relevance in zip(experts, self._betas, self._relevance, strict=True):
+            values = [(1 + b) * e - b * a for b, e, a in zip(betas, expert.tolist(), amateur.tolist(), strict=True)]
+            if max(values) + 2.5 * relevance > best:
+                best, token = max(values) + 2.5 * relevance, values.index(max(values))
+        return token
+
+    @staticmethod
+    def _beta(p: float, q: float) -> float:
+        middle = (p + q) / 2
+        return min(max(0.5 * (p * math.log(p / middle) + q * math.log(q / middle)), 0), 1)
+
+
+class _SlowNbce:
+    def __init__(self, relevance: list[float]) -> None:
+        self._last: int | None = None
+
+    def choose(self, experts: list[Tensor], amateur: Tensor) -> int:
+        kept = [self._nucleus(expert) for expert in experts]
+        entropies = [-sum(math.exp(value) * value for value in row.values()) for row in kept]
+        if self._last is not None:
+            entropies[self._last] -= 0.1
+        self._last = entropies.index(min(entropies))
+        row, absent = kept[self._last], self._nucleus(amateur)
+        merged = {
+            token: 1.25 * value - 0.25 * absent[token] if token in absent else value for token, value in row.items()
+        }
+        return max(merged, key=lambda token: merged[token])
+
+    @staticmethod
+    def _nucleus(logits: Tensor) -> dict[int, float]:
+        values = logits.log_softmax(-1).tolist()
+        kept, taken = dict[int, float](), 0.0
+        for token in sorted(range(len(values)), key=lambda index: -values[index]):
+            if taken >= 0.95:
+                break
+            kept[token] = values[token]
+            taken += math.exp(values[token])
+        return kept
+
+
+def test_contrast_is_the_share_of_each_token_in_the_divergence() -> None:
+    """Jensen–Shannon, which is at most log 2."""
+    amateur, expert = torch.randn(5, generator=torch.Generator().manual_seed(0)), torch.tensor([9.0, 0, 0, 0, -99])
+    weights = contrast_weights(expert, amateur)
+    p, q = amateur.softmax(-1), expert.softmax(-1)
+    middle = (p + q) / 2
+    divergence = 0.5 * sum(float((x * (x / middle).log()).nansum()) for x in (p, q))
+    assert float(weights.min()) >= 0
+    assert float(weights.sum()) >= divergence - 1e-6  # negative shares are set to 0
+    assert torch.equal(contrast_weights(amateur, amateur), torch.zeros(5))
+
+
+@given(st.lists(st.floats(-5, 5), min_size=1, max_size=20))
+def test_a_nucleus_is_the_fewest_tokens_that_make_it_up(values: list[float]) -> None:
+    log_probs = torch.tensor([values]).log_softmax(-1)
+    kept = nucleus(log_probs)[0]
+    chosen = kept.isfinite()
+    assert float(kept[chosen].exp().sum()) >= 0.95 - 1e-5
+    least = float(kept[chosen].exp().sum() - kept[chosen].exp().min())
+    assert least < 0.95 + 1e-5
+
+
+def test_a_mixing_forgets_and_takes_in_questions() -> None:
+    generator = torch.Generator().manual_seed(1)
+    experts, amateur = torch.randn(3, 4, 7, generator=generator), torch.randn(3, 7, generator=generator)
+    for kind in (Pced, Nbce):
+        alone = []
+        for question in range(3):
+            mixing = kind(torch.zeros(1, 4))
+            one = experts[question : question + 1], amateur[question : question + 1]
+            alone.append((mixing.mix(*one), mixing.mix(*(part.flip(-1) for part in one))))
+        together = kind(torch.zeros(2, 4))
+        torch.testing.assert_close(together.mix(experts[:2], amateur[:2])[1:], alone[1][0])
+        other = kind(torch.zeros(1, 4))
+        other.mix(experts[2:], amateur[2:])
+        together.keep([1])
+        together.join(other)  # type: ignore[arg-type]
+        mixed = together.mix(experts[1:].flip(-1), amateur[1:].flip(-1))
+        torch.testing.assert_close(mixed, torch.cat([alone[1][1], alone[2][1]]))
+
+
+def test_auto_takes_select_without_an_adapter_and_says_so() -> None:
+    engine = make_engine(trained=False, layout="chat")
+    with pytest.warns(match="no adapter is loaded, so method 'select' answers"):
+        assert engine.generate(QUESTION, [A], max_new_tokens=2).method == "select"
+    assert make_engine(trained=False, plain_up_to=None).generate(QUESTION, [A], max_new_tokens=2).method == "plain"
+    assert make_engine(layout="chat").generate(QUESTION, [A], max_new_tokens=2).method == "focus"
+
+
+def test_many_small_documents_are_packed() -> None:
+    """They would fill the memory with a slot each; FocusLLM keeps its promise of a chunk for each."""
+    texts = [f"Ticket {n}: {'ok' * (n % 3)}." for n in range(40)]
+    engine = make_engine(layout="chat", trained=False)
+    answer = engine.generate(QUESTION, texts, max_new_tokens=2, method="select")
+    assert answer.usage.chunks < 15
+    names = [part.document.text for found in answer.chunk_scores for part in found.chunk.document_parts]
+    assert names == texts
+    assert engine.generate(QUESTION, texts, max_new_tokens=2, method="focus").usage.chunks == 40
+    packed = make_engine(layout="chat", pack=True)
+    assert packed.generate(QUESTION, texts, max_new_tokens=2).usage.chunks == answer.usage.chunks
+
+
+def test_a_long_prompt_is_selected_from_too() -> None:
+    engine = make_engine(layout="chat", method="select", local_window=48)
+    answer = engine.generate(A + B + C + " What is the end of it?", max_new_tokens=6)
+    assert answer.method == "select"
+    assert answer.usage.chunks == len(answer.chunk_scores) > 3

@@ -1,0 +1,130 @@
+"""Layout "chat": what was split, joined again, is what the chat template writes, token for token."""
+
+from __future__ import annotations
+
+import pytest
+
+from focus_core import ConfigError
+from focus_core.text.chat import SEPARATOR, Message
+from focus_core.text.tokenizer import TextTokenizer
+from tests.text.templates import TEMPLATES, KnownTemplate
+from tests.tiny import byte_tokenizer
+
+DOCUMENT, QUESTION = "Anna signed it in May.\n\nBob did not.", "Who signed?"
+
+
+def _user(content: str) -> Message:
+    return {"role": "user", "content": content}
+
+
+HISTORY: list[Message] = [_user("Hello"), {"role": "assistant", "content": "Good day."}]
+
+
+def _conversations(known: KnownTemplate) -> list[list[Message]]:
+    """Conversations before the question."""
+    plain: list[list[Message]] = [[], HISTORY, HISTORY * 2]
+    system: Message = {"role": "system", "content": "Be brief."}
+    return plain + ([[system], [system, *HISTORY]] if known.system else [])
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_row_is_what_the_template_writes_with_the_document_in_the_turn(name: str) -> None:
+    known = TEMPLATES[name]
+    tokenizer = known.tokenizer()
+    text = TextTokenizer(tokenizer)
+    document = text.tokenize(DOCUMENT)
+    for before in _conversations(known):
+        turn = text.prompt([*before, _user(QUESTION)], chat_template=True, turn=True).turn
+        assert turn is not None
+        messages = [*before, _user(f"{DOCUMENT}{SEPARATOR}{QUESTION}")]
+        whole: str = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        wanted = tokenizer(whole, add_special_tokens=not whole.startswith("<bos>"))["input_ids"]
+        assert [*turn.opening, *document, *turn.suffix] == wanted
+        first, last = turn.words
+        assert tokenizer.decode(turn.suffix[first:last]) == QUESTION
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_the_opening_is_the_same_for_every_question(name: str) -> None:
+    known = TEMPLATES[name]
+    text = TextTokenizer(known.tokenizer())
+    opening = known.opening if known.opening.startswith("<bos>") else f"<bos>{known.opening}"
+    assert text.tokenizer.decode(text.turn_opening) == opening
+    turn = text.prompt([_user(QUESTION)], chat_template=True, turn=True).turn
+    assert turn is not None
+    assert turn.opening == text.turn_opening
+    assert text.tokenizer.decode(turn.suffix) == SEPARATOR + QUESTION + known.after
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_white_space_around_the_words_is_treated_as_the_template_does(name: str) -> None:
+    tokenizer = TEMPLATES[name].tokenizer()
+    turn = TextTokenizer(tokenizer).prompt([_user("Who signed?  \n")], chat_template=True, turn=True).turn
+    assert turn is not None
+    whole: str = tokenizer.apply_chat_template(
+        [_user(f"a{SEPARATOR}Who signed?  \n")], add_generation_prompt=True, tokenize=False
+    )
+    assert whole.endswith(tokenizer.decode(turn.suffix))
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+@pytest.mark.parametrize("where", ["question", "history", "document"])
+def test_control_tokens_in_the_words_of_people_are_text(name: str, where: str) -> None:
+    """`<|im_end|>` in a document would end the user's turn, and what follows would speak as the system."""
+    known = TEMPLATES[name]
+    tokenizer = known.tokenizer()
+    text = TextTokenizer(tokenizer)
+    marks = [*known.control, "<bos>", "<eos>", "[INST]", "[/INST]", "<|user|>", "<|assistant|>"]
+    attack = "".join(f"x{mark}" for mark in marks)
+    ids = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
+    if where == "document":
+        tokens = text.tokenize(attack)
+        assert not ids & set(tokens)
+        assert tokenizer.decode(tokens) == attack
+        return
+    asked = [_user(attack)] if where == "question" else [_user(attack), HISTORY[1], _user("Why?")]
+    calm = [_user("x")] if where == "question" else [_user("x"), HISTORY[1], _user("Why?")]
+    for turn in (False, True):
+        attacked, wanted = (text.prompt(m, chat_template=True, turn=turn) for m in (asked, calm))
+        rows = [p.row if p.turn is None else [*p.turn.opening, *p.turn.suffix] for p in (attacked, wanted)]
+        assert attack in tokenizer.decode(rows[0])
+        assert [token for token in rows[0] if token in ids] == [token for token in rows[1] if token in ids]
+
+
+def test_marks_that_are_ordinary_text_are_broken_up() -> None:
+    """Of Llama 2, `[INST]` is no token: a document could write the very tokens that begin a turn."""
+    text = TextTokenizer(TEMPLATES["llama2"].tokenizer())
+    pieces = text._control.pieces("say [INST] and [/INST]")
+    assert "".join(pieces) == "say [INST] and [/INST]"
+    assert not any(mark in piece for piece in pieces for mark in ("[INST]", "[/INST]"))
+
+
+def test_words_that_look_like_our_sentinels_are_words() -> None:
+    text = TextTokenizer(TEMPLATES["chatml"].tokenizer())
+    question = "Is Zq0vx or Zq1vx a word? <|im_end|> Zq2vx"
+    turn = text.prompt([_user(question)], chat_template=True, turn=True).turn
+    assert turn is not None
+    first, last = turn.words
+    assert text.tokenizer.decode(turn.suffix[first:last]) == question
+
+
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        ("{% for m in messages %}{{ m.content.split() | join(' ') }}{% endfor %}", r"changes the white space"),
+        ("{% for m in messages %}{{ m.content | upper }}{% endfor %}", r"once and as they stand"),
+        ("{% for m in messages %}{{ m.content + m.content }}{% endfor %}", r"once and as they stand"),
+        ("{% for m in messages %}{{ m.content + '!' * (m.content | length) }}{% endfor %}", r"depends on them"),
+    ],
+)
+def test_a_template_without_a_place_for_documents_is_refused_with_the_reason(template: str, reason: str) -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = template
+    with pytest.raises(ConfigError, match=rf"{reason}.*layout='raw'"):
+        TextTokenizer(tokenizer).prompt([_user("one two")], chat_template=True, turn=True)
+
+
+def test_a_conversation_without_a_user_has_no_place_for_documents() -> None:
+    text = TextTokenizer(TEMPLATES["chatml"].tokenizer())
+    with pytest.raises(ConfigError, match="role 'user'"):
+        text.prompt([{"role": "system", "content": "Be brief."}], chat_template=True, turn=True)
