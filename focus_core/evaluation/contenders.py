@@ -36,6 +36,10 @@ class Handed:
     method: str
     spans: tuple[Span, ...]
 
+    def tokens_read(self, answer: Answer) -> int:
+        """Of the documents, the tokens from which the answer was made."""
+        return answer.usage.document_tokens
+
     def gold_read(self, question: Question, answer: Answer) -> float | None:
         """Of the gold passages' characters, the share that was read; `None` where it is not known.
 

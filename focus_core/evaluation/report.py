@@ -46,7 +46,7 @@ class Row:
         scores: means
         low: lower end of the 95 % interval of the first score: Wilson's for right and wrong, otherwise a bootstrap
         gold_read: mean share of the gold passages that was read; `None` where it is not known of any question
-        document_tokens: median of the tokens that came as documents
+        tokens_read: median of the documents' tokens from which answers were made
         chunks: median number of chunks
         first_token_seconds: median, of first questions about documents
         later_first_token_seconds: median, of later questions about the same documents
@@ -63,7 +63,7 @@ class Row:
     low: float | None
     high: float | None
     gold_read: float | None
-    document_tokens: float | None
+    tokens_read: float | None
     chunks: float | None
     first_token_seconds: float | None
     later_first_token_seconds: float | None
@@ -120,7 +120,7 @@ def table(rows: Sequence[Row], *, title: str | None = None) -> Table:
     drawn = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
     drawn.add_column("contender", no_wrap=True)
     heads = [f"{score} [95 %]" if number == 0 else score for number, score in enumerate(scores)]
-    heads = ["questions", *heads, "gold read", "tokens", "first text s", "later s", "answer s"]
+    heads = ["questions", *heads, "gold read", "tokens read", "first text s", "later s", "answer s"]
     if any(row.tokens is not None for row in rows):
         heads.insert(0, "length")
     if compared is not None:
@@ -139,7 +139,7 @@ def _cells(row: Row, scores: Sequence[str], columns: int) -> list[str]:
     for number, score in enumerate(scores):
         mean = _percent(row.scores.get(score))
         cells.append(f"{mean} [{_percent(row.low)}, {_percent(row.high)}]" if number == 0 and row.scores else mean)
-    cells += [_percent(row.gold_read), _number(row.document_tokens, 0)]
+    cells += [_percent(row.gold_read), _number(row.tokens_read, 0)]
     cells += [_number(one, 2) for one in (row.first_token_seconds, row.later_first_token_seconds, row.seconds)]
     found = row.comparison
     if found is not None:
@@ -176,8 +176,8 @@ def _row(group: Group, contender: str, trials: Sequence[Trial], base: Sequence[T
         low=low,
         high=high,
         gold_read=_known(statistics.fmean, (trial.gold_read for trial in answered)),
-        document_tokens=_known(statistics.median, (_usage(trial, "document_tokens") for trial in answered)),
-        chunks=_known(statistics.median, (_usage(trial, "chunks") for trial in answered)),
+        tokens_read=_known(statistics.median, (trial.tokens_read for trial in answered)),
+        chunks=_known(statistics.median, ((trial.usage or {}).get("chunks") for trial in answered)),
         first_token_seconds=_known(
             statistics.median, (trial.first_token_seconds for trial in answered if not trial.asked_before)
         ),
@@ -224,10 +224,6 @@ def _compared(score: str, mine: Iterable[Trial], base: Iterable[Trial]) -> Compa
         p = mcnemar(sum(one > other for one, other in pairs), sum(one < other for one, other in pairs))
     against = next(iter(theirs.values()))[0]
     return Comparison(against, len(pairs), statistics.fmean(differences), low, high, p)
-
-
-def _usage(trial: Trial, name: str) -> int | None:
-    return None if trial.usage is None else trial.usage[name]
 
 
 def _known(middle: Callable[[list[float]], float], values: Iterable[float | None]) -> float | None:

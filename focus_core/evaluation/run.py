@@ -91,6 +91,7 @@ def _answered(
         answer=answer.text,
         method=answer.method,
         scores=task.score(question, answer.text),
+        tokens_read=handed.tokens_read(answer),
         gold_read=handed.gold_read(question, answer),
         first_token_seconds=round(first - started, 4),
         seconds=round(ended - started, 4),

@@ -35,6 +35,7 @@ class Trial:
         impossible: why not
         method: the method that answered
         scores: as the task names them
+        tokens_read: of the documents, the tokens from which the answer was made
         gold_read: of the gold passages' characters, the share that was read; `None` where it is not known
         first_token_seconds: from the question to the first text, with choosing, tokenizing and reading documents
         seconds: to the end of the answer
@@ -52,6 +53,7 @@ class Trial:
     impossible: str | None = None
     method: str | None = None
     scores: Mapping[str, float] | None = None
+    tokens_read: int | None = None
     gold_read: float | None = None
     first_token_seconds: float | None = None
     seconds: float | None = None

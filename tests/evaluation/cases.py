@@ -47,7 +47,7 @@ def trial(contender: str, question: str, score: float | None, **more: Any) -> Tr
     if score is not None:
         usage = {"input_tokens": 9, "output_tokens": 2, "document_tokens": 5, "cache_read": 0, "chunks": 3}
         scores = {"right": score, "contains": 1.0}
-        values = {"answer": "x", "method": "focus", "scores": scores, "seconds": 2.0, "usage": usage}
+        values = {"answer": "x", "method": "focus", "scores": scores, "seconds": 2.0, "usage": usage, "tokens_read": 5}
         values |= {"first_token_seconds": 1.0}
     values = {"asked_before": 0, "prompt": "?", "references": ("x",), **values, **more}
     return Trial("passkey", 1000, question, contender, **values)

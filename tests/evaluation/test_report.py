@@ -33,7 +33,7 @@ def test_means_intervals_and_medians() -> None:
     assert (auto.questions, auto.impossible, auto.scores["right"]) == (4, 0, 0.75)
     assert (auto.low, auto.high) == wilson(3, 4)
     assert (auto.first_token_seconds, auto.later_first_token_seconds) == (0.0, 2.0)
-    assert (auto.document_tokens, auto.chunks, auto.gold_read) == (5, 3, 0.375)
+    assert (auto.tokens_read, auto.chunks, auto.gold_read) == (5, 3, 0.375)
     assert auto.comparison is None
 
 

@@ -52,6 +52,7 @@ def test_a_trial_says_what_was_done(run: Run) -> None:
     assert "usable window has 512" in str(plain.impossible)
     assert auto.usage is not None
     assert auto.usage["chunks"] > 5
+    assert (auto.tokens_read, none.tokens_read) == (auto.usage["document_tokens"], 0)
     assert auto.usage["output_tokens"] <= 32
     assert 0 < (auto.first_token_seconds or 0) <= (auto.seconds or 0)
     assert auto.scores is not None
