@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -78,7 +79,8 @@ def evaluate(
         int | None,
         typer.Option(
             min=1,
-            help="Tokens of documents that middle, end, bm25 and minilm hand over. Default: what the window leaves.",
+            help="Tokens of documents from which select, middle, end, bm25 and minilm answer. Default: what the window "
+            "leaves.",
         ),
     ] = None,
     passage_tokens: Annotated[int, typer.Option(min=1, help="Longest passage of bm25 and minilm.")] = 256,
@@ -98,6 +100,10 @@ def evaluate(
     chunk_size: options.ChunkSize = None,
     dynamic_prompt: options.DynamicPrompt = None,
     parallel_chunks: options.ParallelChunks = None,
+    setting: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="Another field of FocusConfig, as boundaries=tokens; may be repeated."),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -151,7 +157,8 @@ def evaluate(
         plan.require_score(score)
     if picture is not None:
         require_drawable(picture, plan.tasks)
-    config = FocusConfig(chunk_size=chunk_size, dynamic_prompt=dynamic_prompt, parallel_chunks=parallel_chunks)
+    named = {"chunk_size": chunk_size, "dynamic_prompt": dynamic_prompt, "parallel_chunks": parallel_chunks}
+    config = _config({**named, "select_tokens": budget}, setting or [])
     engine = load_engine(model, adapter, device, dtype, config=config, progress=False)
     run = Run.start(plan.conditions(engine), out)
     if against is not None:
@@ -162,6 +169,25 @@ def evaluate(
     if interrupted:
         kept = f"are in {out}, and the same command goes on from them" if out else "are not kept without --out"
         raise KeyboardInterrupt(f"Interrupted: the {len(run.trials)} answers so far {kept}.")
+
+
+def _config(named: Mapping[str, int | None], further: Sequence[str]) -> FocusConfig:
+    """From options of their own, and from `NAME=VALUE`.
+
+    Raises:
+        ConfigError: an unknown name, one that has an option of its own, or an impossible value
+    """
+    known = [field.name for field in fields(FocusConfig) if field.name not in named]
+    settings: dict[str, Any] = dict(named)
+    for pair in further:
+        name, _, value = pair.partition("=")
+        if name not in known:
+            raise ConfigError(f"--setting {pair}: choose from {', '.join(known)}, as boundaries=tokens.")
+        try:
+            settings[name] = json.loads(value)  # 3, true
+        except ValueError:
+            settings[name] = value
+    return FocusConfig(**settings)
 
 
 def _carried_out(engine: FocusEngine, plan: Plan, run: Run) -> bool:

@@ -14,12 +14,11 @@ from focus_core.evaluation.passages import Passage, cut, fill, joined, share_rea
 from focus_core.evaluation.retrieval import BM25, Index, Ranker
 from focus_core.evaluation.tasks.base import Question, Sheet, Span
 from focus_core.evaluation.tasks.records import SEPARATOR
-from focus_core.methods.focus import FocusMethod
+from focus_core.methods.base import ChunkScore
 from focus_core.methods.plain import PlainMethod
 from focus_core.methods.table import AUTO, METHODS
 
 _SLACK = 16  # tokens that decoding and encoding a text again may add
-_READS_ALL = (FocusMethod.name, PlainMethod.name)
 _PLAIN = PlainMethod.name
 
 
@@ -37,17 +36,30 @@ class Handed:
     spans: tuple[Span, ...]
 
     def tokens_read(self, answer: Answer) -> int:
-        """Of the documents, the tokens from which the answer was made."""
-        return answer.usage.document_tokens
+        """Of the documents, the tokens from which the answer was made: all, or those of the chunks that it names."""
+        if not answer.chunk_scores:
+            return answer.usage.document_tokens
+        return sum(len(score.chunk.token_ids) for score in _read(answer))
 
     def gold_read(self, question: Question, answer: Answer) -> float | None:
-        """Of the gold passages' characters, the share that was read; `None` where it is not known.
-
-        A method that chooses among its documents has read an unknown part of them.
-        """
-        if not question.gold or answer.method not in _READS_ALL:
+        """Of the gold passages' characters, the share from which the answer was made; `None` where it is not known."""
+        if not question.gold:
             return None
-        return share_read(question.gold, self.spans)
+        if not answer.chunk_scores:
+            return share_read(question.gold, self.spans)
+        number_of = {text: number for number, text in enumerate(self.documents or ())}
+        spans = []
+        for score in _read(answer):
+            for part in score.chunk.document_parts:
+                if part.characters is None or part.document.text is None:  # the tokenizer does not tell
+                    return None
+                spans.append(Span(number_of[part.document.text], *part.characters))
+        return share_read(question.gold, spans)
+
+
+def _read(answer: Answer) -> list[ChunkScore]:
+    """Of a method that scores chunks, those from which its answer was made."""
+    return [score for score in answer.chunk_scores if score.read]
 
 
 class Contender(Protocol):

@@ -36,7 +36,7 @@ def test_look_ups_are_asked_at_every_length(focusllm: Focusllm, model_folder: Pa
 
 
 def test_a_run_is_shown_written_and_gone_on_with(evaluated: Focusllm, tmp_path: Path) -> None:
-    files = ("--out", tmp_path / "run.jsonl", "--report", tmp_path / "run.json")
+    files = ("--out", tmp_path / "run.jsonl", "--report", tmp_path / "run.json", "--setting", "boundaries=tokens")
     result = evaluated("--contenders", "focus,none", *files)
     assert result.exit_code == 0, result.output
     assert [line.split()[0] for line in result.stdout.splitlines()] == ["fairytale", "contender", "focus", "none"]
@@ -44,6 +44,7 @@ def test_a_run_is_shown_written_and_gone_on_with(evaluated: Focusllm, tmp_path: 
     (report,) = json.loads((tmp_path / "run.json").read_text()).values()
     assert [row["contender"] for row in report["summary"]] == ["focus", "none"]
     assert report["conditions"]["data"]["name"] == "stories.jsonl"
+    assert report["conditions"]["config"]["boundaries"] == "tokens"
     result = evaluated("--contenders", "focus,none,gold", *files)
     assert [line.split()[0] for line in result.stdout.splitlines()][2:] == ["focus", "none", "gold"]
     result = evaluated("--contenders", "focus", "--budget", "9", *files)
@@ -93,6 +94,8 @@ def test_ctrl_c_keeps_and_shows_what_is_done(
         (("--picture", "nowhere/picture.png"), "picture.png cannot be written"),
         (("--contenders", "auto,mini"), "no contender 'mini'"),
         (("--task", "squad"), "--data FILE"),
+        (("--setting", "chunk_size=3"), "choose from local_window"),
+        (("--setting", "boundaries=words"), "boundaries='words'"),
         (("--score", "f1"), "task passkey has right, contains"),
         (("--task", "keys", "--picture", "picture.xyz"), "picture.xyz is no name of a picture"),
         (("--picture", "picture.png"), "there are 6: passkey"),

@@ -128,6 +128,20 @@ def test_what_was_read_of_the_gold(engine: FocusEngine) -> None:
     assert handed("plain", sheet, Setting(engine)).gold_read(sheet_of(*TWO).questions[0], answer) is None
 
 
+@pytest.mark.parametrize("pack", [False, True])
+def test_of_a_method_that_chooses_chunks_the_chosen_ones_were_read(pack: bool) -> None:
+    engine = make_engine(select_tokens=80, pack=pack)
+    documents = ["The fox. " * 12, "An owl. ", "A crow. ", "Two frogs. " * 12]
+    sheet = sheet_of(*documents, gold=tuple(Span(number, 0, len(text)) for number, text in enumerate(documents)))
+    answer = engine.generate("Which?", documents, method="select", max_new_tokens=2)
+    chosen = [part for score in answer.chunk_scores if score.read for part in score.chunk.document_parts]
+    characters = sum(len(part.text or "") for part in chosen)
+    found = handed("select", sheet, Setting(engine))
+    assert 0 < characters < len("".join(documents))
+    assert found.gold_read(sheet.questions[0], answer) == pytest.approx(characters / len("".join(documents)))
+    assert characters <= found.tokens_read(answer) <= 80  # every letter is a token; packed documents have separators
+
+
 def test_unknown_contenders_and_missing_encoders_are_named() -> None:
     with pytest.raises(ConfigError, match=r"no contender 'bm52'. Choose from: auto, focus, plain"):
         checked_contenders(["auto", "bm52"])
