@@ -72,7 +72,8 @@ def _over_chunks(runs: Runs) -> list[tuple[float, Row]]:
 
 def _lines(axes: Axes, placed: Sequence[tuple[float, Row]], label: str) -> None:
     for contender in dict.fromkeys(row.contender for _, row in placed):
-        found = sorted((place, row) for place, row in placed if row.contender == contender)
+        mine = [(place, row) for place, row in placed if row.contender == contender]
+        found = sorted(mine, key=lambda pair: pair[0])
         axes.errorbar(
             [place for place, _ in found],
             [_mean(row) for _, row in found],
