@@ -1,144 +1,118 @@
-"""How often a model answers right, at a length: by chunks, and as a control by the plain model on a cut text."""
+"""The run: every contender answers every question, one after the other, with the clock beside it."""
 
 from __future__ import annotations
 
-import math
-import random
-import statistics
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import asdict, replace
+from pathlib import Path
 
+from focus_core.engine.answers import Answer, AnswersFromEvents
 from focus_core.engine.engine import FocusEngine
-from focus_core.errors import ConfigError
-from focus_core.evaluation.tasks.base import Haystack, Sheet
-from focus_core.evaluation.tasks.table import task_named
+from focus_core.errors import ContextOverflowError
+from focus_core.evaluation.contenders import Contender, Handed
+from focus_core.evaluation.plan import Plan
+from focus_core.evaluation.tasks.base import Question, Sheet, Task
+from focus_core.evaluation.trials import Run, Trial
 from focus_core.progress import Report
 
-_SLACK = 16  # tokens that decoding and encoding a text again may add
 
-
-@dataclass(frozen=True)
-class Result:
-    """Outcome of one task at one length.
-
-    Attributes:
-        tokens: median length of the documents
-        contender: "focus", or "cut": the plain model on the end of the text
-        low: lower end of the 95 % Wilson interval of the accuracy
-        high: its upper end
-        seconds: median per document, all its questions included
-    """
-
-    task: str
-    contender: str
-    tokens: int
-    trials: int
-    right: int
-    low: float
-    high: float
-    seconds: float
-    seed: int
-
-    @property
-    def accuracy(self) -> float:
-        return self.right / self.trials
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON, with the accuracy."""
-        return {**asdict(self), "accuracy": self.accuracy}
-
-
-def evaluate(
-    engine: FocusEngine,
-    task: str,
-    tokens: int,
-    *,
-    trials: int = 100,
-    seed: int = 0,
-    haystack: Haystack | None = None,
-    cut: bool = False,
-    report: Report | None = None,
-) -> Result:
-    """Ask `trials` questions about seeded documents of about `tokens` tokens.
+def evaluate(engine: FocusEngine, plan: Plan, path: Path | None = None, *, report: Report | None = None) -> Run:
+    """Carry a plan out.
 
     Args:
-        haystack: where the text around the facts comes from; generated sentences by default
-        cut: the control: the plain model, on as much of the end of the text as its window holds
-        report: called with the number of trials done and in all, after every document
+        path: where every answer is written at once; answers that the file holds already are not made again
+        report: called with the number of answers done and in all, after every answer
 
     Raises:
-        ConfigError: an unknown task or an impossible size
+        ConfigError: impossible sizes, or the file holds something else than a run under these conditions
     """
-    if trials < 1:
-        raise ConfigError(f"trials={trials}: must be at least 1.")
-    if tokens < 256:
-        raise ConfigError(f"tokens={tokens}: a task needs at least 256 tokens of text.")
-    sheets = _sheets(engine, task, tokens, trials, seed, haystack or Haystack(engine))
-    sizes: list[int] = []
-    seconds: list[float] = []
-    right = asked = 0
-    for sheet in sheets:
-        sizes.append(engine.count_tokens(sheet.document))
-        started = time.perf_counter()
-        right += sum(_ask(engine, sheet, cut))
-        seconds.append(time.perf_counter() - started)
-        asked += len(sheet.trials)
-        if report is not None:
-            report(asked, trials)
-    low, high = wilson(right, asked)
-    middle = round(statistics.median(sizes))
-    return Result(task, "cut" if cut else "focus", middle, asked, right, low, high, statistics.median(seconds), seed)
+    run = Run.start(plan.conditions(engine), path)
+    carry_out(engine, plan, run, report=report)
+    return run
 
 
-def wilson(right: int, trials: int) -> tuple[float, float]:
-    """95 % interval of a share: (0.70, 0.85) for 78 of 100."""
-    z, share = 1.96, right / trials
-    middle = share + z * z / (2 * trials)
-    spread = z * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
-    low, high = ((middle + side) / (1 + z * z / trials) for side in (-spread, spread))
-    return max(low, 0.0), min(high, 1.0)  # rounding may lead beyond
+def carry_out(engine: FocusEngine, plan: Plan, run: Run, *, report: Report | None = None) -> None:
+    """Add to `run` what it lacks, so that an exception or Ctrl-C leaves it with all that was done.
+
+    All contenders answer a question before the next one, and questions about the same documents follow each other, so
+    that their chunks are prefilled once. What slows the machine down for a while slows all contenders.
+    """
+    contenders = plan.rivals(engine)
+    done = 0
+    for task, material in plan.parts(engine):
+        for sheet in task.sheets(material):
+            for trial in _trials(engine, plan, task, material.tokens, sheet, contenders, run):
+                if trial is not None:
+                    run.add(trial)
+                done += 1
+                if report is not None:
+                    report(done, plan.trials)
 
 
-def _sheets(engine: FocusEngine, task: str, tokens: int, trials: int, seed: int, haystack: Haystack) -> Iterator[Sheet]:
-    make = task_named(task)
-    number = asked = 0
-    while asked < trials:
-        sheet = make(engine, haystack, random.Random(f"{seed} {task} {tokens} {number}"), tokens)
-        sheet = Sheet(sheet.document, sheet.trials[: trials - asked])
-        asked += len(sheet.trials)
-        number += 1
-        yield sheet
+def _trials(
+    engine: FocusEngine,
+    plan: Plan,
+    task: Task,
+    tokens: int | None,
+    sheet: Sheet,
+    contenders: Sequence[Contender],
+    run: Run,
+) -> Iterator[Trial | None]:
+    """Those of one sheet; `None` for each that the run has already."""
+    asked: Counter[str] = Counter()
+    for original in sheet.questions:
+        question = replace(original, new_tokens=plan.max_new_tokens or original.new_tokens)
+        prompt = plan.prompt(task, question)
+        for contender in contenders:
+            name = contender.name
+            blank = Trial(task.name, tokens, question.name, name, asked[name], prompt, question.answers)
+            if blank.key in run:
+                yield None
+            else:
+                yield _answered(blank, engine, task, contender, sheet, question)
+                asked[name] += 1
 
 
-def _ask(engine: FocusEngine, sheet: Sheet, cut: bool) -> list[bool]:
-    document = _end_of(engine, sheet) if cut else sheet.document
-    first = sheet.trials[0]
-    answers = engine.generate(
-        [trial.question for trial in sheet.trials],
-        [document],
-        chat_template=first.chat_template,
-        max_new_tokens=first.new_tokens,
-        method="plain" if cut else None,
+def _answered(
+    blank: Trial, engine: FocusEngine, task: Task, contender: Contender, sheet: Sheet, question: Question
+) -> Trial:
+    started = time.perf_counter()
+    try:
+        handed = contender.hand(sheet, question, blank.prompt)
+        answer, first = _ask(engine, blank.prompt, handed, question)
+    except ContextOverflowError as error:
+        return replace(blank, impossible=str(error))
+    ended = time.perf_counter()
+    return replace(
+        blank,
+        answer=answer.text,
+        method=answer.method,
+        scores=task.score(question, answer.text),
+        tokens_read=handed.tokens_read(answer),
+        gold_read=handed.gold_read(question, answer),
+        first_token_seconds=round(first - started, 4),
+        seconds=round(ended - started, 4),
+        usage=asdict(answer.usage),
     )
-    return [trial.is_right(answer.text) for trial, answer in zip(sheet.trials, answers, strict=True)]
 
 
-def _end_of(engine: FocusEngine, sheet: Sheet) -> str:
-    """As much of the end of the text as the plain model can read with a question and an answer.
-
-    Raises:
-        ConfigError: that is nothing
-    """
-    needed = max(engine.count_question_tokens(t.question, chat_template=t.chat_template) for t in sheet.trials)
-    answer = max(trial.new_tokens for trial in sheet.trials)
-    # Positions for the document: those left beside one token of it, and that one.
-    left = 1 + engine.outline([1], needed, answer, method="plain").limits.positions_left - answer - _SLACK
-    if left < 1:
-        raise ConfigError(
-            f"Question and answer take up to {needed + answer} tokens, and the window has {engine.config.window}: no "
-            "control."
-        )
-    text: str = engine.tokenizer.decode(engine.tokenize(sheet.document)[-left:])
-    return text
+def _ask(engine: FocusEngine, prompt: str, handed: Handed, question: Question) -> tuple[Answer, float]:
+    """The answer, and the moment of its first text."""
+    collected = AnswersFromEvents(1)
+    moments: list[float] = []
+    events = engine.stream(
+        prompt,
+        handed.documents,
+        method=handed.method,
+        chat_template=question.chat_template,
+        max_new_tokens=question.new_tokens,
+    )
+    with closing(events):  # type: ignore[type-var]
+        for event in events:
+            moments.append(time.perf_counter())
+            collected.add(0, event)
+    (answer,) = collected.answers()
+    return answer, moments[0]

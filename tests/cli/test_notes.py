@@ -34,11 +34,11 @@ def test_ask_notes_once_that_there_is_no_adapter(
 
 
 def test_eval_notes_once_that_there_is_no_adapter(focusllm: Focusllm, untrained: Path) -> None:
-    sizes = ("--task", "passkey", "--tokens", str(WINDOW), "--trials", "2", "--chunk-size", "512")
+    sizes = ("--task", "passkey", "--tokens", str(WINDOW), "--questions", "2", "--chunk-size", "512")
     result = focusllm("eval", "--model", untrained, *sizes)
     assert result.exit_code == 0, result.output
     assert_one_note(result.stderr, untrained)
-    assert len(result.stdout.splitlines()) == 2
+    assert len(result.stdout.splitlines()) == 3  # task, head, contender
 
 
 def assert_one_note(shown: str, model: Path) -> None:

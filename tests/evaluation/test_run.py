@@ -1,15 +1,22 @@
-"""Evaluation runs: seeded, with intervals, and with the plain model as a control."""
+"""Runs: the same questions for all, one after the other, gone on with, and refused before any work."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from focus_core import ConfigError, FocusEngine
-from focus_core.evaluation.run import evaluate, wilson
+from focus_core.evaluation.plan import Plan
+from focus_core.evaluation.run import evaluate
+from focus_core.evaluation.trials import Run, Trial
 from tests.engines import make_engine
+from tests.evaluation.cases import write_stories
+
+PASS_KEYS = Plan(("passkey",), ("auto", "plain", "gold", "none"), questions=2, lengths=(600,))
 
 
 @pytest.fixture(scope="module")
@@ -17,44 +24,125 @@ def engine() -> FocusEngine:
     return make_engine()
 
 
-def test_the_interval_of_a_share() -> None:
-    assert wilson(78, 100) == pytest.approx((0.6892, 0.8503), abs=1e-3)
-    assert wilson(0, 20)[0] == 0.0
-    assert wilson(100, 100)[1] <= 1.0
-    assert wilson(100, 100)[0] == pytest.approx(0.963, abs=1e-3)
+@pytest.fixture(scope="module")
+def run(engine: FocusEngine) -> Run:
+    return evaluate(engine, PASS_KEYS)
 
 
-def test_the_same_seed_gives_the_same_trials_and_the_control_fits_the_window(engine: FocusEngine) -> None:
-    results = [evaluate(engine, "passkey", 1000, trials=2, seed=5, cut=cut) for cut in (False, False, True)]
-    assert replace(results[0], seconds=0.0) == replace(results[1], seconds=0.0)
-    assert [result.contender for result in results] == ["focus", "focus", "cut"]
-    assert results[2].tokens == results[0].tokens  # of the document; the control sees its end
+def without_times(trials: list[Trial]) -> list[Trial]:
+    return [
+        replace(
+            one, seconds=None, first_token_seconds=None, usage=None, asked_before=0
+        )  # the store may know the chunks
+        for one in trials
+    ]
 
 
-def test_the_control_is_the_plain_model_whatever_the_settings(
-    engine: FocusEngine, monkeypatch: pytest.MonkeyPatch
+def test_contenders_take_turns_with_every_question(run: Run) -> None:
+    assert [(trial.question, trial.contender) for trial in run.trials] == [
+        (question, contender) for question in ("0/0", "1/0") for contender in PASS_KEYS.contenders
+    ]
+
+
+def test_a_trial_says_what_was_done(run: Run) -> None:
+    auto, plain, gold, none = run.trials[:4]
+    assert (auto.method, gold.method, none.method) == ("focus", "plain", "plain")
+    assert (auto.gold_read, gold.gold_read, none.gold_read) == (1.0, 1.0, 0.0)
+    assert plain.answer is plain.scores is plain.seconds is None
+    assert "usable window has 512" in str(plain.impossible)
+    assert auto.usage is not None
+    assert auto.usage["chunks"] > 5
+    assert (auto.tokens_read, none.tokens_read) == (auto.usage["document_tokens"], 0)
+    assert auto.usage["output_tokens"] <= 32
+    assert 0 < (auto.first_token_seconds or 0) <= (auto.seconds or 0)
+    assert auto.scores is not None
+    assert set(auto.scores) == {"right", "contains"}
+
+
+def test_answers_are_those_of_generate(engine: FocusEngine, tmp_path: Path) -> None:
+    data = write_stories(tmp_path / "data.jsonl")
+    plan = Plan(("squad",), ("focus", "none"), questions=4, data=data, max_new_tokens=6, instruction="Be short.")
+    found = evaluate(engine, plan)
+    text = "\n\n".join("\n\n".join(record.sections) for record in plan.records)
+    for trial in found.trials:
+        assert trial.prompt.endswith("? Be short.")
+        documents = [text] if trial.contender == "focus" else None
+        method = "focus" if documents else "plain"
+        expected = engine.generate(trial.prompt, documents, method=method, max_new_tokens=6)
+        assert (trial.answer, trial.method) == (expected.text, expected.method)
+    assert [trial.asked_before for trial in found.trials] == [0, 0, 1, 1, 2, 2, 3, 3]
+    warm = [trial.usage for trial in found.trials if trial.contender == "focus"][1:]
+    assert all(usage is not None and usage["cache_creation"] == 0 for usage in warm)  # chunks are read once
+
+
+def test_a_text_that_is_continued_gets_no_instruction(engine: FocusEngine) -> None:
+    plan = Plan(("passage",), ("auto",), questions=1, lengths=(600,), instruction="Be short.")
+    (trial,) = evaluate(engine, plan).trials
+    assert not trial.prompt.endswith("Be short.")
+
+
+def test_an_interrupted_run_goes_on(engine: FocusEngine, tmp_path: Path, run: Run) -> None:
+    """Ctrl-C keeps what is done; the rest is the same as without it."""
+    path = tmp_path / "run.jsonl"
+
+    def interrupt(done: int, total: int) -> None:
+        assert total == 8
+        if done == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(engine, PASS_KEYS, path, report=interrupt)
+    assert len(Run.read(path).trials) == 5
+    made: list[int] = []
+    again = evaluate(engine, PASS_KEYS, path, report=lambda done, total: made.append(done))
+    assert without_times(again.trials) == without_times(run.trials)
+    assert made == list(range(1, 9))
+
+
+def test_more_contenders_and_questions_are_added_and_nothing_is_asked_twice(
+    engine: FocusEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    path = tmp_path / "run.jsonl"
+    evaluate(engine, replace(PASS_KEYS, contenders=("none",), questions=1), path)
+    asked: list[Any] = []
+    stream = FocusEngine.stream
+
+    def counted(self: FocusEngine, question: Any, documents: Any = None, **options: Any) -> Iterator[Any]:
+        asked.append(documents)
+        return stream(self, question, documents, **options)
+
+    monkeypatch.setattr(FocusEngine, "stream", counted)
+    found = evaluate(engine, replace(PASS_KEYS, contenders=("none", "gold")), path)
+    assert [(trial.question, trial.contender) for trial in found.trials] == [
+        *(("0/0", "none"), ("0/0", "gold"), ("1/0", "none"), ("1/0", "gold")),
+    ]
+    assert len(asked) == 3
+
+
+def test_the_control_is_the_plain_model_whatever_the_settings(engine: FocusEngine) -> None:
     """With `plain_up_to` of an adapter or a checkpoint it would read chunks, and still be called a control."""
-    chunks: list[int] = []
-    generate = FocusEngine.generate
-
-    def counted(self: FocusEngine, *arguments: Any, **options: Any) -> Any:
-        answers = generate(self, *arguments, **options)
-        chunks.extend(answer.usage.chunks for answer in answers)
-        return answers
-
-    monkeypatch.setattr(FocusEngine, "generate", counted)
-    settings = replace(engine.config.as_settings(), plain_up_to=0, window=engine.config.window)
-    small = FocusEngine(engine.shared, config=settings)
-    evaluate(small, "passkey", 1000, trials=1, cut=False)
-    assert chunks.pop() > 1
-    evaluate(small, "passkey", 1000, trials=1, cut=True)
-    assert chunks.pop() == 0
-    monkeypatch.setattr(small.tokenizer, "chat_template", "You are very helpful. " * 5 + small.tokenizer.chat_template)
-    evaluate(small, "passkey", 1000, trials=1, cut=True)  # a long template leaves less room
-    assert chunks.pop() == 0
+    assert engine.config.plain_up_to == 0
+    auto, end = evaluate(engine, Plan(("passkey",), ("auto", "end"), questions=1, lengths=(300,))).trials
+    assert auto.usage is not None
+    assert end.usage is not None
+    assert auto.usage["chunks"] > 1
+    assert (end.usage["chunks"], end.method) == (0, "plain")
 
 
-def test_no_trials_are_refused(engine: FocusEngine) -> None:
-    with pytest.raises(ConfigError, match="trials=0"):
-        evaluate(engine, "passkey", 1000, trials=0)
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"questions": 0}, "questions=0"),
+        ({"budget": 0}, "budget=0"),
+        ({"tasks": ("riddles",)}, "no task 'riddles'"),
+        ({"contenders": ("auto", "")}, "no contender ''"),
+        ({"contenders": ("minilm",)}, "--embedder"),
+        ({"tasks": ("squad",)}, "--data FILE"),
+        ({"data": Path("data.jsonl")}, "no task reads one"),
+        ({"tasks": ("squad",), "data": Path("nothing.jsonl")}, "cannot be read"),
+        ({"arrange": "sorted"}, "arrange='sorted'"),
+    ],
+)
+def test_an_impossible_plan_is_refused_without_a_model(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        replace(PASS_KEYS, **change)

@@ -7,14 +7,15 @@ from collections.abc import Callable
 
 from focus_core.engine.engine import FocusEngine
 from focus_core.evaluation.facts import Fact, distractors, hide, make_fact
-from focus_core.evaluation.tasks.base import Haystack, Sheet, Trial
+from focus_core.evaluation.tasks.base import Haystack, Question, Sheet, Span
 
 
 def one_fact_sheet(engine: FocusEngine, haystack: Haystack, rng: random.Random, tokens: int) -> Sheet:
     """A single stated fact at a random depth."""
     fact = make_fact(rng)
     document = hide([fact], haystack.sentences(rng, tokens - 20), rng)
-    return Sheet(document.text, [Trial(fact.question(rng), fact.value)])
+    gold = (Span(0, *document.spans[0]),)
+    return Sheet((document.text,), (Question("0", fact.question(rng), (fact.value,), gold),))
 
 
 def facts_sheet(engine: FocusEngine, haystack: Haystack, rng: random.Random, tokens: int) -> Sheet:
@@ -34,4 +35,9 @@ def _facts_sheet(haystack: Haystack, rng: random.Random, tokens: int, asked: Cal
     fact = make_fact(rng)
     facts = [fact, *distractors(rng, fact, 20)]
     document = hide(facts, haystack.sentences(rng, tokens - 18 * len(facts)), rng)
-    return Sheet(document.text, [Trial(asked(f), f.value) for f in [fact, *rng.sample(facts[1:], 4)]])
+    spans = dict(zip(facts, document.spans, strict=True))
+    chosen = [fact, *rng.sample(facts[1:], 4)]
+    questions = [
+        Question(str(number), asked(one), (one.value,), (Span(0, *spans[one]),)) for number, one in enumerate(chosen)
+    ]
+    return Sheet((document.text,), tuple(questions))

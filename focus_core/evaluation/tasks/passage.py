@@ -6,7 +6,7 @@ import random
 
 from focus_core.engine.engine import FocusEngine
 from focus_core.errors import ConfigError
-from focus_core.evaluation.tasks.base import Haystack, Sheet, Trial
+from focus_core.evaluation.tasks.base import Haystack, Question, Sheet, Span
 
 _PROMPT = 16  # tokens of a passage that are given
 _ANSWER = 8  # tokens that must follow exactly
@@ -21,16 +21,19 @@ def passage_sheet(engine: FocusEngine, haystack: Haystack, rng: random.Random, t
     """
     text = "".join(_spaced(sentence) for sentence in haystack.sentences(rng, tokens))
     words = text.split(" ")
-    trials: list[Trial] = []
+    questions: list[Question] = []
     for _ in range(_DRAWS):
-        if len(trials) == 5:
-            return Sheet(text, trials)
+        if len(questions) == 5:
+            return Sheet((text,), tuple(questions))
         start = rng.randrange(max(1, len(words) - 80))
         ids = engine.tokenize(" ".join(words[start : start + 60]))
         given = engine.tokenizer.decode(ids[:_PROMPT])
         answer = engine.tokenizer.decode(ids[_PROMPT : _PROMPT + _ANSWER])
         if text.count(given) == 1:  # otherwise there is more than one right answer
-            trials.append(Trial(given, answer, chat_template=False, new_tokens=_ANSWER))
+            place = text.index(given)
+            gold = (Span(0, place, place + len(given) + len(answer)),)
+            number = str(len(questions))
+            questions.append(Question(number, given, (answer,), gold, chat_template=False, new_tokens=_ANSWER))
     raise ConfigError(
         f"Of {_DRAWS} passages drawn from about {tokens} tokens of text, fewer than five occur only once. "
         "Give a longer text with --text, or fewer tokens."
