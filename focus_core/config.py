@@ -9,6 +9,7 @@ from focus_core.errors import ConfigError
 
 DEFAULT_NEW_TOKENS = 256  # default `max_new_tokens`; less if the window is smaller
 LARGEST_CHUNK = 2048  # where no setting says
+CHUNK_WITHOUT_ADAPTER = 512  # the same, for methods that choose among chunks
 LAYOUTS = ("chat", "raw")
 BOUNDARIES = ("paragraph", "tokens")
 MIXINGS = ("pced", "nbce")

@@ -17,7 +17,7 @@ from focus_core.cli.loading import load_engine, read_documents
 from focus_core.config import FocusConfig
 
 if TYPE_CHECKING:
-    from focus_core.engine.answers import Event, Finished, Usage
+    from focus_core.engine.answers import Event, Finished
     from focus_core.engine.engine import FocusEngine
 
 
@@ -32,6 +32,8 @@ def ask(
     dynamic_prompt: options.DynamicPrompt = None,
     parallel_chunks: options.ParallelChunks = None,
     method: options.Method = "auto",
+    layout: options.LayoutName = None,
+    select_tokens: options.SelectTokens = None,
     max_new_tokens: Annotated[
         int | None, typer.Option(min=1, help="Longest answer, in tokens. Default: 256, or what the window leaves.")
     ] = None,
@@ -60,7 +62,13 @@ def ask(
     """
     documents = read_documents(document or [])
     clock = _Clock()
-    config = FocusConfig(chunk_size=chunk_size, dynamic_prompt=dynamic_prompt, parallel_chunks=parallel_chunks)
+    config = FocusConfig(
+        chunk_size=chunk_size,
+        dynamic_prompt=dynamic_prompt,
+        parallel_chunks=parallel_chunks,
+        layout=layout,
+        select_tokens=select_tokens,
+    )
     engine = load_engine(model, adapter, device, dtype, config=config, method=method)
     clock.loaded()
     events = engine.stream(
@@ -81,7 +89,7 @@ def ask(
     if as_json:
         typer.echo(json.dumps(_as_json(text, end, engine, clock)))
     elif sys.stderr.isatty():
-        typer.secho(_footer(end.usage, clock), err=True, dim=True)
+        typer.secho(_footer(end, clock), err=True, dim=True)
 
 
 class _Clock:
@@ -135,7 +143,9 @@ def _as_json(text: str, end: Finished, engine: FocusEngine, clock: _Clock) -> di
     }
 
 
-def _footer(usage: Usage, clock: _Clock) -> str:
-    read = f"{usage.input_tokens:,} tokens, "
+def _footer(end: Finished, clock: _Clock) -> str:
+    usage, read = end.usage, f"{end.usage.input_tokens:,} tokens, "
     read += f"{usage.chunks} chunks" if usage.chunks else "all in the window"
+    if end.chunk_scores:
+        read += f", {sum(chunk.read for chunk in end.chunk_scores)} of them read again ({end.method})"
     return f"{read} · first text after {clock.first_text:.1f} s · {clock.answer:.1f} s in all"

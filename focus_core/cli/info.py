@@ -67,13 +67,14 @@ def info(
     chunk_size: options.ChunkSize = None,
     dynamic_prompt: options.DynamicPrompt = None,
     method: options.Method = "auto",
+    layout: options.LayoutName = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Show how a model reads: window, chunks, memory per token; and whether documents fit."""
     if document and tokens:
         raise typer.BadParameter("give documents or a number of tokens, not both.", param_hint="--tokens")
     texts = read_documents(document or [])
-    config = FocusConfig(chunk_size=chunk_size, dynamic_prompt=dynamic_prompt)
+    config = FocusConfig(chunk_size=chunk_size, dynamic_prompt=dynamic_prompt, layout=layout)
     engine = load_engine(model, adapter, device, dtype, config=config, method=method)
     with sign_of_life("counting tokens"):
         lengths = [tokens] if tokens else [engine.count_tokens(text) for text in texts]
@@ -96,6 +97,7 @@ def _describe(engine: FocusEngine) -> dict[str, Any]:
         "adapter": loaded.adapter_id,
         "device": str(focus.device),
         "dtype": str(focus.dtype).removeprefix("torch."),
+        "layout": "chat" if engine.layout.in_turn else "raw",
         "window": config.window,
         "chunk_size": config.chunk_size,
         "local_window": config.local_window,
@@ -103,7 +105,7 @@ def _describe(engine: FocusEngine) -> dict[str, Any]:
         "layers": focus.parts.num_layers,
         "kv_heads": focus.parts.kv_heads,
         "weights_bytes": _nbytes(focus.model),
-        "projections_bytes": _nbytes(focus.projections),
+        "projections_bytes": _nbytes(focus.projections) if focus.trained else 0,
         "cache_bytes_per_token": focus.cache_bytes_per_token,
     }
 

@@ -34,9 +34,22 @@ Method = Annotated[
     str,
     typer.Option(
         metavar="NAME",
-        help="auto, focus or plain. auto: the plain model for texts that fit its window with the question, FocusLLM "
-        "for longer ones.",
+        help="auto, focus, plain, select or experts. auto: the plain model for texts that fit its window with the "
+        "question; for longer ones FocusLLM if there is an adapter, else select.",
     ),
+]
+LayoutName = Annotated[
+    str | None,
+    typer.Option(
+        "--layout",
+        metavar="NAME",
+        help="chat: documents stand in the user's turn. raw: in front of the conversation. Default: as the adapter was "
+        "trained; without one chat, if the model has a chat template.",
+    ),
+]
+SelectTokens = Annotated[
+    int | None,
+    typer.Option(min=1, help="Tokens of chunks that --method select reads again. Default: what the window holds."),
 ]
 Documents = Annotated[
     list[str] | None,

@@ -11,7 +11,7 @@ from typing import Any, Unpack, cast, overload
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from focus_core.config import LARGEST_CHUNK, FocusConfig, ResolvedConfig
+from focus_core.config import CHUNK_WITHOUT_ADAPTER, LARGEST_CHUNK, FocusConfig, ResolvedConfig
 from focus_core.engine.answers import Answer, AnswersFromEvents, Event, Usage
 from focus_core.engine.options import CheckedOptions, Options, split_settings
 from focus_core.engine.planning import ChunkMemo, Outline, Planner
@@ -36,7 +36,6 @@ AnyDocument = str | Document | PreparedDocuments
 Documents = AnyDocument | Sequence[AnyDocument]
 DocumentsOfEach = Sequence[Documents | None]
 
-CHUNK_WITHOUT_ADAPTER = 512  # small ones are selected better, and each is read once in either case
 SHORT_QUESTION = 32  # tokens of a question with its template, where it is not known yet
 
 

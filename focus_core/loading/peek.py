@@ -8,7 +8,7 @@ from pathlib import Path
 from transformers import AutoConfig
 
 from focus_core.attention.modules import Window, window_of
-from focus_core.config import FocusConfig, ResolvedConfig
+from focus_core.config import CHUNK_WITHOUT_ADAPTER, LARGEST_CHUNK, FocusConfig, ResolvedConfig
 from focus_core.errors import AdapterError, ConfigError, UnsupportedModelError
 from focus_core.loading.adapters import ADAPTER_CONFIG, adapter_settings
 from focus_core.loading.authors import authors_settings
@@ -38,7 +38,8 @@ def settings_on_disk(
         return None
     try:
         trained_with = adapter_settings(adapter_folder) if adapter_folder else _authors_settings(folder, window)
-        return config.resolve(window.size, trained_with, window_is=window.reason)
+        largest = LARGEST_CHUNK if trained_with else CHUNK_WITHOUT_ADAPTER
+        return config.resolve(window.size, trained_with, window_is=window.reason, largest_chunk=largest)
     except (AdapterError, ConfigError):
         return None
 
