@@ -267,10 +267,11 @@ def _template_writes_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
     if not tokenizer.chat_template or tokenizer.bos_token is None:
         return False
     try:
-        rendered = render(tokenizer, [{"role": "user", "content": "a"}], add_generation_prompt=False)
+        rendered = render(tokenizer, [{"role": "user", "content": "a"}], add_generation_prompt=True)
     except ConfigError:
         return False
-    return rendered.startswith(str(tokenizer.bos_token))
+    # ChatML models name the mark of every turn as their BOS (SmolLM2): it begins no text.
+    return rendered.startswith(str(tokenizer.bos_token)) and rendered.count(str(tokenizer.bos_token)) == 1
 
 
 def _unmarked(text: str, literals: Mapping[str, str]) -> str:

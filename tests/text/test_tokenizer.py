@@ -12,6 +12,7 @@ from tests.tiny import byte_tokenizer
 
 _SAYS_BOS = "{{ bos_token }}{% for m in messages %}{{ m.content }}{% endfor %}"
 _SAYS_NONE = "{% for m in messages %}{{ m.content }}{% endfor %}"
+_MARKS_TURNS_WITH_BOS = "{% for m in messages %}{{ bos_token + m.content }}{% endfor %}{{ bos_token + 'assistant' }}"
 _REFUSES = "{{ raise_exception('no') }}"
 
 
@@ -32,6 +33,7 @@ def _tokenizer(template: str | None = None, *, writes_bos: bool = True) -> TextT
         (False, _SAYS_NONE, None),
         (False, None, None),
         (False, _REFUSES, None),
+        (False, _MARKS_TURNS_WITH_BOS, None),
     ],
 )
 def test_a_bos_that_nothing_writes_is_none(writes: bool, template: str | None, bos: int | None) -> None:
