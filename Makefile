@@ -24,6 +24,7 @@ test: $(READY)
 	@$(PYTEST)
 
 test-slow: $(READY)
+	@$(BIN)/python -m recipes.real_models --if-possible
 	@$(PYTEST) -m slow
 
 test-recipe: $(READY)  ## every command of the recipe, with few steps

@@ -8,6 +8,7 @@ Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 from __future__ import annotations
 
 import re
+import struct
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
@@ -63,6 +64,10 @@ _ENDS = ("tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id", "tokenize
 # How llama.cpp names ways to split text for byte-level BPE: those of GPT-2, and those that first set every digit apart.
 _SPLIT_AS_GPT2 = ("default", "gpt-2", "gpt2", "phi-2", "olmo", "mpt", "jais", "trillion", "granite-docling")
 _DIGITS_APART = ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b")
+
+# Kinds of values in metadata, as the format numbers them: numbers with their bytes, and text.
+_NUMBER_BYTES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
+_TEXT = 8
 
 _reading = Lock()  # `_quick_reader` changes a module of `gguf`
 
@@ -300,13 +305,24 @@ def _set_rope(config: PreTrainedConfig, own: Mapping[str, Any], path: Path) -> N
         )
 
 
+def _size_of_array(content: memoryview, offset: int) -> int:
+    """Bytes of a list in the metadata: its kind, its length, and numbers of one size, or texts after their lengths."""
+    kind, count = struct.unpack_from("<IQ", content, offset)
+    end = offset + 12
+    if kind != _TEXT:
+        return end + count * _NUMBER_BYTES[kind] - offset
+    for _ in range(count):
+        end += 8 + struct.unpack_from("<Q", content, end)[0]
+    return end - offset
+
+
 @contextmanager
 def _quick_reader() -> Iterator[None]:
     """Take most of its time from transformers' reader, and its bar, for the length of the block.
 
     The reader makes the table of tensor names anew for every module of the model, 397 times for 30 layers. And the
-    package `gguf` cuts every token out of a `numpy.memmap`, which takes several times as long as out of an array on
-    the same memory.
+    package `gguf` makes two arrays of every token, every score and every merge, which `gguf_config` has read or which
+    only the tokenizer needs.
     Its bar ignores transformers' settings for bars; `logging.tqdm` follows them.
     """
     import gguf
@@ -321,6 +337,11 @@ def _quick_reader() -> Iterator[None]:
         @data.setter
         def data(self, mapped: Any) -> None:
             self._array = mapped.view(np.ndarray)
+
+        def _get_field_parts(self, offset: int, kind: int) -> Any:
+            if kind != package.GGUFValueType.ARRAY:
+                return super()._get_field_parts(offset, kind)
+            return _size_of_array(memoryview(self._array), offset), [], [], [package.GGUFValueType.ARRAY]
 
     with _reading:
         reader, table, bar = package.GGUFReader, package.get_tensor_name_map, modeling_gguf_pytorch_utils.tqdm

@@ -18,7 +18,7 @@ def engine_of(name: str) -> FocusEngine:
 
 
 @needs_model("smollm2")
-@pytest.mark.timeout(300)
+@pytest.mark.slow
 def test_smollm2_answers() -> None:
     """Its tokenizer sets digits apart before it splits text, which is not what transformers makes of the file."""
     engine = engine_of("smollm2")
@@ -36,7 +36,7 @@ def test_smollm2_answers() -> None:
 
 
 @needs_model("gemma3")
-@pytest.mark.timeout(300)
+@pytest.mark.slow
 def test_gemma_continues() -> None:
     """A base model without a chat template, whose file holds no merges: they follow from the order of its tokens."""
     engine = engine_of("gemma3")
