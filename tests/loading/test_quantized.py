@@ -132,17 +132,27 @@ def test_a_quantised_model_answers_as_the_same_model_dequantised(model_folder: P
     assert answer(dequantised=False) == answer(dequantised=True)
 
 
-def test_a_model_of_torchao_answers(model_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ["plain", "focus"])
+def test_a_model_of_torchao_answers_as_the_same_model_dequantised(model_folder: Path, method: str) -> None:
     pytest.importorskip("torchao", reason="torchao is not installed; it slows every start of transformers down")
     from torchao.quantization import Int8WeightOnlyConfig
     from transformers import TorchAoConfig
 
-    adapter, chosen = model_folder / "adapter", TorchAoConfig(Int8WeightOnlyConfig())
-    for method in ("plain", "focus"):
-        engine = FocusEngine.from_pretrained(
-            model_folder, adapter=adapter, device="cpu", quantization_config=chosen, method=method, progress=False
-        )
-        assert engine.generate("Which?", ["alpha beta " * 20], max_new_tokens=8).usage.output_tokens == 8
+    settings: dict[str, Any] = {"method": method, "progress": False}
+    chosen = TorchAoConfig(Int8WeightOnlyConfig())
+    engine = FocusEngine.from_pretrained(
+        model_folder, device="cpu", quantization_config=chosen, chunk_size=64, plain_up_to=0, **settings
+    )
+    model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32)
+    for name, parameter in engine.focus.model.named_parameters():
+        if type(parameter.data) is not Tensor:
+            model.get_parameter(name).data.copy_(parameter.dequantize())
+    config = FocusConfig(chunk_size=64, plain_up_to=0)
+    wanted = FocusEngine.from_model(model, byte_tokenizer(), config=config, **settings)
+    question, documents = "Which one is it?", ["alpha beta " * 20]
+    answer = engine.generate(question, documents, max_new_tokens=8)
+    assert answer.method == method
+    assert answer.text == wanted.generate(question, documents, max_new_tokens=8).text
 
 
 def test_what_weights_take_is_known_from_the_config(model_folder: Path) -> None:
