@@ -7,19 +7,24 @@ READY := .venv/.ready
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 NOTEBOOKS := $(wildcard cookbook/[0-9]*.py)
 
-.PHONY: demo test test-slow test-recipe test-gpu check format bench notebooks constraints
+.PHONY: demo models test test-slow test-recipe test-gpu check format bench notebooks constraints
 
 demo: $(READY)  ## hide facts in 100,000 tokens and ask for them
 	@$(BIN)/python cookbook/demo.py
+
+models: $(READY)  ## real models from the package index, outside the repository
+	@$(BIN)/python -m recipes.real_models
 
 # Two processes, because most tests are small; TEST_PROCESSES=1 for one after the other.
 TEST_PROCESSES ?= 2
 PYTEST := $(BIN)/python -m pytest -rs -n $(TEST_PROCESSES) --dist worksteal
 
 test: $(READY)
+	@$(BIN)/python -m recipes.real_models --if-possible
 	@$(PYTEST)
 
 test-slow: $(READY)
+	@$(BIN)/python -m recipes.real_models --if-possible
 	@$(PYTEST) -m slow
 
 test-recipe: $(READY)  ## every command of the recipe, with few steps

@@ -22,13 +22,22 @@ class CandidateProjections(nn.Module):
     map that is zero at the start, so that both kinds begin as the base model's own maps.
     """
 
-    def __init__(self, parts: DecoderParts, *, rank: int | None = None) -> None:
+    def __init__(self, parts: DecoderParts, *, rank: int | None = None, dtype: torch.dtype | None = None) -> None:
+        """As copies of the base maps.
+
+        Args:
+            dtype: what quantised maps compute in; copies of others have their dtype
+
+        Raises:
+            ConfigError: an impossible rank
+            UnsupportedModelError: maps that are quantised in a way that cannot be undone
+        """
         super().__init__()
         if rank is not None and rank < 1:
             raise ConfigError(f"rank={rank}: must be at least 1, or None for full copies.")
         self.rank = rank
         self.layers = nn.ModuleList(
-            nn.ModuleDict({name: _projection(getattr(attention, name), rank) for name in names})
+            nn.ModuleDict({name: _projection(getattr(attention, name), rank, dtype) for name in names})
             for attention, names in zip(parts.attentions, names_per_layer(parts), strict=True)
         )
 
@@ -131,14 +140,42 @@ class LowRankChange(nn.Module):
         return cast(Tensor, self.up(self.down(hidden)))
 
 
-def _projection(linear: nn.Linear, rank: int | None) -> nn.Module:
-    if not linear.weight.is_floating_point():
-        raise UnsupportedModelError(
-            f"The model's weights are quantised ({linear.weight.dtype}): candidate projections start as copies of "
-            "weights in floating point. Load the model in bfloat16 instead."
-        )
+def _projection(base: nn.Module, rank: int | None, dtype: torch.dtype | None) -> nn.Module:
+    linear = _ordinary(base, dtype)
     if rank is None:
         return copy.deepcopy(linear).requires_grad_(True)
     if rank > linear.in_features:
         raise ConfigError(f"rank={rank}: a map has {linear.in_features} inputs. Leave it out for full copies.")
     return LowRankChange(linear, rank)
+
+
+def _ordinary(base: nn.Module, dtype: torch.dtype | None) -> nn.Linear:
+    """`base`, or an `nn.Linear` that computes the same where its weights are quantised.
+
+    Kinds of quantisation have no method in common, but each map says by what it computes what its weights are: the unit
+    vectors go through it.
+    """
+    weight = getattr(base, "weight", None)
+    plain = isinstance(weight, Tensor) and type(weight.data) is Tensor and weight.is_floating_point()
+    if isinstance(base, nn.Linear) and plain:
+        return base
+    inputs, outputs = getattr(base, "in_features", None), getattr(base, "out_features", None)
+    refusal = UnsupportedModelError(
+        f"The model's weights are quantised ({getattr(weight, 'dtype', type(base).__name__)}) in a way that cannot be "
+        "undone, and candidate projections start as copies of weights in floating point. Load the model in bfloat16 "
+        "instead, or use method='plain'."
+    )
+    if inputs is None or outputs is None or dtype is None:
+        raise refusal
+    device = next(tensor.device for tensor in (*base.parameters(), *base.buffers()))
+    bias = getattr(base, "bias", None)
+    made = nn.Linear(inputs, outputs, bias=bias is not None, device=device, dtype=dtype)
+    try:
+        with torch.no_grad():
+            constant = base(torch.zeros(1, inputs, device=device, dtype=dtype))
+            made.weight.copy_((base(torch.eye(inputs, device=device, dtype=dtype)) - constant).T)
+            if bias is not None:
+                made.bias.copy_(constant[0])
+    except (RuntimeError, NotImplementedError) as error:
+        raise refusal from error
+    return made

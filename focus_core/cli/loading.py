@@ -55,11 +55,10 @@ def load_engine(
         from focus_core.engine.planning import checked_method
     checked_method(method)
     if not sys.stderr.isatty():
-        logging.disable_progress_bar()
-    with sign_of_life("loading the model"):
-        return FocusEngine.from_pretrained(
-            model, adapter=adapter, device=device, dtype=dtype, config=config, method=method, progress=progress
-        )
+        logging.disable_progress_bar()  # of downloads; loading has a bar of ours
+    return FocusEngine.from_pretrained(
+        model, adapter=adapter, device=device, dtype=dtype, config=config, method=method, progress=progress
+    )
 
 
 def _texts(name: str) -> list[str]:

@@ -7,12 +7,13 @@ from typing import Annotated
 import typer
 
 Model = Annotated[
-    str | None, typer.Option(metavar="NAME", help="Model folder or hub id. Default: the small embedded model.")
+    str | None,
+    typer.Option(metavar="NAME", help="Model folder, hub id or GGUF file. Default: the embedded model."),
 ]
 Adapter = Annotated[
     str | None, typer.Option(metavar="NAME", help="Candidate projections trained for the model: folder or hub id.")
 ]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, … auto takes the GPU where there is one.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps, … auto takes the GPU where there is one.")]
 Dtype = Annotated[
     str,
     typer.Option(

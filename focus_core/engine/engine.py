@@ -86,21 +86,22 @@ class FocusEngine:
         store_bytes: int | None = None,
         **settings: Any,
     ) -> FocusEngine:
-        """A model folder or hub id; without one, the embedded model. Weights are loaded once per adapter.
+        """A model folder, hub id or GGUF file; without one, the embedded model. Weights are loaded once per adapter.
 
         Args:
             adapter: folder or hub id of candidate projections. Without them a model other than the embedded one uses
                 copies of its own maps, which find little: train an adapter for it
-            device: `"auto"` takes the GPU where there is one
+            device: `"auto"` takes the GPU where there is one, CUDA's or Apple's
             dtype: `"auto"` is bfloat16 on a GPU, and float32 on a CPU and for the embedded model
             config: chunking; a field that is `None` comes from the adapter, or suits the model
             method: `"focus"`, `"plain"`, or `"auto"`: the plain model for texts that fit its window with the question,
                 FocusLLM for longer ones
-            progress: show a bar while documents are read, on a terminal and if it takes more than two seconds
+            progress: show a bar while the model is loaded and documents are read, on a terminal and if it takes more
+                than two seconds
             store_bytes: how much this engine's store of prefilled chunks may hold; by default it shares one with the
                 model's other engines, half of the memory that is free when it is first used
             settings: fields of `FocusConfig` (`chunk_size`, …), and arguments for transformers (`revision`,
-                `attn_implementation`, …)
+                `attn_implementation`, `gguf_file`, `quantization_config`, …)
 
         Raises:
             UnsupportedModelError: no such model, or one that cannot work with candidate tokens
@@ -108,7 +109,7 @@ class FocusEngine:
             ConfigError: an unknown device, dtype or method, or sizes that cannot work
         """
         config, arguments = split_settings(config, settings)
-        shared = shared_model(model, adapter=adapter, device=device, dtype=dtype, **arguments)
+        shared = shared_model(model, adapter=adapter, device=device, dtype=dtype, progress=progress, **arguments)
         return cls(shared, config=config, method=method, progress=progress, store_bytes=store_bytes)
 
     @classmethod

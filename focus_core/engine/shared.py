@@ -20,8 +20,10 @@ from focus_core.errors import ConfigError, UnsupportedModelError
 from focus_core.loading.adapters import fresh_projections
 from focus_core.loading.embedded import EMBEDDED, EMBEDDED_ADAPTER, EMBEDDED_BASE, EMBEDDED_FOLDER
 from focus_core.loading.fingerprint import model_key, weights_content
+from focus_core.loading.gguf import gguf_path, load_gguf_tokenizer
 from focus_core.loading.hub import is_folder
 from focus_core.loading.models import LoadedModel, load_model
+from focus_core.progress import sign_of_life
 from focus_core.text.tokenizer import TextTokenizer, load_tokenizer
 
 _STORE_SHARE = 0.5  # of the memory that is free once the weights are loaded
@@ -102,9 +104,18 @@ _lock = threading.Lock()  # guards both
 
 
 def shared_model(
-    model: str | Path | None, *, adapter: str | Path | None, device: str, dtype: str, **arguments: Any
+    model: str | Path | None,
+    *,
+    adapter: str | Path | None,
+    device: str,
+    dtype: str,
+    progress: bool = True,
+    **arguments: Any,
 ) -> SharedModel:
     """The weights of `model`, loaded now or before; `None` is the embedded model with its own adapter.
+
+    Args:
+        progress: show on a terminal what takes more than two seconds
 
     Raises:
         UnsupportedModelError: no model or no tokenizer under this name
@@ -129,8 +140,12 @@ def shared_model(
             found = _shared.get(key)
         if found is None:
             path, own_adapter = _resolve(name)
-            loaded = load_model(path, adapter=adapter or own_adapter, device=device, dtype=dtype, **arguments)
-            tokenizer, weights = load_tokenizer(path, arguments), weights_content(path, arguments)
+            options: dict[str, Any] = {"device": device, "dtype": dtype, "progress": progress, **arguments}
+            loaded = load_model(path, adapter=adapter or own_adapter, **options)
+            with sign_of_life("loading the tokenizer", visible=progress):
+                gguf = gguf_path(path, arguments)
+                tokenizer = load_gguf_tokenizer(gguf) if gguf else load_tokenizer(path, arguments)
+            weights = weights_content(path, arguments)
             content = model_key(loaded.model, tokenizer, weights) if weights else None
             found = SharedModel.of(loaded, tokenizer, key=content)
             with _lock:
@@ -138,9 +153,9 @@ def shared_model(
         return found
 
 
-def _files(folder: str) -> tuple[tuple[str, int, int], ...]:
-    """Names, times and sizes of a folder's files, which tell that it was written again; nothing for a hub id."""
-    listed = sorted(Path(folder).glob("*")) if is_folder(folder) else []
+def _files(name: str) -> tuple[tuple[str, int, int], ...]:
+    """Names, times and sizes of files, which tell that they were written again; nothing for a hub id."""
+    listed = sorted(Path(name).glob("*")) if is_folder(name) else [Path(name)] if name.endswith(".gguf") else []
     found = ((path.name, path.stat()) for path in listed if path.is_file())
     return tuple((name, stat.st_mtime_ns, stat.st_size) for name, stat in found)
 

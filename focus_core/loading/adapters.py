@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from focus_core.attention.candidates import CandidateProjections
 from focus_core.attention.modules import decoder_parts
 from focus_core.config import FocusConfig
-from focus_core.device import naming_lack_of_memory
+from focus_core.device import LOAD_LESS, naming_lack_of_memory
 from focus_core.disk import replace_file
 from focus_core.errors import AdapterError, ConfigError
 from focus_core.loading.fingerprint import differences, weights_fingerprint
@@ -26,7 +26,6 @@ from focus_core.loading.hub import download, is_folder
 ADAPTER_CONFIG = "focusllm_adapter.json"
 ADAPTER_WEIGHTS = "focusllm_adapter.safetensors"
 FORMAT_VERSION = 2
-LOAD_LESS = "Use dtype='bfloat16', a smaller model, or device='cpu'."  # the way out if weights do not fit
 _FORMAT = "focusllm-adapter"
 _KEYS = frozenset(("format", "format_version", "base_model", "fingerprint", "rank", "projections", "config"))
 
@@ -119,7 +118,7 @@ def fresh_projections(model: PreTrainedModel, *, rank: int | None = None) -> Can
         ConfigError: an impossible rank
     """
     with naming_lack_of_memory(LOAD_LESS):
-        return CandidateProjections(decoder_parts(model), rank=rank)
+        return CandidateProjections(decoder_parts(model), rank=rank, dtype=model.dtype)
 
 
 def _settings_in(description: Mapping[str, Any], folder: Path) -> FocusConfig:

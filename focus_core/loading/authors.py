@@ -62,7 +62,7 @@ def split_authors_checkpoint(folder: str | Path, *, base: str | Path, adapter: s
     projections, trained_with = authors_projections(Path(folder), model)
     for name in [n for n in vars(model.config) if n.startswith("beacon_") or n in _AUTHORS_SETTINGS]:
         delattr(model.config, name)
-    with quiet(folder):
+    with quiet():
         model.save_pretrained(base)
     for path in Path(folder).iterdir():
         if path.name in _TOKENIZER_FILES:

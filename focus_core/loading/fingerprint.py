@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from focus_core.attention.modules import DecoderParts, decoder_parts
 from focus_core.loading.file_hashes import file_hashes
+from focus_core.loading.gguf import gguf_path
 from focus_core.loading.hub import is_folder, local_folder, snapshot_commit
 
 KEY_FORMAT = 1  # part of every model key: raise it when prefill computes something else from the same model
@@ -23,7 +24,7 @@ _SAMPLED_WEIGHTS = 4  # of every matrix, to tell base models apart
 _ROUNDING = 0.02  # bfloat16 rounds by 0.004 at most
 _SMALLEST = 1e-6  # float16 rounds weights of this size to zero
 
-_WEIGHT_FILES = ("*.safetensors", "*.bin", "*.gguf", "*.index.json")
+_WEIGHT_FILES = ("*.safetensors", "*.bin", "*.index.json")
 _NO_NUMBER = (  # fields of a config that change no key and no value; the dtype is taken from the model
     *("_name_or_path", "transformers_version", "architectures", "dtype", "use_cache", "return_dict"),
     *("output_attentions", "output_hidden_states", "problem_type", "id2label", "label2id"),
@@ -72,7 +73,8 @@ def _sample(matrices: Sequence[Tensor]) -> str:
     """Evenly spaced weights of each matrix; quantised matrices and those without values are left out."""
     found: list[float] = []
     for matrix in matrices:
-        if matrix.is_floating_point() and matrix.device.type != "meta":
+        plain = type(matrix.data) is Tensor  # torchao's quantised weights call themselves floating point
+        if plain and matrix.is_floating_point() and matrix.device.type != "meta":
             flat = matrix.detach().flatten()
             positions = torch.linspace(0, len(flat) - 1, _SAMPLED_WEIGHTS, dtype=torch.float64).long()
             found += flat[positions.to(flat.device)].tolist()
@@ -131,12 +133,15 @@ def weights_content(name: str, arguments: Mapping[str, Any]) -> dict[str, str]:
     another prefill, but a file missing here could make two different models equal.
 
     Args:
-        name: the folder or hub id that the model was loaded from
-        arguments: those of `load_model` (`revision`, `subfolder`, `cache_dir`)
+        name: the folder, hub id or GGUF file that the model was loaded from
+        arguments: those of `load_model` (`revision`, `subfolder`, `cache_dir`, `gguf_file`)
 
     Raises:
         OSError: a file that cannot be read
     """
+    gguf = gguf_path(name, arguments)
+    if gguf is not None:
+        return {"gguf": file_hashes([gguf])[gguf]}
     config = (Path(arguments.get("subfolder", "")) / "config.json").as_posix()
     access = {key: arguments.get(key) for key in ("revision", "cache_dir")}
     folder = local_folder(name, config, **access)

@@ -11,9 +11,9 @@ from transformers import PreTrainedModel
 from focus_core.attention.candidates import CandidateProjections
 from focus_core.attention.modules import decoder_parts
 from focus_core.config import FocusConfig
-from focus_core.device import choose_device, choose_dtype, naming_lack_of_memory
+from focus_core.device import LOAD_LESS, choose_device, choose_dtype, naming_lack_of_memory
 from focus_core.errors import ConfigError
-from focus_core.loading.adapters import LOAD_LESS, load_adapter
+from focus_core.loading.adapters import load_adapter
 from focus_core.loading.authors import authors_folder, authors_projections
 from focus_core.loading.base import load_base
 
@@ -39,12 +39,20 @@ class LoadedModel:
 
 
 def load_model(
-    model: str | Path, *, adapter: str | Path | None = None, device: str = "auto", dtype: str = "auto", **arguments: Any
+    model: str | Path,
+    *,
+    adapter: str | Path | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    progress: bool = True,
+    **arguments: Any,
 ) -> LoadedModel:
-    """A model folder or hub id, with an adapter or as a checkpoint of the authors (known by its `beacon_*` tensors).
+    """A model folder, hub id or GGUF file, with an adapter or as an authors' checkpoint (known by `beacon_*` tensors).
 
     Args:
-        arguments: passed on to `AutoModelForCausalLM.from_pretrained` (`revision`, `attn_implementation`, …)
+        progress: show a bar on a terminal, if loading takes more than two seconds
+        arguments: passed on to `AutoModelForCausalLM.from_pretrained` (`revision`, `attn_implementation`, `gguf_file`,
+            `quantization_config`, …)
 
     Raises:
         UnsupportedModelError: there is no causal language model under this name, or one that cannot have candidates
@@ -54,14 +62,16 @@ def load_model(
     """
     if arguments.get("device_map") is not None:
         raise ConfigError(
-            f"device_map={arguments['device_map']!r}: the model must be on one device. Leave it out, and choose with "
-            "device='cuda:0' or the like."
+            f"device_map={arguments['device_map']!r}: the model must be on one device. The keys and values of chunks "
+            "lie beside its weights, and a pass over them that changes devices in every layer has not been written. "
+            "Leave it out, and choose with device='cuda:0' or the like; if it is too large, take a quantised one."
         )
     target = choose_device(device)
-    base = load_base(str(model), choose_dtype(dtype, target), arguments)
-    decoder_parts(base)  # refuses an unsupported model before the device is touched
     with naming_lack_of_memory(LOAD_LESS):
-        base = base.to(target)
+        base = load_base(str(model), choose_dtype(dtype, target), arguments, device=target, progress=progress)
+        decoder_parts(base)  # refuses an unsupported model before the device is touched
+        if base.device != target:  # quantised weights are there already
+            base = base.to(target)
     access = {key: arguments[key] for key in _HUB_ACCESS if key in arguments}
     if adapter is not None:
         projections, trained_with = load_adapter(adapter, base, **access)

@@ -13,6 +13,7 @@ from focus_core.errors import AdapterError, ConfigError, UnsupportedModelError
 from focus_core.loading.adapters import ADAPTER_CONFIG, adapter_settings
 from focus_core.loading.authors import authors_settings
 from focus_core.loading.embedded import EMBEDDED, EMBEDDED_ADAPTER, EMBEDDED_BASE
+from focus_core.loading.gguf import gguf_config, gguf_path
 from focus_core.loading.hub import local_folder
 
 
@@ -22,7 +23,7 @@ def settings_on_disk(
     """The settings that an engine would have; `None` if the files do not tell, or are not on this machine.
 
     Args:
-        model: a folder or hub id; `None` is the embedded model
+        model: a folder, hub id or GGUF file; `None` is the embedded model
         adapter: a folder or hub id
         config: the settings that the engine would be given
         revision: branch, tag or commit of the model, for a hub id
@@ -31,7 +32,7 @@ def settings_on_disk(
         folder: Path | None = EMBEDDED_BASE
         adapter = adapter or EMBEDDED_ADAPTER
     else:
-        folder = local_folder(str(model), "config.json", revision=revision)
+        folder = _gguf_file(str(model)) or local_folder(str(model), "config.json", revision=revision)
     window = None if folder is None else saved_window(folder)
     adapter_folder = local_folder(str(adapter), ADAPTER_CONFIG) if adapter else None
     if folder is None or window is None or (adapter and adapter_folder is None):
@@ -45,14 +46,25 @@ def settings_on_disk(
 
 
 def saved_window(folder: str | Path) -> Window | None:
-    """The usable window of a saved model, from its `config.json` alone; `None` if that does not tell."""
+    """The usable window of a model in a folder or GGUF file, from its config alone; `None` if that does not tell."""
     try:
+        if Path(folder).is_file():
+            return window_of(gguf_config(Path(folder)), str(folder))
         config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
         return window_of(config.get_text_config(), str(folder))
     except (OSError, ValueError, KeyError, TypeError, UnsupportedModelError):
         return None
 
 
+def _gguf_file(name: str) -> Path | None:
+    try:
+        return gguf_path(name, {})
+    except UnsupportedModelError:
+        return None
+
+
 def _authors_settings(folder: Path, window: Window) -> FocusConfig | None:
+    if folder.is_file():
+        return None
     settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     return authors_settings(settings, window.size) if "beacon_param" in settings else None

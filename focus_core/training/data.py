@@ -24,6 +24,7 @@ from transformers import PreTrainedTokenizerBase
 
 from focus_core.config import ResolvedConfig
 from focus_core.errors import ConfigError, ContextOverflowError
+from focus_core.loading.gguf import gguf_path, load_gguf_tokenizer
 from focus_core.methods.focus import FocusModel
 from focus_core.methods.limits import FocusLimits, Lengths
 from focus_core.progress import Report
@@ -100,7 +101,9 @@ class FileExamples:
         if not config.data:
             raise ConfigError("data is missing: a list of JSONL files, or hand examples over in Python.")
         records = [record for path in config.data for record in read_records(path)]
-        return cls(config, records, load_tokenizer(tokenizer_id), focus.config)
+        gguf = gguf_path(tokenizer_id, {})
+        tokenizer = load_gguf_tokenizer(gguf) if gguf else load_tokenizer(tokenizer_id)
+        return cls(config, records, tokenizer, focus.config)
 
     def check(self, report: Report) -> None:
         """Look at the records before the first step: do they fit, however their sizes are drawn?

@@ -7,11 +7,13 @@ import json
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from focus_core import Document, FocusConfig, FocusEngine, progress
 from focus_core.cli import loading
+from focus_core.loading import base
 from focus_core.text.documents import TokenizedDocument
 from focus_core.training.trainer import train
 from tests.engines import A, B, make_engine
@@ -205,11 +207,21 @@ def test_a_spinner_says_what_takes_long(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.usefixtures("impatient")
-def test_loading_shows_a_spinner(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loading_shows_a_bar_and_what_it_takes(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A large model takes a minute to load, in which nothing would tell that the command works."""
-    terminal = watch(monkeypatch, terminal=True)
-    monkeypatch.setattr(FocusEngine, "from_pretrained", lambda *_, **__: _shows(terminal, "loading the model"))
-    assert loading.load_engine(None, None, "cpu", "auto", config=FocusConfig())
+    terminal, shown = watch(monkeypatch, terminal=True), []
+    load = base.AutoModelForCausalLM.from_pretrained
+
+    def loaded(*names: Any, **arguments: Any) -> Any:
+        shown.append(_shows(terminal, "loading model: 0.00 GiB in float32"))
+        found = load(*names, **arguments)
+        shown.append(_shows(terminal, "30/30"))  # tensors
+        return found
+
+    monkeypatch.setattr(base.AutoModelForCausalLM, "from_pretrained", loaded)
+    loading.load_engine(str(model_folder), None, "cpu", "auto", config=FocusConfig())
+    assert shown == [True, True]
+    assert "Loading weights" not in terminal.getvalue()  # the bar of transformers
 
 
 @pytest.mark.usefixtures("impatient")

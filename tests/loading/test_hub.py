@@ -62,7 +62,7 @@ def test_a_checkpoint_of_the_authors_is_known_by_its_hub_id(tmp_path: Path, monk
     hub = Hub(source, tmp_path / "downloads")
     monkeypatch.setattr(hub_module, "snapshot_download", hub)
     load_base = models.load_base
-    monkeypatch.setattr(models, "load_base", lambda name, *rest: load_base(str(source), *rest))
+    monkeypatch.setattr(models, "load_base", lambda name, *rest, **options: load_base(str(source), *rest, **options))
     model = FocusModel.from_pretrained("authors/checkpoint", device="cpu")
     wanted = FocusModel.from_pretrained(source, device="cpu")
     assert hub.asked == ["authors/checkpoint"]
@@ -80,7 +80,7 @@ def test_files_of_the_authors_that_the_hub_does_not_give(monkeypatch: pytest.Mon
     source = GOLDEN / "gqa_partial_chunk"
     load_base = models.load_base
     monkeypatch.setattr(hub_module, "snapshot_download", gone)
-    monkeypatch.setattr(models, "load_base", lambda name, *rest: load_base(str(source), *rest))
+    monkeypatch.setattr(models, "load_base", lambda name, *rest, **options: load_base(str(source), *rest, **options))
     with pytest.raises(AdapterError, match=r"config of authors/checkpoint names candidate projections.*no network"):
         FocusModel.from_pretrained("authors/checkpoint", device="cpu")
 
