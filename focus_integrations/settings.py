@@ -287,7 +287,7 @@ def documents_from(
     require_sequence(documents)
     alone = isinstance(documents, kind | str | Document | PreparedDocuments)
     if not alone and (isinstance(documents, BaseModel) or not isinstance(documents, Iterable)):
-        raise DocumentError(f"documents is a {type(documents).__name__}. {give}, or a list of those.")
+        raise DocumentError(f"documents is {kind_of(documents)}. {give}, or a list of those.")
     listed = [documents] if alone else list(documents)
     found: list[WholeText] = []
     for number, document in enumerate(listed, 1):
@@ -302,8 +302,16 @@ def documents_from(
             raise DocumentError(f"{where} is empty. Leave it out or give its text.")
         else:
             hint = way_out(document) or f"{give}."
-            raise DocumentError(f"{where} is a {type(document).__name__}. {hint}")
+            raise DocumentError(f"{where} is {kind_of(document)}. {hint}")
     return found
+
+
+def kind_of(value: Any) -> str:
+    """For messages: "None", "a list", "an int"."""
+    if value is None:
+        return "None"
+    name = type(value).__name__
+    return f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"
 
 
 def refusal(error: ValidationError, cls: type[BaseModel]) -> ConfigError:

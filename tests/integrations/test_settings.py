@@ -1,4 +1,4 @@
-"""Settings of a wrapper: refused where they cannot work, at construction and when they are changed, in all frameworks."""
+"""Settings of a wrapper: refused where they cannot work, at construction and later, in all frameworks."""
 
 from __future__ import annotations
 

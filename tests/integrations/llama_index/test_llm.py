@@ -220,10 +220,12 @@ def test_documents_come_in_many_forms(llm: FocusLLM, engine: FocusEngine, calls:
     assert [call.documents for call in calls] == [["one", "two", "three", prepared], ["alone"], ["alone"]]
 
 
-def test_what_is_no_document_is_named(llm: FocusLLM) -> None:
-    hit: Any = NodeWithScore(node=TextNode(text="hit"))
-    with pytest.raises(DocumentError, match="Document 2 of 2 is a NodeWithScore"):
-        llm.complete(QUESTION, documents=["text", hit])
+def test_a_hit_is_read_as_its_node(llm: FocusLLM, calls: list[EngineCall]) -> None:
+    """Retrievers return nodes with scores."""
+    hit = NodeWithScore(node=TextNode(text="hit"), score=0.5)
+    llm.complete(QUESTION, documents=hit)
+    llm.complete(QUESTION, documents=["text", hit])
+    assert [call.documents for call in calls] == [["hit"], ["text", "hit"]]
 
 
 def test_neighbours_of_one_role_are_joined(llm: FocusLLM, calls: list[EngineCall]) -> None:
