@@ -150,6 +150,20 @@ class StructuredAnswers(CustomLLM):
         dispatcher.event(LLMStructuredPredictEndEvent(output=found))
         return found
 
+    def stream_structured_predict(
+        self, output_cls: Any, prompt: Any, llm_kwargs: dict[str, Any] | None = None, **prompt_args: Any
+    ) -> Any:
+        """What is known of the object so far, and at the end the object itself; raises as `structured_predict`."""
+        assert self._program(output_cls, prompt)  # before LlamaIndex's event refuses them
+        return super().stream_structured_predict(output_cls, prompt, llm_kwargs, **prompt_args)
+
+    async def astream_structured_predict(
+        self, output_cls: Any, prompt: Any, llm_kwargs: dict[str, Any] | None = None, **prompt_args: Any
+    ) -> Any:
+        """`stream_structured_predict`, leaving the event loop free."""
+        assert self._program(output_cls, prompt)
+        return await super().astream_structured_predict(output_cls, prompt, llm_kwargs, **prompt_args)
+
     def _structured_stream_call(
         self, output_cls: Any, prompt: Any, llm_kwargs: dict[str, Any] | None = None, **prompt_args: Any
     ) -> Any:
