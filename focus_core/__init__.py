@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from focus_core.config import FocusConfig
 from focus_core.errors import (
     AdapterError,
+    AnswerError,
     ConfigError,
     ContextOverflowError,
     DocumentError,
@@ -56,6 +57,7 @@ __version__ = "0.1.0"
 __all__ = [
     "AdapterError",
     "Answer",
+    "AnswerError",
     "ConfigError",
     "ContextOverflowError",
     "Document",

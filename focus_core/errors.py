@@ -37,6 +37,10 @@ class DocumentError(FocusError):
     """A document cannot be read as text, or holds none."""
 
 
+class AnswerError(FocusError):
+    """An answer is not what was asked for, such as JSON of a class; its text stands in the message."""
+
+
 class FocusWarning(UserWarning):
     """Something works, but not as its user may expect."""
 

@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import sha256
-from typing import Any, TypeVar
+from types import UnionType
+from typing import Annotated, Any, TypeVar
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, PrivateAttr
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    PrivateAttr,
+    ValidationError,
+    model_validator,
+)
 from pydantic.json_schema import SkipJsonSchema
 
 from focus_core import Document, FocusConfig, FocusEngine, Options, PreparedDocuments
 from focus_core.config import DEFAULT_NEW_TOKENS
 from focus_core.engine.answers import Event
 from focus_core.engine.engine import Question
-from focus_core.engine.options import nearest
+from focus_core.engine.options import CheckedOptions, nearest
 from focus_core.errors import ConfigError, DocumentError
-from focus_core.text.documents import require_sequence
+from focus_core.methods.table import AUTO, METHODS
+from focus_core.text.documents import require_sequence, way_out
 from focus_integrations.engines import EngineSettings, default_model, longest_input, name_of, shared_engine
 
 WholeText = Document | PreparedDocuments
@@ -26,6 +39,14 @@ Wrapper = TypeVar("Wrapper", bound="FocusSettings")
 _RENAMED = {"max_new_tokens": "max_tokens", "system": "system_prompt"}  # as LangChain and LlamaIndex call them
 _ONLY_ENGINE = {"report", "stop"}  # a call's `stop` is an argument of the frameworks
 PER_CALL = tuple(_RENAMED.get(name, name) for name in Options.__annotations__ if name not in _ONLY_ENGINE)
+_SIZES = ("chunk_size", "local_window", "dynamic_prompt", "parallel_chunks")
+_OF_AN_ENGINE = ("revision", "device", "dtype", *_SIZES)  # an engine that is given has these already
+
+_LONG = 80  # characters of a value that messages show
+
+# A folder may be a path, and one stop string need not be in a list.
+PathOrName = Annotated[str, BeforeValidator(lambda name: os.fspath(name) if isinstance(name, os.PathLike) else name)]
+Strings = Annotated[list[str], BeforeValidator(lambda given: [given] if isinstance(given, str) else given or [])]
 
 
 @dataclass(frozen=True)
@@ -57,9 +78,9 @@ class FocusSettings(BaseModel):
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
-    model: str = Field(default_factory=default_model, validation_alias=AliasChoices("model", "model_name"))
+    model: PathOrName = Field(default_factory=default_model, validation_alias=AliasChoices("model", "model_name"))
     """A model folder, a hub id, or "embedded". By default the value of `FOCUSLLM_MODEL`, else "embedded"."""
-    adapter: str | None = None
+    adapter: PathOrName | None = None
     """Folder or hub id of trained candidate projections."""
     revision: str | None = None
     device: str = "auto"
@@ -77,7 +98,7 @@ class FocusSettings(BaseModel):
     min_p: float = 0.0
     repetition_penalty: float = 1.0
     seed: int | None = None
-    stop: list[str] = Field(default_factory=list)
+    stop: Strings = Field(default_factory=list)
     """Strings that end an answer and are no part of it; those of a call come on top."""
     system_prompt: str | None = None
     chat_template: bool = True
@@ -87,11 +108,63 @@ class FocusSettings(BaseModel):
     given_engine: SkipJsonSchema[FocusEngine | None] = Field(default=None, exclude=True, repr=False)
     """An engine that is there already, instead of one by the name of a model: see `from_engine`."""
 
-    _engine: FocusEngine | None = PrivateAttr(default=None)
+    _engine: tuple[EngineSettings, FocusEngine] | None = PrivateAttr(default=None)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _with_our_errors(cls, values: Any, handler: ModelWrapValidatorHandler[Wrapper]) -> Wrapper:
+        try:
+            return handler(values)
+        except ValidationError as error:
+            if not isinstance(values, dict):  # another object: pydantic asks whether it is one of these
+                raise
+            raise refusal(error, cls) from error
+
+    @model_validator(mode="after")
+    def _checked(self: Wrapper) -> Wrapper:
+        assert self.engine_settings  # checks the sizes
+        if self.max_tokens is not None and self.max_tokens < 1:
+            raise ConfigError(f"max_tokens={self.max_tokens}: must be at least 1, or None for the default.")
+        if self.method not in (AUTO, *METHODS):
+            raise ConfigError(f"method={self.method!r}: choose from {', '.join(map(repr, (AUTO, *METHODS)))}.")
+        options = {name: getattr(self, name) for name in PER_CALL if name not in _RENAMED.values()}
+        CheckedOptions.of({**options, "stop": self.stop}, called=type(self).__name__)
+        if self.given_engine is not None:
+            self._fits(self.given_engine)
+        return self
+
+    def _fits(self, engine: FocusEngine) -> None:
+        """Refuse settings that an engine which is there already would never see."""
+        loaded = engine.shared.loaded
+        known = {"model": loaded.model_id, "adapter": loaded.adapter_id}
+        known |= {name: FocusSettings.model_fields[name].default for name in _OF_AN_ENGINE}
+        for name, value in known.items():
+            if getattr(self, name) != value:
+                raise ConfigError(
+                    f"{name}={getattr(self, name)!r} has no effect on an engine that is given. Make the engine with "
+                    f"it: FocusEngine.from_pretrained(…, {name}=…)."
+                )
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Checked as at construction; the next question sees it.
+
+        Raises:
+            ConfigError: a name that is no setting, or an impossible value
+        """
+        if name in FocusSettings.model_fields:
+            given = {field: getattr(self, field) for field in FocusSettings.model_fields}
+            value = getattr(FocusSettings.model_validate({**given, name: value}), name)
+        elif not name.startswith("_") and not hasattr(type(self), name) and name not in type(self).model_fields:
+            raise unknown_setting(name, type(self))
+        super().__setattr__(name, value)
 
     @classmethod
     def from_engine(cls: type[Wrapper], engine: FocusEngine, **settings: Any) -> Wrapper:
-        """Around an engine that is there already; `settings` are those of sampling and prompting."""
+        """Around an engine that is there already; `settings` are those of sampling and prompting.
+
+        Raises:
+            ConfigError: one of `settings` is the engine's, such as `chunk_size`, or has an impossible value
+        """
         loaded = engine.shared.loaded
         settings = {"method": engine.method, **settings}
         return cls(model=loaded.model_id, adapter=loaded.adapter_id, given_engine=engine, **settings)
@@ -99,8 +172,8 @@ class FocusSettings(BaseModel):
     def __deepcopy__(self: Wrapper, memo: dict[int, Any] | None = None) -> Wrapper:
         """The copy shares the engine: its locks and weights are not to be copied."""
         memo = {} if memo is None else memo
-        for engine in (self._engine, self.given_engine):
-            memo[id(engine)] = engine
+        for kept in (self._engine, self.given_engine):
+            memo[id(kept)] = kept
         return super().__deepcopy__(memo)
 
     def __getstate__(self) -> dict[Any, Any]:
@@ -128,15 +201,15 @@ class FocusSettings(BaseModel):
         """
         if self.given_engine is not None:
             return self.given_engine
-        if self._engine is None:
-            self._engine = shared_engine(self.engine_settings)
-        return self._engine
+        settings = self.engine_settings
+        if self._engine is None or self._engine[0] != settings:  # a setting may have changed since
+            self._engine = settings, shared_engine(settings)
+        return self._engine[1]
 
     @property
     def engine_settings(self) -> EngineSettings:
         """Everything that an engine is made from."""
-        sizes = {name: getattr(self, name) for name in ("chunk_size", "local_window", "dynamic_prompt")}
-        config = FocusConfig(parallel_chunks=self.parallel_chunks, **sizes)
+        config = FocusConfig(**{name: getattr(self, name) for name in _SIZES})
         return EngineSettings(self.model, self.adapter, self.revision, self.device, self.dtype, config)
 
     @property
@@ -185,12 +258,16 @@ class FocusSettings(BaseModel):
             )
         options = {name: getattr(self, name) for name in PER_CALL if name != "system_prompt"} | given
         options["max_new_tokens"] = options.pop("max_tokens")
+        if stop is not None and not isinstance(stop, Iterable):
+            raise ConfigError(f"stop={stop!r}: give a string, or a list of strings.")
         more = [stop] if isinstance(stop, str) else list(stop or [])
         options["stop"] = tuple(dict.fromkeys([*self.stop, *more]))
         return Call(documents or [], options, system_prompt)
 
 
-def documents_from(documents: Any, kind: type, convert: Callable[[Any], Document], *, called: str) -> list[WholeText]:
+def documents_from(
+    documents: Any, kind: type | UnionType, convert: Callable[[Any], Document], *, called: str
+) -> list[WholeText]:
     """A framework's documents as the engine's.
 
     Args:
@@ -202,12 +279,15 @@ def documents_from(documents: Any, kind: type, convert: Callable[[Any], Document
     Raises:
         DocumentError: something that is neither a document nor text, an empty one, or an iterator
     """
+    give = f"Give a {called}, a string, a result of `engine.prepare`"
     if isinstance(documents, Iterator):
         raise DocumentError("documents is an iterator, but it is read more than once: pass a list.")
     if documents is None:
         raise DocumentError("documents is None. Give a list of documents, or leave it out.")
     require_sequence(documents)
     alone = isinstance(documents, kind | str | Document | PreparedDocuments)
+    if not alone and (isinstance(documents, BaseModel) or not isinstance(documents, Iterable)):
+        raise DocumentError(f"documents is {kind_of(documents)}. {give}, or a list of those.")
     listed = [documents] if alone else list(documents)
     found: list[WholeText] = []
     for number, document in enumerate(listed, 1):
@@ -221,10 +301,35 @@ def documents_from(documents: Any, kind: type, convert: Callable[[Any], Document
         elif isinstance(document, str):
             raise DocumentError(f"{where} is empty. Leave it out or give its text.")
         else:
-            raise DocumentError(
-                f"{where} is a {type(document).__name__}. Give a {called}, a string, or a result of `engine.prepare`."
-            )
+            hint = way_out(document) or f"{give}."
+            raise DocumentError(f"{where} is {kind_of(document)}. {hint}")
     return found
+
+
+def kind_of(value: Any) -> str:
+    """For messages: "None", "a list", "an int"."""
+    if value is None:
+        return "None"
+    name = type(value).__name__
+    return f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"
+
+
+def refusal(error: ValidationError, cls: type[BaseModel]) -> ConfigError:
+    """What pydantic says of the first bad argument of `cls`, in one line, with the argument and its value."""
+    first = error.errors(include_url=False)[0]
+    name, value = ".".join(map(str, first["loc"])) or "value", repr(first["input"])
+    if first["type"] == "extra_forbidden":
+        return unknown_setting(name, cls)
+    if first["type"] == "missing":
+        return ConfigError(f"{cls.__name__} needs {name}=….")
+    return ConfigError(f"{name}={value if len(value) < _LONG else value[:_LONG] + '…'}: {first['msg']}.")
+
+
+def unknown_setting(name: str, cls: type[BaseModel]) -> ConfigError:
+    """A name that is none of `cls`, and the one that is probably meant."""
+    near = nearest(name, cls.model_fields)
+    hint = f"Did you mean {near!r}?" if near else f"It takes: {', '.join(cls.model_fields)}."
+    return ConfigError(f"{cls.__name__} takes no setting {name!r}. {hint}")
 
 
 def without_duplicates(documents: Iterable[WholeText]) -> list[WholeText]:

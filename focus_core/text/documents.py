@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import sha256
 from io import IOBase
-from pathlib import Path
+from os import PathLike
 from typing import Any
 
 from focus_core.errors import DocumentError
@@ -117,13 +117,18 @@ def require_sequence(documents: Any) -> None:
     Raises:
         DocumentError: the type, and what to give instead
     """
-    way_out = {
+    hint = way_out(documents)
+    if hint is not None:
+        raise DocumentError(f"documents is a {type(documents).__name__}, not a text or a list of texts. {hint}")
+
+
+def way_out(value: Any) -> str | None:
+    """What to do with a thing that holds text and is none; `None` for all others."""
+    hints = {
         Mapping: "Hand over its texts: list(documents.values()).",
         bytes: "Decode it, or read the file with read_file.",
         bytearray: "Decode it, or read the file with read_file.",
         IOBase: "Read it with read_file, or hand over what its read() returns.",
-        Path: "Read it with read_file.",
+        PathLike: "Read it with read_file.",
     }
-    for kind, hint in way_out.items():
-        if isinstance(documents, kind):
-            raise DocumentError(f"documents is a {type(documents).__name__}, not a text or a list of texts. {hint}")
+    return next((hint for kind, hint in hints.items() if isinstance(value, kind)), None)

@@ -20,17 +20,19 @@ from llama_index.core.base.llms.types import (
     MessageRole,
     TextBlock,
 )
-from llama_index.core.llms import CustomLLM
 from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
 from llama_index.core.llms.llm import default_completion_to_prompt
-from llama_index.core.schema import BaseNode, MetadataMode
-from pydantic import ConfigDict
+from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore
+from pydantic import ConfigDict, Field, field_validator
+from pydantic.json_schema import SkipJsonSchema
 
 from focus_core import Answer, Document, Finished, PreparedDocuments
 from focus_core.engine.engine import Question
 from focus_core.errors import ConfigError, DocumentError
 from focus_integrations.conversations import merged
-from focus_integrations.settings import Call, FocusSettings, WholeText, documents_from
+from focus_integrations.llama_index.inputs import of_messages, warn_of_pictures
+from focus_integrations.llama_index.structured import StructuredAnswers
+from focus_integrations.settings import Call, FocusSettings, WholeText, documents_from, kind_of
 from focus_integrations.streams import answers_in_thread, in_thread
 
 _ROLES = {
@@ -49,7 +51,7 @@ class _LlamaRequest:
     call: Call
 
 
-class FocusLLM(FocusSettings, CustomLLM):
+class FocusLLM(FocusSettings, StructuredAnswers):
     """A local model that answers from whole documents.
 
     Example:
@@ -62,6 +64,32 @@ class FocusLLM(FocusSettings, CustomLLM):
     """
 
     model_config = ConfigDict(extra="forbid", populate_by_name=True, protected_namespaces=())
+
+    documents: SkipJsonSchema[Any] = Field(default=(), exclude=True, repr=False)
+    """Read with every question, before those of a call. For chat engines, agents and others that hand over none."""
+
+    @field_validator("documents", mode="before")
+    @classmethod
+    def _as_documents(cls, documents: Any) -> tuple[WholeText, ...]:
+        return () if documents is None else tuple(whole_documents_of(documents))
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, self._as_documents(value) if name == "documents" else value)
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> FocusLLM:
+        memo = {} if memo is None else memo
+        memo.update({id(document): document for document in self.documents})  # they never change
+        return super().__deepcopy__(memo)
+
+    def __getstate__(self) -> dict[Any, Any]:
+        """Without the engine, and with the documents.
+
+        Raises:
+            ConfigError: documents are prepared, or the wrapper was made `from_engine`
+        """
+        if any(isinstance(document, PreparedDocuments) for document in self.documents):
+            raise ConfigError("Prepared documents exist in this process only. Give FocusLLM(documents=…) their texts.")
+        return super().__getstate__()
 
     @classmethod
     def class_name(cls) -> str:
@@ -105,18 +133,22 @@ class FocusLLM(FocusSettings, CustomLLM):
     async def astream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponseAsyncGen:
         return in_thread(self._completions(self._prompt_request(prompt, formatted, kwargs)))
 
+    @of_messages
     @llm_chat_callback()
     def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
         return _chat(self._answer(self._chat_request(messages, kwargs)))
 
+    @of_messages
     @llm_chat_callback()
     def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseGen:
         return self._chats(self._chat_request(messages, kwargs))
 
+    @of_messages
     @llm_chat_callback()
     async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
         return _chat(await self._aanswer(self._chat_request(messages, kwargs)))
 
+    @of_messages
     @llm_chat_callback()
     async def astream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseAsyncGen:
         return in_thread(self._chats(self._chat_request(messages, kwargs)))
@@ -126,9 +158,12 @@ class FocusLLM(FocusSettings, CustomLLM):
     def _call_with(self, given: dict[str, Any]) -> Call:
         stop = given.pop("stop", None)
         documents = given.pop("documents", None)
-        return self.call({**given, "documents": whole_documents_of(documents) if documents is not None else None}, stop)
+        of_call = whole_documents_of(documents) if documents is not None else []
+        return self.call({**given, "documents": [*self.documents, *of_call]}, stop)
 
     def _prompt_request(self, prompt: str, formatted: bool, given: dict[str, Any]) -> _LlamaRequest:
+        if not isinstance(prompt, str):
+            raise ConfigError(f"prompt is {kind_of(prompt)}. Give a string; messages go to chat().")
         call = self._call_with(dict(given))
         if formatted:  # by LlamaIndex: system prompt and templates are in it
             if "system_prompt" in given:
@@ -141,8 +176,6 @@ class FocusLLM(FocusSettings, CustomLLM):
 
     def _chat_request(self, messages: Sequence[ChatMessage], given: dict[str, Any]) -> _LlamaRequest:
         call = self._call_with(dict(given))
-        if not messages:
-            raise ConfigError("There are no messages to answer.")
         conversation = merged([(_role(m), _text(m)) for m in messages], call.system_prompt)
         if self.messages_to_prompt in (None, any_messages_to_prompt):
             return _LlamaRequest(conversation, call)
@@ -178,7 +211,9 @@ def _as_it_stands(prompt: str, call: Call) -> _LlamaRequest:
     return _LlamaRequest(prompt, Call(call.documents, {**call.options, "chat_template": False}))
 
 
-def whole_documents_of(documents: str | Document | PreparedDocuments | BaseNode | Sequence[Any]) -> list[WholeText]:
+def whole_documents_of(
+    documents: str | Document | PreparedDocuments | BaseNode | NodeWithScore | Sequence[Any],
+) -> list[WholeText]:
     """LlamaIndex's documents and nodes as the engine's: the text as it stands.
 
     Name and metadata stay with a document; the model does not see them.
@@ -186,7 +221,7 @@ def whole_documents_of(documents: str | Document | PreparedDocuments | BaseNode 
     Raises:
         DocumentError: something that is neither a node nor text, or a generator
     """
-    return documents_from(documents, BaseNode, _from_node, called="LlamaIndex Document or node")
+    return documents_from(documents, BaseNode | NodeWithScore, _from_node, called="LlamaIndex Document or node")
 
 
 def named_document(text: str, metadata: dict[str, Any], key: str) -> Document:
@@ -194,10 +229,15 @@ def named_document(text: str, metadata: dict[str, Any], key: str) -> Document:
     return Document(text, name=str(metadata.get("file_name") or key), metadata=metadata)
 
 
-def _from_node(node: BaseNode) -> Document:
+def _from_node(found: BaseNode | NodeWithScore) -> Document:
+    node = found.node if isinstance(found, NodeWithScore) else found
     text = node.get_content(MetadataMode.NONE)
     if not text.strip():
-        raise DocumentError(f"Node {node.node_id!r} is empty. Leave it out or give its text.")
+        raise DocumentError(
+            f"{type(node).__name__} {node.node_id!r} holds no text, and this model reads nothing else. Leave it out or "
+            "give its text."
+        )
+    warn_of_pictures([node])
     return named_document(text, node.metadata, node.node_id)
 
 

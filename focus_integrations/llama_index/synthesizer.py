@@ -17,19 +17,28 @@ from llama_index.core.instrumentation import get_dispatcher  # type: ignore[attr
 from llama_index.core.instrumentation.events.synthesis import GetResponseEndEvent, GetResponseStartEvent
 from llama_index.core.llms import LLM
 from llama_index.core.llms.structured_llm import StructuredLLM
-from llama_index.core.output_parsers import PydanticOutputParser
-from llama_index.core.prompts import BasePromptTemplate, PromptTemplate
+from llama_index.core.prompts import BasePromptTemplate, PromptTemplate, SelectorPromptTemplate
 from llama_index.core.prompts.default_prompt_selectors import DEFAULT_TEXT_QA_PROMPT_SEL
 from llama_index.core.prompts.mixin import PromptDictType
 from llama_index.core.response_synthesizers.base import BaseSynthesizer, QueryTextType
 from llama_index.core.schema import NodeWithScore, TextNode
-from llama_index.core.storage.docstore.types import BaseDocumentStore
 from llama_index.core.types import RESPONSE_TEXT_TYPE
 from pydantic import BaseModel, PrivateAttr
 
 from focus_core import Document
+from focus_core.engine.options import nearest
 from focus_core.errors import ConfigError, DocumentError
+from focus_integrations.llama_index.inputs import (
+    docstore_from,
+    hits_from,
+    model_from,
+    output_class,
+    query_from,
+    template_from,
+    warn_of_pictures,
+)
 from focus_integrations.llama_index.llm import FocusLLM, named_document
+from focus_integrations.llama_index.structured import ObjectParser
 from focus_integrations.llama_index.whole import WholeDocument, whole_documents
 
 dispatcher = get_dispatcher(__name__)
@@ -37,8 +46,20 @@ dispatcher = get_dispatcher(__name__)
 QUESTION = PromptTemplate("{query_str}")
 DOCUMENT = PromptTemplate("{text}")
 
-_PROMPTS = ("text_qa_template", "document_template")
-_NOT_FOR_TEMPLATES = ("self", "llm", "completion_to_prompt", "messages_to_prompt")  # `format` takes these itself
+_PROMPTS = {"text_qa_template": "query_str", "document_template": "text"}  # and what each must hold
+_WITHOUT_USE = {
+    "response_mode": "There is one mode: all documents, whole, in one call. Leave it out.",
+    "refine_template": "It asks once and refines nothing: give text_qa_template.",
+    "summary_template": "It asks once and summarizes nothing in between: give text_qa_template.",
+    "simple_template": "Give text_qa_template.",
+    "prompt_helper": "No text is cut or packed. Leave it out.",
+    "chat_prompt_helper": "No text is cut or packed. Leave it out.",
+    "use_async": "There is one call, and aquery() leaves the event loop free. Leave it out.",
+    "structured_answer_filtering": "There is one answer, so none to filter. Leave it out.",
+    "documents": "Give them to the model: FocusLLM(documents=…), or as nodes to synthesize().",
+}
+
+_FORMATTED = "string_to_format"  # the only name that LlamaIndex's formatter keeps for itself
 
 UsageRecord = dict[str, Any]
 
@@ -56,17 +77,19 @@ class FocusSynthesizer(BaseSynthesizer):
         self,
         llm: LLM | None = None,
         *,
-        docstore: BaseDocumentStore | None = None,
+        docstore: Any = None,
         streaming: bool = False,
         output_cls: type[BaseModel] | None = None,
-        text_qa_template: BasePromptTemplate | None = None,
-        document_template: BasePromptTemplate | None = None,
+        text_qa_template: BasePromptTemplate | str | None = None,
+        document_template: BasePromptTemplate | str | None = None,
         empty_response: str | None = None,
         callback_manager: CallbackManager | None = None,
+        **unknown: Any,
     ) -> None:
         """Args:
         llm: a `FocusLLM`; by default `Settings.llm`
-        docstore: may hold the originals, which are preferred to text put together from nodes
+        docstore: a docstore, or an index or storage context that has one. It may hold the originals, which are
+            preferred to text put together from nodes
         streaming: the response holds a generator of its text; not with `output_cls`
         output_cls: answer with an instance of this class, by asking for JSON
         text_qa_template: the question as the model sees it, from `query_str`; `context_str` stays empty in it, because
@@ -75,12 +98,22 @@ class FocusSynthesizer(BaseSynthesizer):
             stay empty
 
         Raises:
-            ConfigError: there is no model
+            ConfigError: there is no model, or an argument cannot work
         """
+        _refuse(unknown)
+        for name, given, kind in (
+            ("streaming", streaming, bool),
+            ("empty_response", empty_response, str | None),
+            ("callback_manager", callback_manager, CallbackManager | None),
+        ):
+            if not isinstance(given, kind):
+                raise ConfigError(f"{name}={given!r}: must be of the type {getattr(kind, '__name__', kind)}.")
         if llm is None:
             if Settings._llm is None:  # asking for Settings.llm would look for an OpenAI key
                 raise ConfigError("No model: give FocusSynthesizer(llm=FocusLLM(…)), or set Settings.llm.")
             llm = Settings.llm
+        llm = model_from(llm)
+        output_cls = None if output_cls is None else output_class(output_cls)
         if isinstance(llm, StructuredLLM):
             output_cls = output_cls or llm.output_cls
             llm = llm.llm
@@ -91,9 +124,11 @@ class FocusSynthesizer(BaseSynthesizer):
                 "its window fails or is dropped there. Give a FocusLLM.",
                 stacklevel=2,
             )
-        self._docstore = docstore
-        self._question = text_qa_template or (QUESTION if self._focus else DEFAULT_TEXT_QA_PROMPT_SEL)
-        self._document = document_template or DOCUMENT
+        self._docstore = docstore_from(docstore)
+        self._question: BasePromptTemplate = QUESTION if self._focus else DEFAULT_TEXT_QA_PROMPT_SEL
+        self._document: BasePromptTemplate = DOCUMENT
+        templates = {"text_qa_template": text_qa_template, "document_template": document_template}
+        self._update_prompts({name: given for name, given in templates.items() if given is not None})  # type: ignore[misc]
         super().__init__(
             llm=llm,
             callback_manager=callback_manager,
@@ -115,8 +150,9 @@ class FocusSynthesizer(BaseSynthesizer):
                 f"FocusSynthesizer has no prompt {', '.join(map(repr, unknown))}: it asks once, and refines nothing. "
                 f"Its prompts are {' and '.join(_PROMPTS)}."
             )
-        self._question = prompts.get("text_qa_template", self._question)
-        self._document = prompts.get("document_template", self._document)
+        made = {name: template_from(prompts[name], called=name, variable=_PROMPTS[name]) for name in prompts}
+        self._question = made.get("text_qa_template", self._question)
+        self._document = made.get("document_template", self._document)
 
     # --- nodes to documents, and back ---------------------------------------------------------------------------------
 
@@ -127,13 +163,19 @@ class FocusSynthesizer(BaseSynthesizer):
         additional_source_nodes: Sequence[NodeWithScore] | None = None,
         **response_kwargs: Any,
     ) -> RESPONSE_TYPE:
-        """LlamaIndex's `synthesize` on whole documents."""
+        """LlamaIndex's `synthesize` on whole documents.
+
+        Raises:
+            FocusError: bad nodes or a bad question, and any error of the engine
+        """
         usage: UsageRecord = {}
-        whole = self._whole(nodes, usage)
+        query, hits = query_from(query), hits_from(nodes)
+        more = hits_from(additional_source_nodes or [], called="additional_source_nodes")
+        whole = self._whole(hits, usage)
         response = super().synthesize(
             query,
             _with_scores(whole),
-            additional_source_nodes,
+            more,
             focus_usage=usage,
             focus_documents=[node._document for node in whole],
             **response_kwargs,
@@ -149,11 +191,13 @@ class FocusSynthesizer(BaseSynthesizer):
     ) -> RESPONSE_TYPE:
         """LlamaIndex's `asynthesize` on whole documents."""
         usage: UsageRecord = {}
-        whole = await asyncio.to_thread(self._whole, nodes, usage)  # a docstore may be a database
+        query, hits = query_from(query), hits_from(nodes)
+        more = hits_from(additional_source_nodes or [], called="additional_source_nodes")
+        whole = await asyncio.to_thread(self._whole, hits, usage)  # a docstore may be a database
         response = await super().asynthesize(
             query,
             _with_scores(whole),
-            additional_source_nodes,
+            more,
             focus_usage=usage,
             focus_documents=[node._document for node in whole],
             **response_kwargs,
@@ -168,17 +212,27 @@ class FocusSynthesizer(BaseSynthesizer):
         if empty:
             warnings.warn(f"Documents without text are left out: {', '.join(empty)}.", stacklevel=3)
         listed = [self._as_node(document) for document in documents if document.key not in empty]
+        warn_of_pictures(hit.node for hit in nodes)
         for node in listed:
             node._found, node._usage = nodes, usage
         return listed
 
     def _as_node(self, document: WholeDocument) -> _WholeNode:
-        names = dict.fromkeys(self._document.template_vars, "")
-        known = {name: value for name, value in document.metadata.items() if name not in _NOT_FOR_TEMPLATES}
-        text = self._document.format(**{**names, **known, "text": document.text})
+        text = self._shown(document)
         node = _WholeNode(id_=document.key, text=text)
         node._document = named_document(text, document.metadata, document.key)
         return node
+
+    def _shown(self, document: WholeDocument) -> str:
+        """The document through its template."""
+        template = self._document
+        if isinstance(template, SelectorPromptTemplate):
+            template = template.select(self._llm)
+        absent = dict.fromkeys(template.template_vars, "")
+        values = {**absent, **template.kwargs, **document.metadata, "text": document.text}
+        # Not as arguments of `format`: metadata may have their names, such as "self" and "llm".
+        values.pop(_FORMATTED, None)
+        return template.model_copy(update={"kwargs": values}).format()
 
     def _prepare_response_output(
         self, response_str: RESPONSE_TEXT_TYPE | None, source_nodes: list[NodeWithScore]
@@ -252,8 +306,7 @@ class FocusSynthesizer(BaseSynthesizer):
 
     def _asked(self, llm: FocusLLM, query_str: str, prompt_args: dict[str, Any]) -> list[ChatMessage]:
         if self._output_cls is not None:
-            form = PydanticOutputParser(self._output_cls).get_format_string(escape_json=False)
-            query_str = f"{query_str}\n\n{form}"
+            query_str = ObjectParser(self._output_cls).format(query_str)
         return llm._get_messages(self._question, query_str=query_str, context_str="", **prompt_args)
 
     def _parsed(self, response: ChatResponse, usage: UsageRecord) -> str | BaseModel:
@@ -261,7 +314,7 @@ class FocusSynthesizer(BaseSynthesizer):
         text = response.message.content or ""
         if self._output_cls is None:
             return self._llm._parse_output(text)
-        parsed: BaseModel = PydanticOutputParser(self._output_cls).parse(text)
+        parsed: BaseModel = ObjectParser(self._output_cls).parse(text)
         return parsed
 
     # --- another model ------------------------------------------------------------------------------------------------
@@ -293,6 +346,15 @@ class _WholeNode(TextNode):
     _document: Document = PrivateAttr()
     _found: list[NodeWithScore] = PrivateAttr(default_factory=list)
     _usage: UsageRecord = PrivateAttr(default_factory=dict)
+
+
+def _refuse(unknown: dict[str, Any]) -> None:
+    """Arguments that other synthesizers take, and slips of the pen."""
+    for name in unknown:
+        known = ("llm", "docstore", "streaming", "output_cls", *_PROMPTS, "empty_response", "callback_manager")
+        near = nearest(name, known)
+        hint = _WITHOUT_USE.get(name) or (f"Did you mean {near!r}?" if near else f"It takes: {', '.join(known)}.")
+        raise ConfigError(f"FocusSynthesizer takes no {name!r}. {hint}")
 
 
 def _with_scores(nodes: Sequence[TextNode]) -> list[NodeWithScore]:

@@ -11,9 +11,12 @@ from typing import Any
 from llama_index.core.schema import BaseNode, Document, MetadataMode, NodeWithScore, RelatedNodeInfo, TextNode
 from llama_index.core.storage.docstore.types import BaseDocumentStore
 
+from focus_core.errors import DocumentError
+
 _BETWEEN = "\n"  # between two nodes whose distance is unknown
 _GAPS = ((" ", " "), (" ", "\n"), ("\n", "\n"))  # whitespace that splitters remove: a single character, each of several
 _ENDS = ("", "\n", " ")  # and at the end of a text
+_SEPARATORS = (" ", "", "\n\n", "\n")  # between nodes that tell no offset, or a wrong one
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,9 @@ def whole_documents(hits: Sequence[NodeWithScore], docstore: BaseDocumentStore |
     Text is the original's where `docstore` keeps it. Else all nodes of the document that `docstore` knows are put
     together, else the hits alone; LlamaIndex's hash of the original then says whether that is its text, and there is a
     warning where it is not: missing and repeated text cannot be detected.
+
+    Raises:
+        DocumentError: a node that `docstore` lists for a document is not in it
     """
     groups: dict[str, list[NodeWithScore]] = {}
     for hit in hits:
@@ -69,13 +75,30 @@ def _whole(key: str, hits: list[NodeWithScore], docstore: BaseDocumentStore | No
     if source is None or original is not None:
         assert original is not None
         return WholeDocument(key, _content(original), True, hits, dict(original.metadata), original)
-    known = docstore.get_ref_doc_info(key) if docstore is not None else None
-    nodes = docstore.get_nodes(known.node_ids) if docstore is not None and known else [hit.node for hit in hits]
+    nodes = _known_nodes(key, hits, docstore)
     guess = joined(nodes)
     right = next((text for text in chain([guess], _others(nodes)) if _is_text_of(source, text)), None)
     if right is None:
         return WholeDocument(key, guess, False, hits, dict(first.metadata))
     return WholeDocument(key, right, True, hits, dict(source.metadata))
+
+
+def _known_nodes(key: str, hits: list[NodeWithScore], docstore: BaseDocumentStore | None) -> list[BaseNode]:
+    """All nodes of the document that `docstore` lists, else those of the hits."""
+    found = {hit.node.node_id: hit.node for hit in hits}
+    known = docstore.get_ref_doc_info(key) if docstore is not None else None
+    if docstore is None or known is None:
+        return list(found.values())
+    nodes: list[BaseNode] = []
+    for node_id in known.node_ids:
+        node = docstore.get_document(node_id, raise_error=False) or found.get(node_id)
+        if node is None:
+            raise DocumentError(
+                f"The docstore lists node {node_id!r} of document {key!r} and does not hold it: its text would be "
+                "missing. Keep the original: docstore.add_documents(documents)."
+            )
+        nodes.append(node)
+    return nodes
 
 
 def _is_text_of(source: RelatedNodeInfo, text: str) -> bool:
@@ -86,8 +109,10 @@ def _is_text_of(source: RelatedNodeInfo, text: str) -> bool:
 
 def _others(nodes: Sequence[BaseNode]) -> Iterator[str]:
     """Further ways to put nodes together, which only the hash can prove."""
-    for gap in _GAPS:
-        text = joined(nodes, gap)
+    texts = [joined(nodes, gap) for gap in _GAPS]
+    for listed in (_in_order(nodes), _by_links(nodes)):
+        texts += [separator.join(map(_content, listed)) for separator in _SEPARATORS]
+    for text in dict.fromkeys(texts):
         yield from (text + end for end in _ENDS)
 
 
@@ -117,12 +142,26 @@ def joined(nodes: Sequence[BaseNode], gap: tuple[str, str] | None = None) -> str
 
 
 def _in_order(nodes: Sequence[BaseNode]) -> list[BaseNode]:
-    """Each node once, by its offset in the document where all have one."""
-    once = list({node.node_id: node for node in nodes}.values())
-    starts = {node.node_id: getattr(node, "start_char_idx", None) for node in once}
+    """Each node once, by its offset in the document where all have one, else by their links."""
+    starts = {node.node_id: getattr(node, "start_char_idx", None) for node in nodes}
     if any(start is None for start in starts.values()):
-        return once
-    return sorted(once, key=lambda node: starts[node.node_id] or 0)
+        return _by_links(nodes)
+    once = {node.node_id: node for node in nodes}
+    return sorted(once.values(), key=lambda node: starts[node.node_id] or 0)
+
+
+def _by_links(nodes: Sequence[BaseNode]) -> list[BaseNode]:
+    """Each node once, followed by the next one that it names; in the given order where they name none."""
+    left = {node.node_id: node for node in nodes}
+    firsts = [node for node in left.values() if node.prev_node is None or node.prev_node.node_id not in left]
+    listed: list[BaseNode] = []
+    for node in [*firsts, *left.values()]:  # the second for links that go round in a circle
+        following: BaseNode | None = left.pop(node.node_id, None)
+        while following is not None:
+            listed.append(following)
+            after = following.next_node
+            following = left.pop(after.node_id, None) if after is not None else None
+    return listed
 
 
 def _content(node: BaseNode) -> str:

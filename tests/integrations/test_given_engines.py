@@ -13,7 +13,6 @@ import pytest
 from langchain_core.caches import InMemoryCache
 from langchain_core.load import dumpd
 from langchain_core.runnables import ConfigurableField
-from pydantic import ValidationError
 
 from focus_core import Document, FocusConfig, FocusEngine
 from focus_core.errors import ConfigError
@@ -115,7 +114,7 @@ def test_it_stands_in_no_dump(wrapper: Any) -> None:
 
 
 def test_another_object_is_refused(wrapper_class: Any) -> None:
-    with pytest.raises(ValidationError, match="instance of FocusEngine"):
+    with pytest.raises(ConfigError, match="given_engine='engine': Input should be an instance of FocusEngine"):
         wrapper_class(given_engine="engine")
 
 

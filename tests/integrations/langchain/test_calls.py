@@ -253,7 +253,7 @@ async def test_the_rate_limiter_is_asked_for_every_answer(tiny_settings: dict[st
 
 def test_the_language_model_says_that_it_has_no_rate_limiter() -> None:
     """LangChain's base class has none, and ignores the argument in silence."""
-    with pytest.raises(ValueError, match="rate_limiter"):
+    with pytest.raises(ConfigError, match="rate_limiter"):
         FocusLLM(rate_limiter=Gate())  # type: ignore[call-arg]
 
 

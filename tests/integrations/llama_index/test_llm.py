@@ -17,7 +17,7 @@ from llama_index.core.callbacks import CallbackManager
 from llama_index.core.llms import CustomLLM
 from llama_index.core.prompts import ChatPromptTemplate, PromptTemplate
 from llama_index.core.schema import Document, NodeWithScore, TextNode
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from focus_core import FocusEngine
 from focus_core.errors import ConfigError, ContextOverflowError, DocumentError
@@ -220,10 +220,12 @@ def test_documents_come_in_many_forms(llm: FocusLLM, engine: FocusEngine, calls:
     assert [call.documents for call in calls] == [["one", "two", "three", prepared], ["alone"], ["alone"]]
 
 
-def test_what_is_no_document_is_named(llm: FocusLLM) -> None:
-    hit: Any = NodeWithScore(node=TextNode(text="hit"))
-    with pytest.raises(DocumentError, match="Document 2 of 2 is a NodeWithScore"):
-        llm.complete(QUESTION, documents=["text", hit])
+def test_a_hit_is_read_as_its_node(llm: FocusLLM, calls: list[EngineCall]) -> None:
+    """Retrievers return nodes with scores."""
+    hit = NodeWithScore(node=TextNode(text="hit"), score=0.5)
+    llm.complete(QUESTION, documents=hit)
+    llm.complete(QUESTION, documents=["text", hit])
+    assert [call.documents for call in calls] == [["hit"], ["text", "hit"]]
 
 
 def test_neighbours_of_one_role_are_joined(llm: FocusLLM, calls: list[EngineCall]) -> None:
@@ -274,7 +276,7 @@ def test_stop_strings_of_model_and_call_both_hold(tiny_settings: dict[str, Any],
 
 def test_a_setting_that_does_not_exist_is_refused() -> None:
     """A slip of the pen would otherwise change nothing, in silence."""
-    with pytest.raises(ValidationError, match="chunk_sise"):
+    with pytest.raises(ConfigError, match=r"FocusLLM takes no setting 'chunk_sise'\. Did you mean 'chunk_size'\?"):
         FocusLLM(chunk_sise=4)
 
 

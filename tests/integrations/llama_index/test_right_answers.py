@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from llama_index.core import SummaryIndex, VectorStoreIndex
 from llama_index.core.node_parser import SentenceSplitter
-from llama_index.core.schema import Document
+from llama_index.core.schema import Document, NodeRelationship, NodeWithScore, TextNode
 
 from focus_core.evaluation.facts import Fact, filler_sentences, hide
 from focus_integrations.llama_index import FocusLLM, FocusSynthesizer, WholeDocumentPostprocessor
@@ -150,3 +150,22 @@ def test_whole_documents_of_a_postprocessor_give_the_same_answer(llm: FocusLLM, 
     assert response.source_nodes[0].node.node_id == "doc-4"
     assert response.source_nodes[0].node.get_content() == twelve[4].text
     assert_right([FACTS[4]], [str(response)])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("separator", [" ", "\n"], ids=repr)
+def test_a_fact_in_two_thousand_tiny_nodes_is_found(llm: FocusLLM, asked: list[EngineCall], separator: str) -> None:
+    """A sentence each, without offsets: one document, some thirty chunks."""
+    rng = random.Random(7)
+    fact = embedded.FACTS[0]
+    text = hide([fact], filler_sentences(rng, 2000), rng).text
+    sentences = [f"{sentence.rstrip('.')}." for sentence in text.split(". ")]
+    document = Document(text=separator.join(sentences), id_="long")
+    nodes = [TextNode(text=sentence) for sentence in sentences]
+    for node in nodes:
+        node.relationships[NodeRelationship.SOURCE] = document.as_related_node_info()
+    assert len(nodes) > 2000
+    response = FocusSynthesizer(llm).synthesize(question_about(fact), [NodeWithScore(node=node) for node in nodes])
+    assert asked[0].documents == [document.text]
+    assert 20 < response.metadata["focus"]["chunks"] < 50  # type: ignore[index]
+    assert_right([fact], [str(response)])

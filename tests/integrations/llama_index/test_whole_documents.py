@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import warnings
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -116,6 +117,59 @@ def test_overlaps_are_believed_only_where_texts_agree() -> None:
     assert joined(touching) == "abcdef"
     assert joined(unknown) == "def\nabc"
     assert joined([*right, *right]) == "abcdefgh"
+
+
+def by_hand(texts: Sequence[str], separator: str, *, linked: bool = False) -> tuple[str, list[NodeWithScore]]:
+    """A document whose nodes a program has made: they tell no offsets."""
+    document = Document(text=separator.join(texts), id_="doc")
+    nodes = [TextNode(text=text) for text in texts]
+    for node in nodes:
+        node.relationships[NodeRelationship.SOURCE] = document.as_related_node_info()
+    for before, after in pairwise(nodes) if linked else ():
+        before.relationships[NodeRelationship.NEXT] = after.as_related_node_info()
+        after.relationships[NodeRelationship.PREVIOUS] = before.as_related_node_info()
+    return document.text, [NodeWithScore(node=node) for node in nodes]
+
+
+def assert_exact(hits: list[NodeWithScore], text: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        (found,) = whole_documents(hits, None)
+    assert (found.text, found.exact) == (text, True)
+
+
+@pytest.mark.parametrize("separator", [" ", "", "\n", "\n\n"], ids=repr)
+def test_nodes_without_offsets_are_put_together_exactly(separator: str) -> None:
+    text, hits = by_hand(filler_sentences(random.Random(3), 40), separator)
+    assert_exact(hits, text)
+
+
+def test_links_between_nodes_give_the_order() -> None:
+    """Retrievers return them by score."""
+    text, hits = by_hand(filler_sentences(random.Random(3), 40), " ", linked=True)
+    random.Random(0).shuffle(hits)
+    assert_exact(hits, text)
+
+
+def test_links_in_a_circle_lose_no_node() -> None:
+    text, hits = by_hand(["one", "two", "three"], " ", linked=True)
+    hits[0].node.relationships[NodeRelationship.PREVIOUS] = hits[2].node.as_related_node_info()
+    hits[2].node.relationships[NodeRelationship.NEXT] = hits[0].node.as_related_node_info()
+    assert_exact(hits, text)
+
+
+@pytest.mark.parametrize("kind", ["by hand", "repetitive"])
+def test_two_thousand_tiny_nodes_are_the_whole_text_again(kind: str) -> None:
+    """A sentence each: the document is read whole, not as two thousand documents with a slot of memory each."""
+    sentences = filler_sentences(random.Random(5), 2001)
+    if kind == "repetitive":  # offsets are found by searching, and are wrong
+        sentences = ["The grass is green."] * 1000 + ["The pass key is 71402."] + ["The grass is green."] * 1000
+    text, hits = by_hand(sentences, " ")
+    if kind != "by hand":
+        cut = SentenceSplitter(chunk_size=5, chunk_overlap=0, include_metadata=False, tokenizer=str.split)
+        hits = [NodeWithScore(node=node) for node in cut.get_nodes_from_documents([Document(text=text, id_="doc")])]
+    assert len(hits) >= 2001
+    assert_exact(hits, text)
 
 
 @st.composite
