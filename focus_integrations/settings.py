@@ -39,8 +39,11 @@ Wrapper = TypeVar("Wrapper", bound="FocusSettings")
 _RENAMED = {"max_new_tokens": "max_tokens", "system": "system_prompt"}  # as LangChain and LlamaIndex call them
 _ONLY_ENGINE = {"report", "stop"}  # a call's `stop` is an argument of the frameworks
 PER_CALL = tuple(_RENAMED.get(name, name) for name in Options.__annotations__ if name not in _ONLY_ENGINE)
-_SIZES = ("chunk_size", "local_window", "dynamic_prompt", "parallel_chunks")
-_OF_AN_ENGINE = ("revision", "device", "dtype", *_SIZES)  # an engine that is given has these already
+_CONFIG = (
+    *("chunk_size", "local_window", "dynamic_prompt", "parallel_chunks", "layout", "boundaries", "pack"),
+    *("select_tokens", "experts", "mixing"),
+)
+_OF_AN_ENGINE = ("revision", "device", "dtype", *_CONFIG)  # an engine that is given has these already
 
 _LONG = 80  # characters of a value that messages show
 
@@ -89,6 +92,18 @@ class FocusSettings(BaseModel):
     local_window: int | None = None
     dynamic_prompt: int | None = None
     parallel_chunks: int | None = None
+    layout: str | None = None
+    """"chat": documents stand in the user's turn; "raw": in front of the conversation."""
+    boundaries: str | None = None
+    """"paragraph": chunks end at a paragraph if they can; "tokens": all are equally long."""
+    pack: bool | None = None
+    """Small documents share a chunk."""
+    select_tokens: int | None = None
+    """Tokens of chunks that method "select" reads again; by default what fits."""
+    experts: int | None = None
+    """Chunks that decode together with method "experts"."""
+    mixing: str | None = None
+    """How they do: "pced" or "nbce"."""
     max_tokens: int | None = Field(default=None, validation_alias=AliasChoices("max_tokens", "max_new_tokens"))
     """Tokens that an answer may have; by default 256, less if the window is smaller."""
     temperature: float = 0.0
@@ -104,7 +119,8 @@ class FocusSettings(BaseModel):
     chat_template: bool = True
     """False hands a prompt to the model as it stands, to be continued."""
     method: str = "auto"
-    """"focus", "plain" or "auto": the plain model for texts that fit its window with the question."""
+    """"focus", "plain", "select", "experts" or "auto": the plain model for texts that fit its window with the question, and
+    for longer ones FocusLLM if there is an adapter, else "select"."""
     given_engine: SkipJsonSchema[FocusEngine | None] = Field(default=None, exclude=True, repr=False)
     """An engine that is there already, instead of one by the name of a model: see `from_engine`."""
 
@@ -209,7 +225,7 @@ class FocusSettings(BaseModel):
     @property
     def engine_settings(self) -> EngineSettings:
         """Everything that an engine is made from."""
-        config = FocusConfig(**{name: getattr(self, name) for name in _SIZES})
+        config = FocusConfig(**{name: getattr(self, name) for name in _CONFIG})
         return EngineSettings(self.model, self.adapter, self.revision, self.device, self.dtype, config)
 
     @property

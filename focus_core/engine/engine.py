@@ -89,13 +89,13 @@ class FocusEngine:
         """A model folder, hub id or GGUF file; without one, the embedded model. Weights are loaded once per adapter.
 
         Args:
-            adapter: folder or hub id of candidate projections. Without them a model other than the embedded one uses
-                copies of its own maps, which find little: train an adapter for it
+            adapter: folder or hub id of candidate projections. Without them a model other than the embedded one answers
+                about long texts by `select`
             device: `"auto"` takes the GPU where there is one, CUDA's or Apple's
             dtype: `"auto"` is bfloat16 on a GPU, and float32 on a CPU and for the embedded model
             config: chunking; a field that is `None` comes from the adapter, or suits the model
-            method: `"focus"`, `"plain"`, or `"auto"`: the plain model for texts that fit its window with the question,
-                FocusLLM for longer ones
+            method: `"focus"`, `"plain"`, `"select"`, `"experts"`, or `"auto"`: the plain model for texts that fit its
+                window with the question; for longer ones FocusLLM if there is an adapter, else `select`
             progress: show a bar while the model is loaded and documents are read, on a terminal and if it takes more
                 than two seconds
             store_bytes: how much this engine's store of prefilled chunks may hold; by default it shares one with the

@@ -33,7 +33,7 @@ class Options(TypedDict, total=False):
     seed: int | None
     """The same seed gives the same answer; without one, each answer is drawn anew."""
     method: str | None
-    """"focus", "plain" or "auto"; by default the engine's."""
+    """"focus", "plain", "select", "experts" or "auto"; by default the engine's."""
     report: Report | None
     """Called with the number of chunks prefilled so far and in all. It may be slow, and may ask the engine."""
 
