@@ -119,7 +119,7 @@ class FocusSettings(BaseModel):
     chat_template: bool = True
     """False hands a prompt to the model as it stands, to be continued."""
     method: str = "auto"
-    """"focus", "plain", "select", "experts" or "auto": the plain model for texts that fit its window with the question, and
+    """"focus", "plain", "select", "experts" or "auto": the plain model for texts that fit its window with the question;
     for longer ones FocusLLM if there is an adapter, else "select"."""
     given_engine: SkipJsonSchema[FocusEngine | None] = Field(default=None, exclude=True, repr=False)
     """An engine that is there already, instead of one by the name of a model: see `from_engine`."""
