@@ -8,7 +8,7 @@ from functools import cached_property
 from hashlib import sha256
 from typing import Any, TypeVar
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, PrivateAttr
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 from pydantic.json_schema import SkipJsonSchema
 
 from focus_core import Document, FocusConfig, FocusEngine, Options, PreparedDocuments
@@ -89,11 +89,17 @@ class FocusSettings(BaseModel):
 
     _engine: FocusEngine | None = PrivateAttr(default=None)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _none_is_the_default(cls, values: Any) -> Any:
+        """Programs pass `temperature=None` to any model, to say nothing about it."""
+        return _without_none(values) if isinstance(values, dict) else values
+
     @classmethod
     def from_engine(cls: type[Wrapper], engine: FocusEngine, **settings: Any) -> Wrapper:
         """Around an engine that is there already; `settings` are those of sampling and prompting."""
         loaded = engine.shared.loaded
-        settings = {"method": engine.method, **settings}
+        settings = {"method": engine.method, **_without_none(settings)}
         return cls(model=loaded.model_id, adapter=loaded.adapter_id, given_engine=engine, **settings)
 
     def __deepcopy__(self: Wrapper, memo: dict[int, Any] | None = None) -> Wrapper:
@@ -166,28 +172,32 @@ class FocusSettings(BaseModel):
         """The settings of this wrapper with those of one call on top.
 
         Args:
-            given: `documents` (core documents and prepared ones), and the names in `PER_CALL`
+            given: `documents` (core documents and prepared ones), and the names in `PER_CALL`; `None` sets nothing
             stop: added to the wrapper's own
 
         Raises:
             ConfigError: a name that is not known
         """
-        given = {_RENAMED.get(name, name): value for name, value in given.items()}
-        documents = given.pop("documents", None)
-        system_prompt = given.pop("system_prompt", self.system_prompt)
         known = ("documents", "stop", *PER_CALL)
-        unknown = next((name for name in given if name not in known), None)
+        unknown = next((name for name in given if _RENAMED.get(name, name) not in known), None)
         if unknown is not None:
             near = nearest(unknown, known)
             raise ConfigError(
                 f"{type(self).__name__} takes no argument {unknown!r}. "
                 + (f"Did you mean {near!r}?" if near else f"A call can set: {', '.join(known)}.")
             )
-        options = {name: getattr(self, name) for name in PER_CALL if name != "system_prompt"} | given
+        given = {_RENAMED.get(name, name): value for name, value in _without_none(given).items()}
+        documents = given.pop("documents", None)
+        options = {name: getattr(self, name) for name in PER_CALL} | given
+        system_prompt = options.pop("system_prompt")
         options["max_new_tokens"] = options.pop("max_tokens")
         more = [stop] if isinstance(stop, str) else list(stop or [])
         options["stop"] = tuple(dict.fromkeys([*self.stop, *more]))
         return Call(documents or [], options, system_prompt)
+
+
+def _without_none(settings: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if value is not None}
 
 
 def documents_from(documents: Any, kind: type, convert: Callable[[Any], Document], *, called: str) -> list[WholeText]:
