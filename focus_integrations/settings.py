@@ -19,6 +19,7 @@ from focus_core.engine.options import nearest
 from focus_core.errors import ConfigError, DocumentError
 from focus_core.text.documents import require_sequence
 from focus_integrations.engines import EngineSettings, default_model, longest_input, name_of, shared_engine
+from focus_integrations.streams import stop_if_abandoned
 
 WholeText = Document | PreparedDocuments
 Wrapper = TypeVar("Wrapper", bound="FocusSettings")
@@ -166,7 +167,7 @@ class FocusSettings(BaseModel):
 
     def _events(self, questions: Sequence[Question], call: Call, **options: Any) -> Generator[tuple[int, Event]]:
         """`stream_batch`. Loads the model, if it is not loaded yet, when the first event is asked for."""
-        yield from self.engine.stream_batch(questions, **call.arguments, **options)
+        yield from self.engine.stream_batch(questions, **call.arguments, **options, report=stop_if_abandoned)
 
     def call(self, given: dict[str, Any], stop: Sequence[str] | str | None = None) -> Call:
         """The settings of this wrapper with those of one call on top.
