@@ -20,7 +20,7 @@ from focus_core.engine.answers import Event
 from focus_core.errors import ConfigError
 from focus_integrations.langchain.base import PROVIDER, LangChainSettings, answer_metadata, usage_metadata
 from focus_integrations.langchain.documents import whole_documents_of
-from focus_integrations.langchain.messages import Conversation, conversation_from
+from focus_integrations.langchain.messages import Conversation, conversation_from, countable
 from focus_integrations.langchain.structured import structured_output
 from focus_integrations.settings import Call, content_digest, without_duplicates
 from focus_integrations.streams import answers_in_thread, in_thread
@@ -93,16 +93,25 @@ class ChatFocusLLM(LangChainSettings, BaseChatModel):
     # --- counting -----------------------------------------------------------------------------------------------------
 
     def get_num_tokens_from_messages(self, messages: list[BaseMessage], tools: Sequence[Any] | None = None) -> int:
-        """Tokens of the conversation with its template, and of the documents in it.
+        """Tokens of the conversation with its template, and of the documents in it: as the answer's usage counts them.
+
+        Counts whatever `trim_messages` tries: nothing, parts of a conversation, messages that this model cannot read
+        (of tools, with images), of which it counts the text.
 
         Raises:
             ConfigError: `tools` are given, which this model cannot take
         """
         if tools:
             raise ConfigError("This model takes no tools.")
-        conversation = conversation_from(messages, self.system_prompt)
-        local = self.engine.count_question_tokens(conversation.messages, chat_template=self.chat_template)
-        return local + sum(map(self.engine.count_tokens, conversation.documents))
+        if not messages:
+            return 0
+        conversation = countable(messages, self.system_prompt)
+        documents = sum(map(self.engine.count_tokens, dict.fromkeys(conversation.documents)))
+        try:
+            spoken = self.engine.count_question_tokens(conversation.messages, chat_template=self.chat_template)
+        except ConfigError:  # the template refuses it, or nothing is left to answer
+            spoken = sum(self.engine.count_tokens(message["content"]) for message in conversation.messages)
+        return spoken + documents
 
     # --- answers ------------------------------------------------------------------------------------------------------
 
