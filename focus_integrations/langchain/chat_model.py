@@ -19,6 +19,7 @@ from focus_core import Answer, Document, Finished
 from focus_core.engine.answers import Event
 from focus_core.errors import ConfigError
 from focus_integrations.langchain.base import PROVIDER, LangChainSettings, answer_metadata, usage_metadata
+from focus_integrations.langchain.bound import BoundChatModel
 from focus_integrations.langchain.documents import whole_documents_of
 from focus_integrations.langchain.messages import Conversation, conversation_from, countable
 from focus_integrations.langchain.structured import structured_output
@@ -27,7 +28,6 @@ from focus_integrations.streams import answers_in_thread, in_thread
 
 # Names that LangChain passes to any chat model; a local one has no use for them.
 _WITHOUT_EFFECT = {"api_key", "base_url", "max_retries", "timeout"}
-_STRUCTURED_METHODS = ("json_schema", "json_mode", "function_calling")
 _LARGEST_BATCH = 64  # threads
 
 
@@ -236,15 +236,11 @@ class ChatFocusLLM(LangChainSettings, BaseChatModel):
             ConfigError: `method` is none of LangChain's
             OutputParserException: (when run) the answer is no JSON, or does not fit
         """
-        if method not in _STRUCTURED_METHODS:
-            raise ConfigError(
-                f"method={method!r}: here it is LangChain's, {', '.join(map(repr, _STRUCTURED_METHODS))}. "
-                "Set the engine's method on the model: ChatFocusLLM(method=…)."
-            )
-        tracing = {"kwargs": {"method": method}, "schema": schema}
-        return structured_output(
-            self.bind(ls_structured_output_format=tracing, **kwargs), schema, include_raw=include_raw
-        )
+        return structured_output(self, schema, method=method, include_raw=include_raw, **kwargs)
+
+    def bind(self, **kwargs: Any) -> BoundChatModel:  # type: ignore[override]  # LangChain's own type is private
+        """Arguments for every call: `documents`, settings, `stop`. Those of the call replace those of the same name."""
+        return BoundChatModel(bound=self, kwargs=kwargs, config={})
 
     def bind_tools(self, tools: Sequence[Any], **kwargs: Any) -> Runnable[LanguageModelInput, AIMessage]:
         """Refused.
