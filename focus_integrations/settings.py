@@ -16,7 +16,7 @@ from focus_core.config import DEFAULT_NEW_TOKENS
 from focus_core.engine.answers import Event
 from focus_core.engine.engine import Question
 from focus_core.engine.options import nearest
-from focus_core.errors import ConfigError, DocumentError
+from focus_core.errors import ConfigError, DocumentError, warn
 from focus_core.text.documents import require_sequence
 from focus_integrations.engines import EngineSettings, default_model, longest_input, name_of, shared_engine
 from focus_integrations.streams import stop_if_abandoned
@@ -201,17 +201,20 @@ def _without_none(settings: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if value is not None}
 
 
-def documents_from(documents: Any, kind: type, convert: Callable[[Any], Document], *, called: str) -> list[WholeText]:
+def documents_from(
+    documents: Any, kind: type, convert: Callable[[Any], Document | None], *, called: str
+) -> list[WholeText]:
     """A framework's documents as the engine's.
 
     Args:
         documents: one or a list of: the framework's documents, texts, core documents, prepared documents
         kind: the framework's class of documents
-        convert: makes a core document of one of them
+        convert: makes a core document of one of them, or returns `None` to skip one without text, with a warning
         called: the name of `kind` in messages
 
     Raises:
-        DocumentError: something that is neither a document nor text, an empty one, or an iterator
+        DocumentError: something that is neither a document nor text, an empty text, nothing but documents without text,
+            or an iterator
     """
     if isinstance(documents, Iterator):
         raise DocumentError("documents is an iterator, but it is read more than once: pass a list.")
@@ -221,12 +224,17 @@ def documents_from(documents: Any, kind: type, convert: Callable[[Any], Document
     alone = isinstance(documents, kind | str | Document | PreparedDocuments)
     listed = [documents] if alone else list(documents)
     found: list[WholeText] = []
+    skipped: list[int] = []
     for number, document in enumerate(listed, 1):
         where = f"Document {number} of {len(listed)}"
         if isinstance(document, Document | PreparedDocuments):
             found.append(document)
         elif isinstance(document, kind):
-            found.append(convert(document))
+            whole = convert(document)
+            if whole is None:
+                skipped.append(number)
+            else:
+                found.append(whole)
         elif isinstance(document, str) and document.strip():
             found.append(Document(document))
         elif isinstance(document, str):
@@ -235,6 +243,11 @@ def documents_from(documents: Any, kind: type, convert: Callable[[Any], Document
             raise DocumentError(
                 f"{where} is a {type(document).__name__}. Give a {called}, a string, or a result of `engine.prepare`."
             )
+    if skipped and not found:
+        raise DocumentError(f"All documents ({len(skipped)}) are empty: there is no text to read. Give their text.")
+    if skipped:
+        numbers = ", ".join(map(str, skipped))
+        warn(f"Skipped {len(skipped)} of {len(listed)} documents, because they hold no text: number {numbers}.")
     return found
 
 
