@@ -20,7 +20,7 @@ from focus_core.engine.answers import Event
 from focus_core.errors import ConfigError
 from focus_integrations.langchain.base import PROVIDER, LangChainSettings, answer_metadata, usage_metadata
 from focus_integrations.langchain.bound import BoundChatModel
-from focus_integrations.langchain.documents import whole_documents_of
+from focus_integrations.langchain.documents import CARRIERS, whole_documents_of
 from focus_integrations.langchain.messages import Conversation, conversation_from, countable
 from focus_integrations.langchain.structured import structured_output
 from focus_integrations.settings import Call, content_digest, without_duplicates
@@ -86,8 +86,9 @@ class ChatFocusLLM(LangChainSettings, BaseChatModel):
 
     def _get_llm_string(self, stop: list[str] | None = None, **kwargs: Any) -> str:
         """The call in the key of a response cache: documents by their content, whatever carries them."""
-        if kwargs.get("documents") is not None:
-            kwargs["documents"] = content_digest(without_duplicates(whole_documents_of(kwargs["documents"])))
+        for name in CARRIERS:
+            if kwargs.get(name) is not None:
+                kwargs[name] = content_digest(without_duplicates(whole_documents_of(kwargs[name])))
         return super()._get_llm_string(stop, **kwargs)
 
     # --- counting -----------------------------------------------------------------------------------------------------
