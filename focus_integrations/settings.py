@@ -28,10 +28,11 @@ from focus_core.config import DEFAULT_NEW_TOKENS
 from focus_core.engine.answers import Event
 from focus_core.engine.engine import Question
 from focus_core.engine.options import CheckedOptions, nearest
-from focus_core.errors import ConfigError, DocumentError
+from focus_core.errors import ConfigError, DocumentError, warn
 from focus_core.methods.table import AUTO, METHODS
 from focus_core.text.documents import require_sequence, way_out
 from focus_integrations.engines import EngineSettings, default_model, longest_input, name_of, shared_engine
+from focus_integrations.streams import stop_if_abandoned
 
 WholeText = Document | PreparedDocuments
 Wrapper = TypeVar("Wrapper", bound="FocusSettings")
@@ -174,6 +175,12 @@ class FocusSettings(BaseModel):
             raise unknown_setting(name, type(self))
         super().__setattr__(name, value)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _none_is_the_default(cls, values: Any) -> Any:
+        """Programs pass `temperature=None` to any model, to say nothing about it."""
+        return _without_none(values) if isinstance(values, dict) else values
+
     @classmethod
     def from_engine(cls: type[Wrapper], engine: FocusEngine, **settings: Any) -> Wrapper:
         """Around an engine that is there already; `settings` are those of sampling and prompting.
@@ -182,7 +189,7 @@ class FocusSettings(BaseModel):
             ConfigError: one of `settings` is the engine's, such as `chunk_size`, or has an impossible value
         """
         loaded = engine.shared.loaded
-        settings = {"method": engine.method, **settings}
+        settings = {"method": engine.method, **_without_none(settings)}
         return cls(model=loaded.model_id, adapter=loaded.adapter_id, given_engine=engine, **settings)
 
     def __deepcopy__(self: Wrapper, memo: dict[int, Any] | None = None) -> Wrapper:
@@ -249,30 +256,30 @@ class FocusSettings(BaseModel):
 
     def _events(self, questions: Sequence[Question], call: Call, **options: Any) -> Generator[tuple[int, Event]]:
         """`stream_batch`. Loads the model, if it is not loaded yet, when the first event is asked for."""
-        yield from self.engine.stream_batch(questions, **call.arguments, **options)
+        yield from self.engine.stream_batch(questions, **call.arguments, **options, report=stop_if_abandoned)
 
     def call(self, given: dict[str, Any], stop: Sequence[str] | str | None = None) -> Call:
         """The settings of this wrapper with those of one call on top.
 
         Args:
-            given: `documents` (core documents and prepared ones), and the names in `PER_CALL`
+            given: `documents` (core documents and prepared ones), and the names in `PER_CALL`; `None` sets nothing
             stop: added to the wrapper's own
 
         Raises:
             ConfigError: a name that is not known
         """
-        given = {_RENAMED.get(name, name): value for name, value in given.items()}
-        documents = given.pop("documents", None)
-        system_prompt = given.pop("system_prompt", self.system_prompt)
         known = ("documents", "stop", *PER_CALL)
-        unknown = next((name for name in given if name not in known), None)
+        unknown = next((name for name in given if _RENAMED.get(name, name) not in known), None)
         if unknown is not None:
             near = nearest(unknown, known)
             raise ConfigError(
                 f"{type(self).__name__} takes no argument {unknown!r}. "
                 + (f"Did you mean {near!r}?" if near else f"A call can set: {', '.join(known)}.")
             )
-        options = {name: getattr(self, name) for name in PER_CALL if name != "system_prompt"} | given
+        given = {_RENAMED.get(name, name): value for name, value in _without_none(given).items()}
+        documents = given.pop("documents", None)
+        options = {name: getattr(self, name) for name in PER_CALL} | given
+        system_prompt = options.pop("system_prompt")
         options["max_new_tokens"] = options.pop("max_tokens")
         if stop is not None and not isinstance(stop, Iterable):
             raise ConfigError(f"stop={stop!r}: give a string, or a list of strings.")
@@ -281,19 +288,24 @@ class FocusSettings(BaseModel):
         return Call(documents or [], options, system_prompt)
 
 
+def _without_none(settings: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if value is not None}
+
+
 def documents_from(
-    documents: Any, kind: type | UnionType, convert: Callable[[Any], Document], *, called: str
+    documents: Any, kind: type | UnionType, convert: Callable[[Any], Document | None], *, called: str
 ) -> list[WholeText]:
     """A framework's documents as the engine's.
 
     Args:
         documents: one or a list of: the framework's documents, texts, core documents, prepared documents
         kind: the framework's class of documents
-        convert: makes a core document of one of them
+        convert: makes a core document of one of them, or returns `None` to skip one without text, with a warning
         called: the name of `kind` in messages
 
     Raises:
-        DocumentError: something that is neither a document nor text, an empty one, or an iterator
+        DocumentError: something that is neither a document nor text, an empty text, nothing but documents without text,
+            or an iterator
     """
     give = f"Give a {called}, a string, a result of `engine.prepare`"
     if isinstance(documents, Iterator):
@@ -305,21 +317,30 @@ def documents_from(
     if not alone and (isinstance(documents, BaseModel) or not isinstance(documents, Iterable)):
         raise DocumentError(f"documents is {kind_of(documents)}. {give}, or a list of those.")
     listed = [documents] if alone else list(documents)
-    found: list[WholeText] = []
-    for number, document in enumerate(listed, 1):
-        where = f"Document {number} of {len(listed)}"
-        if isinstance(document, Document | PreparedDocuments):
-            found.append(document)
-        elif isinstance(document, kind):
-            found.append(convert(document))
-        elif isinstance(document, str) and document.strip():
-            found.append(Document(document))
-        elif isinstance(document, str):
+    found = [
+        convert(document)
+        if isinstance(document, kind)
+        else _whole_text(document, f"Document {number} of {len(listed)}", give)
+        for number, document in enumerate(listed, 1)
+    ]
+    skipped = [str(number) for number, document in enumerate(found, 1) if document is None]
+    if skipped and len(skipped) == len(found):
+        raise DocumentError(f"All documents ({len(skipped)}) are empty: there is no text to read. Give their text.")
+    if skipped:
+        numbers = ", ".join(skipped)
+        warn(f"Skipped {len(skipped)} of {len(listed)} documents, because they hold no text: number {numbers}.")
+    return [document for document in found if document is not None]
+
+
+def _whole_text(document: Any, where: str, give: str) -> WholeText:
+    """A document that is none of a framework's."""
+    if isinstance(document, Document | PreparedDocuments):
+        return document
+    if isinstance(document, str):
+        if not document.strip():
             raise DocumentError(f"{where} is empty. Leave it out or give its text.")
-        else:
-            hint = way_out(document) or f"{give}."
-            raise DocumentError(f"{where} is {kind_of(document)}. {hint}")
-    return found
+        return Document(document)
+    raise DocumentError(f"{where} is {kind_of(document)}. {way_out(document) or f'{give}.'}")
 
 
 def kind_of(value: Any) -> str:

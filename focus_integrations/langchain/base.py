@@ -8,7 +8,7 @@ from langchain_core.language_models import LangSmithParams
 from langchain_core.messages.ai import InputTokenDetails, UsageMetadata
 
 from focus_core import Answer, Finished, Usage
-from focus_integrations.langchain.documents import whole_documents_of
+from focus_integrations.langchain.documents import CARRIERS, whole_documents_of
 from focus_integrations.settings import Call, FocusSettings
 
 PROVIDER = "focusllm"
@@ -18,9 +18,11 @@ class LangChainSettings(FocusSettings):
     """Fields of both models."""
 
     def call_with(self, given: dict[str, Any], stop: list[str] | None) -> Call:
-        """One call's settings; `documents` may be LangChain's."""
-        documents = given.get("documents")
-        return self.call({**given, "documents": whole_documents_of(documents) if documents is not None else None}, stop)
+        """One call's settings; `documents` may be LangChain's, and those of a chain are read after them."""
+        carried = [given[name] for name in CARRIERS if given.get(name) is not None]
+        documents = [document for documents in carried for document in whole_documents_of(documents)]
+        others = {name: value for name, value in given.items() if name not in CARRIERS}
+        return self.call({**others, "documents": documents}, stop)
 
     def with_names(self, traced: LangSmithParams, given: dict[str, Any]) -> LangSmithParams:
         """For LangSmith: who made the model, and which one it is."""

@@ -19,15 +19,15 @@ from focus_core import Answer, Document, Finished
 from focus_core.engine.answers import Event
 from focus_core.errors import ConfigError
 from focus_integrations.langchain.base import PROVIDER, LangChainSettings, answer_metadata, usage_metadata
-from focus_integrations.langchain.documents import whole_documents_of
-from focus_integrations.langchain.messages import Conversation, conversation_from
+from focus_integrations.langchain.bound import BoundChatModel
+from focus_integrations.langchain.documents import CARRIERS, whole_documents_of
+from focus_integrations.langchain.messages import Conversation, conversation_from, countable
 from focus_integrations.langchain.structured import structured_output
 from focus_integrations.settings import Call, content_digest, without_duplicates
 from focus_integrations.streams import answers_in_thread, in_thread
 
 # Names that LangChain passes to any chat model; a local one has no use for them.
 _WITHOUT_EFFECT = {"api_key", "base_url", "max_retries", "timeout"}
-_STRUCTURED_METHODS = ("json_schema", "json_mode", "function_calling")
 _LARGEST_BATCH = 64  # threads
 
 
@@ -86,23 +86,33 @@ class ChatFocusLLM(LangChainSettings, BaseChatModel):
 
     def _get_llm_string(self, stop: list[str] | None = None, **kwargs: Any) -> str:
         """The call in the key of a response cache: documents by their content, whatever carries them."""
-        if kwargs.get("documents") is not None:
-            kwargs["documents"] = content_digest(without_duplicates(whole_documents_of(kwargs["documents"])))
+        for name in CARRIERS:
+            if kwargs.get(name) is not None:
+                kwargs[name] = content_digest(without_duplicates(whole_documents_of(kwargs[name])))
         return super()._get_llm_string(stop, **kwargs)
 
     # --- counting -----------------------------------------------------------------------------------------------------
 
     def get_num_tokens_from_messages(self, messages: list[BaseMessage], tools: Sequence[Any] | None = None) -> int:
-        """Tokens of the conversation with its template, and of the documents in it.
+        """Tokens of the conversation with its template, and of the documents in it: as the answer's usage counts them.
+
+        Counts whatever `trim_messages` tries: nothing, parts of a conversation, messages that this model cannot read
+        (of tools, with images), of which it counts the text.
 
         Raises:
             ConfigError: `tools` are given, which this model cannot take
         """
         if tools:
             raise ConfigError("This model takes no tools.")
-        conversation = conversation_from(messages, self.system_prompt)
-        local = self.engine.count_question_tokens(conversation.messages, chat_template=self.chat_template)
-        return local + sum(map(self.engine.count_tokens, conversation.documents))
+        if not messages:
+            return 0
+        conversation = countable(messages, self.system_prompt)
+        documents = sum(map(self.engine.count_tokens, dict.fromkeys(conversation.documents)))
+        try:
+            spoken = self.engine.count_question_tokens(conversation.messages, chat_template=self.chat_template)
+        except ConfigError:  # the template refuses it, or nothing is left to answer
+            spoken = sum(self.engine.count_tokens(message["content"]) for message in conversation.messages)
+        return spoken + documents
 
     # --- answers ------------------------------------------------------------------------------------------------------
 
@@ -227,15 +237,11 @@ class ChatFocusLLM(LangChainSettings, BaseChatModel):
             ConfigError: `method` is none of LangChain's
             OutputParserException: (when run) the answer is no JSON, or does not fit
         """
-        if method not in _STRUCTURED_METHODS:
-            raise ConfigError(
-                f"method={method!r}: here it is LangChain's, {', '.join(map(repr, _STRUCTURED_METHODS))}. "
-                "Set the engine's method on the model: ChatFocusLLM(method=…)."
-            )
-        tracing = {"kwargs": {"method": method}, "schema": schema}
-        return structured_output(
-            self.bind(ls_structured_output_format=tracing, **kwargs), schema, include_raw=include_raw
-        )
+        return structured_output(self, schema, method=method, include_raw=include_raw, **kwargs)
+
+    def bind(self, **kwargs: Any) -> BoundChatModel:  # type: ignore[override]  # LangChain's own type is private
+        """Arguments for every call: `documents`, settings, `stop`. Those of the call replace those of the same name."""
+        return BoundChatModel(bound=self, kwargs=kwargs, config={})
 
     def bind_tools(self, tools: Sequence[Any], **kwargs: Any) -> Runnable[LanguageModelInput, AIMessage]:
         """Refused.

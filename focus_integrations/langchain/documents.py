@@ -15,6 +15,9 @@ from focus_core import Document as WholeDocument
 from focus_core import PreparedDocuments
 from focus_integrations.settings import WholeText, content_digest, documents_from, without_duplicates
 
+CONTEXT_DOCUMENTS = "context_documents"  # the argument of a call in which a chain hands over its documents
+CARRIERS = ("documents", CONTEXT_DOCUMENTS)  # read in this order
+
 FocusDocument = Document | WholeDocument | str | PreparedDocuments
 
 
@@ -23,14 +26,17 @@ def whole_documents_of(
 ) -> list[WholeText]:
     """LangChain's documents as the engine's: the content as it stands, or as `document_prompt` formats it.
 
-    Name and metadata stay with a document; the model sees them through `document_prompt` only.
+    Name and metadata stay with a document; the model sees them through `document_prompt` only. LangChain documents
+    without text, such as loaders make of empty pages, are skipped with a warning.
 
     Raises:
-        DocumentError: something that is neither a document nor text, or a generator
+        DocumentError: something that is neither a document nor text, a generator, or nothing but empty documents
     """
 
-    def convert(document: Document) -> WholeDocument:
+    def convert(document: Document) -> WholeDocument | None:
         text = format_document(document, document_prompt) if document_prompt else document.page_content
+        if not text.strip():
+            return None
         name = document.metadata.get("source") or document.id
         return WholeDocument(text, name=None if name is None else str(name), metadata=document.metadata)
 

@@ -13,6 +13,7 @@ from pydantic import ConfigDict, PrivateAttr
 
 from focus_core import Answer, Finished
 from focus_integrations.langchain.base import LangChainSettings, answer_metadata, usage_metadata
+from focus_integrations.langchain.bound import BoundModel
 from focus_integrations.settings import Call, content_digest
 from focus_integrations.streams import answers_in_thread, in_thread
 
@@ -78,6 +79,10 @@ class FocusLLM(LangChainSettings, BaseLLM):
         result = await super(FocusLLM, known).agenerate(prompts, stop, callbacks, **kwargs)
         self._engine = known._engine or self._engine
         return result
+
+    def bind(self, **kwargs: Any) -> BoundModel:
+        """Arguments for every call: `documents`, settings, `stop`. Those of the call replace those of the same name."""
+        return BoundModel(bound=self, kwargs=kwargs, config={})
 
     # --- answers ------------------------------------------------------------------------------------------------------
 

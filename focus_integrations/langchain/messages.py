@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from langchain_core.messages import AIMessage, BaseMessage, ChatMessage, HumanMessage, SystemMessage
 
-from focus_core.errors import ConfigError, DocumentError
+from focus_core.errors import ConfigError, DocumentError, FocusError
 from focus_core.text.chat import Message
 from focus_integrations.conversations import merged
 
@@ -35,6 +35,19 @@ def conversation_from(messages: Sequence[BaseMessage], system_prompt: str | None
     return Conversation(merged(spoken, system_prompt), documents)
 
 
+def countable(messages: Sequence[BaseMessage], system_prompt: str | None = None) -> Conversation:
+    """As `conversation_from`, of any messages: what this model cannot read is there with its text, as the user's."""
+    documents: list[str] = []
+    spoken: list[tuple[str, str]] = []
+    for message in messages:
+        try:
+            spoken.append((_role(message), _text(message, documents)))
+        except FocusError:
+            calls = f"{message.tool_calls}" if isinstance(message, AIMessage) and message.tool_calls else ""
+            spoken.append(("user", f"{message.text}{calls}"))
+    return Conversation(merged(spoken, system_prompt), documents)
+
+
 def _role(message: BaseMessage) -> str:
     if isinstance(message, ChatMessage):
         return message.role
@@ -47,20 +60,30 @@ def _role(message: BaseMessage) -> str:
 
 
 def _text(message: BaseMessage, documents: list[str]) -> str:
+    """What the message says; the texts of its documents are added to `documents`."""
     blocks = [message.content] if isinstance(message.content, str) else message.content
     parts: list[str] = []
+    found: list[str] = []
     for block in blocks:
         if isinstance(block, str):
             parts.append(block)
         elif block.get("type") == "text":
-            parts.append(block["text"])
+            parts.append(_text_of(block))
         elif block.get("type") == "text-plain":
-            documents.append(_document(block))
+            found.append(_document(block))
         else:
             raise ConfigError(
                 f"A content block of type {block.get('type')!r} cannot be read: this model reads text only."
             )
+    documents += found
     return "\n\n".join(part for part in parts if part)
+
+
+def _text_of(block: dict[str, object]) -> str:
+    text = block.get("text")
+    if not isinstance(text, str):
+        raise ConfigError(f"A text block holds {text!r} for its text: give a string.")
+    return text
 
 
 def _document(block: dict[str, object]) -> str:

@@ -9,9 +9,9 @@ from langchain_core.documents import Document
 from langchain_core.retrievers import BaseRetriever
 from langchain_core.stores import BaseStore
 from langchain_core.vectorstores import VectorStore
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, model_validator
 
-from focus_core.errors import DocumentError
+from focus_core.errors import ConfigError, DocumentError
 
 
 class WholeDocumentRetriever(BaseRetriever):
@@ -30,18 +30,35 @@ class WholeDocumentRetriever(BaseRetriever):
     k: int = Field(default=20, ge=1)
     """Passages to look for; several may come from one document."""
     search_kwargs: dict[str, Any] = Field(default_factory=dict)
+    """For the vector store; a `k` in it is the same as `k`. Arguments of a call come on top."""
 
-    def _get_relevant_documents(self, query: str, *, run_manager: CallbackManagerForRetrieverRun) -> list[Document]:
-        hits = self.vectorstore.similarity_search(query, k=self.k, **self.search_kwargs)
+    @model_validator(mode="after")
+    def _one_k(self) -> WholeDocumentRetriever:
+        if "k" not in self.search_kwargs:
+            return self
+        k = self.search_kwargs["k"]
+        if "k" in self.model_fields_set and k != self.k:
+            raise ConfigError(f"k={self.k} and search_kwargs['k']={k!r}: give one of them.")
+        if type(k) is not int or k < 1:
+            raise ConfigError(f"search_kwargs['k']={k!r}: must be a whole number, and at least 1.")
+        return self
+
+    def _get_relevant_documents(
+        self, query: str, *, run_manager: CallbackManagerForRetrieverRun, **of_the_call: Any
+    ) -> list[Document]:
+        hits = self.vectorstore.similarity_search(query, **self._search(of_the_call))
         keys = self._keys(hits)
         return self._found(keys, self.docstore.mget(keys))
 
     async def _aget_relevant_documents(
-        self, query: str, *, run_manager: AsyncCallbackManagerForRetrieverRun
+        self, query: str, *, run_manager: AsyncCallbackManagerForRetrieverRun, **of_the_call: Any
     ) -> list[Document]:
-        hits = await self.vectorstore.asimilarity_search(query, k=self.k, **self.search_kwargs)
+        hits = await self.vectorstore.asimilarity_search(query, **self._search(of_the_call))
         keys = self._keys(hits)
         return self._found(keys, await self.docstore.amget(keys))
+
+    def _search(self, of_the_call: dict[str, Any]) -> dict[str, Any]:
+        return {"k": self.k, **self.search_kwargs, **of_the_call}
 
     def _keys(self, hits: list[Document]) -> list[str]:
         missing = next((hit for hit in hits if self.id_key not in hit.metadata), None)

@@ -20,7 +20,7 @@ from focus_core.methods.focus import FocusMethod
 from focus_core.methods.plain import PlainMethod
 from focus_core.methods.table import METHODS
 from focus_integrations.engines import EngineSettings, shared_engine
-from tests.integrations.spies import Spy, break_after, count_steps, delay_first_token, wait_until_idle
+from tests.integrations.spies import Spy, break_after, count_reads, count_steps, delay_first_token, wait_until_idle
 from tests.tiny import save_tiny_model
 
 QUESTION = "Who?"
@@ -229,6 +229,27 @@ class Conformance:
         await asyncio.to_thread(wait_until_idle, engine)
         assert len(steps) <= taken + 2 < TOKENS
 
+    async def test_a_cancelled_answer_stops_while_its_documents_are_read(
+        self, tiny_settings: dict[str, Any], engine: FocusEngine, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Reading a book takes minutes, and nobody waits for it any more."""
+        reads = count_reads(monkeypatch, seconds=0.05)
+        driver = self.driver_class(**tiny_settings, parallel_chunks=1)
+        name = f"{self.driver_class.__module__}.{self.driver_class.__name__}"
+        book = f"Never read before, by {name}. " + "So it went on. " * 430  # 100 chunks
+        for ask in (driver.aask, lambda question, documents: _first(driver.astream(question, documents))):
+            reads.clear()
+            task = asyncio.create_task(_whole(ask(QUESTION, [book])))
+            while not reads and not task.done():  # no endless loop if nothing is read
+                await asyncio.sleep(0.01)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            taken = len(reads)
+            await asyncio.to_thread(wait_until_idle, engine)
+            assert len(reads) <= taken + 2 < 50
+        assert driver.ask(QUESTION, DOCUMENTS).text
+
     @pytest.mark.slow
     async def test_the_first_token_may_take_long(self, driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
         """Prefilling a long document takes long. (More than a minute of it: `test_patience.py`.)"""
@@ -270,6 +291,13 @@ async def _replies(driver: Driver, **options: Any) -> list[Reply]:
 
 async def _whole(answer: Any) -> Any:
     return await answer
+
+
+async def _first(stream: Any) -> Any:
+    try:
+        return await anext(stream)
+    finally:
+        await stream.aclose()
 
 
 async def _ticks(work: Any) -> int:

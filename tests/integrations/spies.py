@@ -11,7 +11,7 @@ import pytest
 
 from focus_core import Answer, Document, Finished, FocusEngine, Piece, Usage
 from focus_core.engine.answers import FinishReason
-from focus_core.methods.focus import FocusDecoding
+from focus_core.methods.focus import FocusDecoding, FocusMethod
 
 
 @dataclass
@@ -104,6 +104,30 @@ def count_steps(monkeypatch: pytest.MonkeyPatch, seconds: float = 0.0) -> list[i
 
     monkeypatch.setattr(FocusDecoding, "step", step)
     return steps
+
+
+def count_reads(monkeypatch: pytest.MonkeyPatch, seconds: float = 0.0) -> list[int]:
+    """One entry for every pass that reads chunks: how many have been read.
+
+    Args:
+        seconds: that each pass takes longer
+    """
+    reads: list[int] = []
+    original = FocusMethod.prefill
+
+    def prefill(self: FocusMethod, chunks: Any) -> Any:
+        passes = original(self, chunks)
+        try:
+            while True:
+                done = next(passes)
+                reads.append(done)
+                time.sleep(seconds)
+                yield done
+        except StopIteration as finished:
+            return finished.value
+
+    monkeypatch.setattr(FocusMethod, "prefill", prefill)
+    return reads
 
 
 def break_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:

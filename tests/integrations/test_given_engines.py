@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import gc
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 from weakref import ref
@@ -168,7 +170,7 @@ def test_the_engines_method_is_the_wrappers(
 ) -> None:
     engine = FocusEngine.from_pretrained(tiny_settings["model"], adapter=tiny_settings["adapter"], method=method)
     spy = Spy(monkeypatch)
-    ask(wrapper_class.from_engine(engine, max_tokens=1), documents=[DOCUMENT])
+    ask(wrapper_class.from_engine(engine, max_tokens=1, method=None), documents=[DOCUMENT])
     ask(wrapper_class.from_engine(engine, max_tokens=1, method="plain"), documents=[DOCUMENT])
     ask(wrapper_class.from_engine(engine, max_tokens=1), documents=[DOCUMENT], method="focus")
     assert [call.options["method"] for call in spy.calls] == [method, "plain", "focus"]
@@ -209,6 +211,17 @@ def test_a_pickled_wrapper_shares_its_engine_again(
     assert again.engine is wrapper.engine
     assert ask(again) == ask(wrapper)
     assert not caplog.records
+
+
+@pytest.mark.slow
+def test_pickled_wrappers_answer_in_another_process(tiny_settings: dict[str, Any]) -> None:
+    """Servers hand wrappers to their workers."""
+    wrappers = [wrapper_class(**tiny_settings) for wrapper_class in WRAPPERS]
+    expected = [ask(wrapper, documents=[DOCUMENT]) for wrapper in wrappers]
+    code = "import pickle, sys; from tests.integrations.test_given_engines import DOCUMENT, ask; "
+    code += "print([ask(wrapper, documents=[DOCUMENT]) for wrapper in pickle.load(sys.stdin.buffer)])"
+    done = subprocess.run([sys.executable, "-c", code], input=pickle.dumps(wrappers), capture_output=True, timeout=240)
+    assert done.stdout.decode().strip() == str(expected), done.stderr.decode()
 
 
 def test_pickling_leaves_the_wrapper_as_it_was(

@@ -6,11 +6,13 @@ import asyncio
 import os
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from inspect import isawaitable
 from typing import Any
 
 import pytest
-from langchain_core.caches import InMemoryCache
-from langchain_core.callbacks import BaseCallbackHandler
+from langchain_core.caches import BaseCache, InMemoryCache
+from langchain_core.callbacks import AsyncCallbackHandler, BaseCallbackHandler
 from langchain_core.messages import HumanMessage, ToolMessage
 from langchain_core.messages.content import create_plaintext_block, create_text_block
 from langchain_core.prompts import ChatPromptTemplate
@@ -184,6 +186,58 @@ class Asking(BaseCallbackHandler):
 
     def on_llm_end(self, response: Any, **kwargs: Any) -> None:
         self._ask()
+        self._ask()
+
+
+class AskingLater(AsyncCallbackHandler):
+    """The same, awaited."""
+
+    raise_error = True
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.seen: list[str] = []
+
+    async def _ask(self) -> None:
+        self.seen.append(text_of(await self.model.ainvoke("Is this allowed?", documents=[DOCUMENT], max_tokens=2)))
+
+    async def on_chat_model_start(self, serialized: Any, messages: Any, **kwargs: Any) -> None:
+        await self._ask()
+
+    async def on_llm_start(self, serialized: Any, prompts: Any, **kwargs: Any) -> None:
+        await self._ask()
+
+    async def on_llm_end(self, response: Any, **kwargs: Any) -> None:
+        await self._ask()
+        await self._ask()
+
+
+class Alike(BaseCache):
+    """Asks a model whether two questions mean the same, before it answers and when it stores: a semantic cache."""
+
+    _OWN = "Do these mean the same?"
+
+    def __init__(self) -> None:
+        self.model: Any = None
+        self.seen: list[str] = []
+        self.answers: dict[tuple[str, str], Any] = {}
+
+    def _ask(self) -> None:
+        self.seen.append(text_of(self.model.invoke(self._OWN, documents=[DOCUMENT], max_tokens=2)))
+
+    def lookup(self, prompt: str, llm_string: str) -> Any:
+        if self._OWN in prompt:  # it asks the model that it is the cache of
+            return None
+        self._ask()
+        return self.answers.get((prompt, llm_string))
+
+    def update(self, prompt: str, llm_string: str, return_val: Any) -> None:
+        if self._OWN not in prompt:
+            self._ask()
+            self.answers[prompt, llm_string] = return_val
+
+    def clear(self, **kwargs: Any) -> None:
+        self.answers.clear()
 
 
 @pytest.mark.parametrize("documents", [[DOCUMENT], None], ids=["chunks", "plain"])
@@ -196,7 +250,57 @@ async def test_a_callback_may_ask_the_same_model(model: Any, documents: Any) -> 
     assert list(map(text_of, answers)) == expected
     answers = await asyncio.wait_for(model.abatch(EIGHT, config, documents=documents, max_tokens=3), 60)
     assert list(map(text_of, answers)) == expected
-    assert len(asking.seen) == 4 * len(EIGHT)
+    assert len(asking.seen) == 6 * len(EIGHT)
+
+
+async def test_a_callback_may_await_the_same_model(model: Any) -> None:
+    options: Any = {"documents": [DOCUMENT], "max_tokens": 3}
+    expected = [text_of(answer) for answer in model.batch(EIGHT, **options)]
+    asking = AskingLater(model)
+    config: Any = {"callbacks": [asking]}
+    assert [text_of(one) for one in await asyncio.wait_for(model.abatch(EIGHT, config, **options), 60)] == expected
+
+    async def collected() -> str:
+        return "".join([text_of(piece) async for piece in model.astream(EIGHT[0], config, **options)])
+
+    assert await asyncio.wait_for(collected(), 60) == expected[0]
+    assert len(asking.seen) == 3 * (len(EIGHT) + 1)
+
+
+def test_callbacks_in_threads_may_ask_the_same_model(model: Any) -> None:
+    options: Any = {"documents": [DOCUMENT], "max_tokens": 3}
+    expected = [text_of(answer) for answer in model.batch(EIGHT, **options)]
+    asking = Asking(model)
+
+    def ask(question: str) -> str:
+        return text_of(model.invoke(question, {"callbacks": [asking]}, **options))
+
+    def work() -> list[str]:
+        with ThreadPoolExecutor(len(EIGHT)) as threads:
+            return list(threads.map(ask, EIGHT))
+
+    assert in_time(work) == expected
+    assert len(asking.seen) == 3 * len(EIGHT)
+
+
+async def test_a_cache_may_ask_the_model_that_it_is_the_cache_of(
+    model_class: Any, tiny_settings: dict[str, Any], asked: list[EngineCall]
+) -> None:
+    options: Any = {"documents": [DOCUMENT], "max_tokens": 3}
+    expected = [text_of(answer) for answer in model_class(**tiny_settings).batch(EIGHT, **options)]
+    for ask in (
+        lambda model: in_time(lambda: model.batch(EIGHT, **options)),
+        lambda model: asyncio.wait_for(model.abatch(EIGHT, **options), 60),
+        lambda model: asyncio.wait_for(asyncio.gather(*(model.ainvoke(one, **options) for one in EIGHT)), 60),
+    ):
+        cache = Alike()
+        cache.model = model_class(**tiny_settings, cache=cache)
+        for _ in range(2):
+            answers = ask(cache.model)
+            answers = await answers if isawaitable(answers) else answers
+            assert list(map(text_of, answers)) == expected
+        assert len(cache.seen) == 3 * len(EIGHT)  # looked up twice, stored once
+        assert len(cache.answers) == len(EIGHT)
 
 
 async def test_a_callback_may_ask_while_an_answer_streams(model: Any) -> None:

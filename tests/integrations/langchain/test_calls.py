@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from langchain_core.callbacks import AsyncCallbackHandler, BaseCallbackHandler, UsageMetadataCallbackHandler
-from langchain_core.messages import BaseMessage, HumanMessage, SystemMessage, ToolMessage
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage, ToolMessage, trim_messages
 from langchain_core.messages.content import create_plaintext_block, create_text_block
 from langchain_core.rate_limiters import BaseRateLimiter
 from langchain_core.tools import tool
@@ -17,6 +17,8 @@ from focus_core.errors import ConfigError, FocusError
 from focus_integrations.langchain import ChatFocusLLM, FocusLLM
 from tests.integrations.langchain.conftest import text_of
 from tests.integrations.spies import EngineCall
+from tests.model_zoo import build
+from tests.tiny import byte_tokenizer
 
 DOCUMENT = "The gates were closed at noon, and nobody saw the keeper again. " * 6
 
@@ -169,6 +171,60 @@ def test_messages_are_counted_with_template_and_documents(chat: ChatFocusLLM) ->
         assert chat.get_num_tokens_from_messages(messages) == usage["input_tokens"]
     with pytest.raises(ConfigError, match="no tools"):
         chat.get_num_tokens_from_messages([HumanMessage("Who?")], tools=[dict])
+
+
+def test_documents_that_come_twice_are_counted_once(chat: ChatFocusLLM) -> None:
+    """As they are read."""
+    blocks: list[Any] = [create_plaintext_block(text=DOCUMENT), create_text_block("Who?")]
+    messages = [HumanMessage(blocks), AIMessage("Ada."), HumanMessage(blocks)]
+    usage = chat.invoke(messages, max_tokens=1).usage_metadata
+    assert usage is not None
+    assert chat.get_num_tokens_from_messages(messages) == usage["input_tokens"]
+
+
+@pytest.mark.parametrize("strategy", ["first", "last"])
+def test_histories_are_trimmed_to_a_part_of_a_message(chat: ChatFocusLLM, strategy: Any) -> None:
+    """Then LangChain counts an empty list, too."""
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    around = chat.get_num_tokens_from_messages([HumanMessage("x")]) - 1
+    (trimmed,) = trim_messages(
+        [HumanMessage(letters)],
+        max_tokens=around + 7,
+        token_counter=chat,
+        strategy=strategy,
+        allow_partial=True,
+        text_splitter=list,
+    )
+    assert trimmed.content == (letters[:7] if strategy == "first" else letters[-7:])
+    assert chat.get_num_tokens_from_messages([]) == 0
+
+
+def test_histories_with_messages_of_tools_are_counted_and_trimmed(chat: ChatFocusLLM) -> None:
+    """Another model called them; once they are trimmed away, this one goes on."""
+    call = {"name": "add", "args": {"a": 2}, "id": "1", "type": "tool_call"}
+    calling, result = AIMessage("", tool_calls=[call]), ToolMessage("5", tool_call_id="1")
+    image = HumanMessage(["Look:", {"type": "image", "url": "https://example.com/cat.png"}])
+    history: list[BaseMessage] = [HumanMessage("Add."), calling, result, AIMessage("5."), image, HumanMessage("Why?")]
+    counts = [chat.get_num_tokens_from_messages(history[:number]) for number in range(len(history) + 1)]
+    assert counts == sorted(set(counts))
+    assert counts[2] - counts[1] > len(str(call))
+    last = chat.get_num_tokens_from_messages(history[-1:])
+    for counter in (chat, chat.bind(documents=[DOCUMENT])):
+        trimmed = trim_messages(history, max_tokens=last + 5, token_counter=counter, start_on="human")
+        assert trimmed == [HumanMessage("Why?")]
+        assert trim_messages(history, max_tokens=counts[-1], token_counter=counter) == history
+
+
+def test_parts_of_a_conversation_are_counted_where_the_template_refuses_them(engine: FocusEngine) -> None:
+    """Some templates insist on the user's turn first; `trim_messages` counts from the end."""
+    tokenizer = byte_tokenizer()
+    strict = "{% if messages[0].role != 'user' %}{{ raise_exception('user first') }}{% endif %}"
+    tokenizer.chat_template = strict + str(tokenizer.chat_template)
+    chat = ChatFocusLLM.from_engine(FocusEngine.from_model(build("llama", vocab_size=259), tokenizer, progress=False))
+    assert chat.get_num_tokens_from_messages([AIMessage("Ada.")]) == len("Ada.")
+    history = [HumanMessage("Who?"), AIMessage("Ada."), HumanMessage("Why?")]
+    last = chat.get_num_tokens_from_messages(history[-1:])
+    assert trim_messages(history, max_tokens=last, token_counter=chat) == history[-1:]
 
 
 # --- tokens as they come ----------------------------------------------------------------------------------------------

@@ -12,12 +12,14 @@ from langchain_core.embeddings import Embeddings
 from langchain_core.language_models import FakeListChatModel
 from langchain_core.output_parsers import CommaSeparatedListOutputParser
 from langchain_core.prompts import ChatPromptTemplate, PromptTemplate
+from langchain_core.runnables import ConfigurableField
 from langchain_core.stores import InMemoryStore
 from langchain_core.vectorstores import InMemoryVectorStore
 
 from focus_core import ContextOverflowError, FocusEngine
-from focus_core.errors import ConfigError, DocumentError
+from focus_core.errors import ConfigError, DocumentError, FocusWarning
 from focus_integrations.langchain import WholeDocumentRetriever, create_focus_documents_chain
+from tests.integrations.langchain.conftest import text_of
 from tests.integrations.spies import EngineCall
 
 A = Document("In the first story Ada keeps the lighthouse. " * 6, metadata={"source": "a.txt"})
@@ -96,6 +98,80 @@ def test_arguments_bound_to_the_model_hold_in_the_chain(model: Any, asked: list[
     assert asked[0].options["seed"] == 1
 
 
+@pytest.mark.parametrize("place", ["inside", "outside"])
+def test_documents_bound_to_the_model_are_read_before_those_of_the_input(
+    model: Any, asked: list[EngineCall], place: str
+) -> None:
+    """Of two arguments of one name LangChain keeps the outer: the bound ones were lost in silence."""
+    law, glossary = "The law. " * 9, Document("The glossary. " * 9)
+    bound = model.bind(documents=[law, glossary])
+    bound = bound.bind(max_tokens=3) if place == "inside" else bound.with_retry().bind(max_tokens=3)
+    answer = create_focus_documents_chain(bound, PROMPT).invoke(INPUT)
+    expected = [law, glossary.page_content, A.page_content, B.page_content]
+    assert asked[0].documents == expected
+    assert answer == text_of(model.invoke(PROMPT.invoke({**INPUT, "context": ""}), documents=expected, max_tokens=3))
+
+
+def of_every_kind(model: Any) -> list[Any]:
+    """What LangChain makes of a model, which still answers like it."""
+    other = model.model_copy(update={"max_tokens": 100_000})  # never fits
+    alternatives = {"other": other, "later": lambda: model}
+    which = model.configurable_alternatives(ConfigurableField("which"), **alternatives)
+    return [
+        model.with_retry(),
+        model.with_fallbacks([other]),
+        other.with_fallbacks([model]),
+        other.with_retry(stop_after_attempt=1).with_fallbacks([model.with_config(tags=["a"])]),
+        model.configurable_fields(max_tokens=ConfigurableField("tokens")),
+        which,
+        which.with_config(configurable={"which": "later"}),
+        model.with_config(run_name="asking").with_listeners(),
+    ]
+
+
+async def test_the_chain_takes_what_langchain_makes_of_a_model(model: Any, asked: list[EngineCall]) -> None:
+    """As the stuff chain does: with retries, fallbacks, configurable fields and alternatives, one in the other."""
+    model = model.model_copy(update={"max_tokens": 2})
+    expected = create_focus_documents_chain(model, PROMPT).invoke(INPUT)
+    for made in of_every_kind(model):
+        chain = create_focus_documents_chain(made, PROMPT)
+        assert chain.invoke(INPUT) == expected
+        assert "".join(chain.stream(INPUT)) == expected
+        assert await chain.ainvoke(INPUT) == expected
+        assert "".join([piece async for piece in chain.astream(INPUT)]) == expected
+    assert {tuple(call.documents) for call in asked} == {(A.page_content, B.page_content)}
+
+
+def test_fields_are_configured_through_the_chain(model: Any) -> None:
+    chain = create_focus_documents_chain(model.configurable_fields(max_tokens=ConfigurableField("tokens")), PROMPT)
+    assert len(chain.invoke(INPUT, {"configurable": {"tokens": 3}})) == 3
+
+
+@pytest.mark.filterwarnings("error")
+def test_the_separator_of_the_stuff_chain_is_accepted_and_said_to_be_without_effect(model: Any) -> None:
+    expected = create_focus_documents_chain(model, PROMPT, document_separator="\n\n").invoke(INPUT)
+    with pytest.warns(FocusWarning, match=r"document_separator='---' has no effect: .* not joined"):
+        chain = create_focus_documents_chain(model, PROMPT, document_separator="---")
+    assert chain.invoke(INPUT) == expected
+
+
+def test_an_empty_page_among_good_ones_is_skipped_with_a_warning(model: Any, asked: list[EngineCall]) -> None:
+    """Loaders make one of every blank side of a PDF; the stuff chain runs with them."""
+    pages = [A, Document("  \n", metadata={"page": 2}), Document(""), B]
+    with pytest.warns(FocusWarning, match=r"Skipped 2 of 4 documents, because they hold no text: number 2, 3"):
+        create_focus_documents_chain(model, PROMPT).invoke({**INPUT, "context": pages})
+    assert asked[0].documents == [A.page_content, B.page_content]
+    titled = PromptTemplate.from_template("Page {page}: {page_content}")  # then it does hold text
+    create_focus_documents_chain(model, PROMPT, document_prompt=titled).invoke({**INPUT, "context": pages[1:2]})
+    assert asked[1].documents == ["Page 2:   \n"]
+
+
+def test_nothing_but_empty_pages_is_an_error(model: Any) -> None:
+    """A scan without a text layer: an answer without any documents would be made up."""
+    with pytest.raises(DocumentError, match=r"All documents \(2\) are empty"):
+        create_focus_documents_chain(model, PROMPT).invoke({**INPUT, "context": [Document(""), Document(" ")]})
+
+
 def test_a_batch_through_the_chain_answers_each_input(model: Any) -> None:
     chain = create_focus_documents_chain(model, PROMPT)
     inputs = [INPUT, {"context": [B], "input": "What?"}]
@@ -105,9 +181,17 @@ def test_a_batch_through_the_chain_answers_each_input(model: Any) -> None:
 def test_another_model_is_refused(model: Any) -> None:
     """It would get the question without the documents."""
     other = FakeListChatModel(responses=["no"])
-    for foreign in (other, other.bind(stop=["x"])):
+    which = model.configurable_alternatives(ConfigurableField("which"), other=lambda: other)
+    for foreign in (other, other.bind(stop=["x"]), other.with_retry(), model.with_fallbacks([other]), which):
         with pytest.raises(ConfigError, match="FakeListChatModel, which cannot take whole documents"):
             create_focus_documents_chain(foreign, PROMPT)
+
+
+def test_another_model_is_a_fallback_in_a_chain_of_its_own(model: Any) -> None:
+    """The way out that the error names."""
+    ours = create_focus_documents_chain(model.bind(max_tokens=100_000), PROMPT)
+    theirs = create_stuff_documents_chain(FakeListChatModel(responses=["yes"]), PROMPT)
+    assert ours.with_fallbacks([theirs]).invoke(INPUT) == "yes"
 
 
 def test_an_input_without_documents_is_refused(model: Any) -> None:
@@ -210,6 +294,33 @@ def test_search_settings_reach_the_vector_store(vectors: InMemoryVectorStore, or
     only_sea = {"filter": lambda passage: passage.metadata["doc_id"] == "sea"}
     retriever = WholeDocumentRetriever(vectorstore=vectors, docstore=originals, search_kwargs=only_sea)
     assert retriever.invoke("flour") == [STORIES["sea"]]
+
+
+@pytest.mark.parametrize(
+    "settings", [{"k": 1}, {"search_kwargs": {"k": 1}}, {"k": 1, "search_kwargs": {"k": 1}}], ids=str
+)
+async def test_the_number_of_passages_is_set_as_in_other_retrievers(
+    vectors: InMemoryVectorStore, originals: InMemoryStore, settings: dict[str, Any]
+) -> None:
+    retriever = WholeDocumentRetriever(vectorstore=vectors, docstore=originals, **settings)
+    assert retriever.invoke("wwwindwavess") == await retriever.ainvoke("wwwindwavess") == [STORIES["sea"]]
+    assert len(retriever.invoke("wwwindwavess", k=3)) == len(await retriever.ainvoke("wwwindwavess", k=3)) == 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"k": 2, "search_kwargs": {"k": 3}}, r"k=2 and search_kwargs\['k'\]=3: give one"),
+        ({"search_kwargs": {"k": 0}}, "search_kwargs.*=0: must be a whole number"),
+        ({"search_kwargs": {"k": "3"}}, "search_kwargs.*='3': must be a whole number"),
+    ],
+    ids=["two numbers", "zero", "text"],
+)
+def test_an_impossible_number_of_passages_is_refused(
+    vectors: InMemoryVectorStore, originals: InMemoryStore, settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        WholeDocumentRetriever(vectorstore=vectors, docstore=originals, **settings)
 
 
 async def test_retrieval_and_chain_together(

@@ -17,6 +17,7 @@ from focus_core.errors import ConfigError, UnsupportedModelError
 from focus_core.loading.embedded import EMBEDDED
 from focus_integrations.engines import MODEL_VARIABLE
 from focus_integrations.langchain import ChatFocusLLM
+from focus_integrations.settings import PER_CALL, FocusSettings
 from tests.integrations.langchain.conftest import text_of
 from tests.integrations.spies import EngineCall
 from tests.model_zoo import build
@@ -106,6 +107,24 @@ def test_a_misspelt_setting_is_refused(model_class: Any, unknown: str) -> None:
     """LangChain's own classes ignore it, and nobody ever learns that the setting had no effect."""
     with pytest.raises(ConfigError, match=f"takes no setting {unknown!r}"):
         model_class(**{unknown: 4})
+
+
+def test_none_is_the_default_of_every_setting(model_class: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Programs that know nothing about a setting pass `temperature=None`, `stop=None` to any model."""
+    monkeypatch.setenv(MODEL_VARIABLE, "my/model")
+    silent = model_class(**dict.fromkeys(FocusSettings.model_fields), max_new_tokens=None)
+    assert silent.identifying == model_class().identifying
+    assert (silent.model, silent.temperature, silent.stop, silent.chat_template) == ("my/model", 0.0, [], True)
+
+
+def test_none_in_a_call_leaves_the_models_own_settings(
+    model_class: Any, tiny_settings: dict[str, Any], asked: list[EngineCall]
+) -> None:
+    model = model_class(**tiny_settings, temperature=0.7, seed=3, system_prompt="Be brief.")
+    expected = text_of(model.invoke("Who?"))
+    assert text_of(model.invoke("Who?", **dict.fromkeys(PER_CALL), max_new_tokens=None, stop=None)) == expected
+    assert asked[1].options == asked[0].options
+    assert text_of(model.invoke("Who?", max_tokens=3, max_new_tokens=None)) == expected[:3]
 
 
 def test_a_misspelt_argument_of_a_call_is_refused_by_name(model: Any) -> None:

@@ -17,9 +17,10 @@ from langchain_core.messages import (
     ToolMessage,
 )
 from langchain_core.messages.content import create_plaintext_block, create_text_block
+from langchain_core.prompt_values import StringPromptValue
 
 from focus_core import FocusEngine
-from focus_core.errors import ConfigError, DocumentError
+from focus_core.errors import ConfigError, DocumentError, FocusWarning
 from focus_integrations.langchain import ChatFocusLLM, FocusLLM, FocusPromptValue
 from tests.integrations.langchain.conftest import text_of
 from tests.integrations.spies import EngineCall
@@ -78,6 +79,15 @@ def test_an_empty_document_is_refused(model: Any) -> None:
         model.invoke("Who?", documents=[A, "  "])
 
 
+def test_an_empty_page_is_skipped_with_a_warning(model: Any, asked: list[EngineCall]) -> None:
+    """It is a document of LangChain's, and comes from a loader; an empty text is a mistake of the program."""
+    with pytest.warns(FocusWarning, match="Skipped 1 of 3 documents, because they hold no text: number 2"):
+        model.invoke("Who?", documents=[Document(A), Document(" "), B], max_tokens=1)
+    assert asked[0].documents == [A, B]
+    with pytest.raises(DocumentError, match=r"All documents \(1\) are empty"):
+        model.invoke("Who?", documents=Document(""))
+
+
 def test_documents_can_be_bound(model: Any, asked: list[EngineCall]) -> None:
     about_a = model.bind(documents=[A])
     about_a.invoke("Who?", max_tokens=1)
@@ -85,6 +95,24 @@ def test_documents_can_be_bound(model: Any, asked: list[EngineCall]) -> None:
     about_a.batch(["Who?", "What?"], max_tokens=1)
     assert [call.documents for call in asked] == [[A]] * len(asked)
     assert sum(len(call.questions) for call in asked) == 4
+
+
+async def test_bound_documents_hold_for_every_way_to_ask(model: Any, asked: list[EngineCall]) -> None:
+    """LangChain's own binding forgets them in `generate`."""
+    bound = model.bind(documents=[A]).bind(max_tokens=1).with_config(tags=["a"])
+    prompt = StringPromptValue(text="Who?")
+    prompts = [prompt.to_messages() if isinstance(model, ChatFocusLLM) else prompt.text]
+    bound.generate(prompts)
+    await bound.agenerate(prompts)
+    bound.generate_prompt([prompt])
+    await bound.agenerate_prompt([prompt], max_tokens=2)
+    assert [call.documents for call in asked] == [[A]] * 4
+    assert [call.options["max_new_tokens"] for call in asked] == [1, 1, 1, 2]
+
+
+def test_documents_of_the_call_replace_bound_ones(model: Any, asked: list[EngineCall]) -> None:
+    model.bind(documents=[A]).invoke("Who?", documents=[B], max_tokens=1)
+    assert asked[0].documents == [B]
 
 
 def test_prepared_documents_go_wherever_documents_go(model: Any) -> None:
@@ -135,6 +163,12 @@ def test_documents_of_earlier_messages_stay(chat: ChatFocusLLM, asked: list[Engi
     chat.invoke([*history, answer, HumanMessage("And then?")], max_tokens=1)
     assert [call.documents for call in asked] == [[A], [A]]
     assert [message["role"] for message in asked[1].questions[0]] == ["user", "assistant", "user"]
+
+
+@pytest.mark.parametrize("text", [None, 5])
+def test_a_text_block_without_text_is_refused(chat: ChatFocusLLM, text: Any) -> None:
+    with pytest.raises(ConfigError, match=f"A text block holds {text} for its text"):
+        chat.invoke([HumanMessage(blocks({"type": "text", "text": text}))])
 
 
 @pytest.mark.parametrize(

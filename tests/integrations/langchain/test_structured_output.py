@@ -86,6 +86,46 @@ def test_what_does_not_fit_is_an_error_that_shows_the_answer(chat: ChatFocusLLM,
     assert text in str(caught.value)
 
 
+@pytest.mark.parametrize("schema", [Person, SCHEMA], ids=["pydantic", "json schema"])
+@pytest.mark.parametrize("text", ["I do not know.", '{"name": "Ada"}', "5", "[1]", '{"name": "Ada", "age": 3', ""])
+async def test_what_does_not_fit_is_an_error_in_streams_too(
+    chat: ChatFocusLLM, script: Script, schema: Any, text: str
+) -> None:
+    """A stream that ends without anything looks as if there were nothing to say."""
+    script.text = text
+    asking = chat.with_structured_output(schema)
+    with pytest.raises(OutputParserException) as caught:
+        list(asking.stream("Who?"))
+    assert text in str(caught.value)
+    with pytest.raises(OutputParserException):
+        [part async for part in asking.astream("Who?")]
+    with pytest.raises(OutputParserException):
+        asking.invoke("Who?")
+    with pytest.raises(OutputParserException):
+        await asking.ainvoke("Who?")
+
+
+@pytest.mark.parametrize("text", ["[" * 5000, "1" * 5000], ids=["brackets", "digits"])
+def test_an_answer_without_end_is_an_error_like_any_other(chat: ChatFocusLLM, script: Script, text: str) -> None:
+    """Small models fall into loops; Python's own parser raises other errors then."""
+    script.text = text
+    with pytest.raises(OutputParserException, match="is no complete JSON"):
+        chat.with_structured_output(Person).invoke("Who?")
+
+
+def test_arguments_bound_before_hold(chat: ChatFocusLLM, script: Script) -> None:
+    """LangChain's own way loses them in silence, and the model makes something up."""
+    script.text = GOOD
+    bound = chat.bind(documents=["About Ada."], method="focus").bind(stop=["!"])
+    for model in (bound, bound.with_config(tags=["a"]), bound.with_fallbacks([bound])):
+        assert model.with_structured_output(Person, max_tokens=9).invoke("Who?") == Person(name="Ada", age=36)
+        assert script.calls[-1].documents == ["About Ada."]
+        given = script.calls[-1].options
+        assert (given["method"], given["stop"], given["max_new_tokens"]) == ("focus", ("!",), 9)
+    with pytest.raises(ConfigError, match=r"method='focus'.*'json_schema'"):
+        bound.with_structured_output(Person, method="focus")
+
+
 async def test_half_an_answer_is_an_error(chat: ChatFocusLLM, script: Script) -> None:
     """LangChain's parsers close open brackets, and an age of 36 that was cut off would be 3."""
     script.text, script.finish_reason = GOOD[:-2], "length"
@@ -111,7 +151,7 @@ async def test_objects_come_in_parts_while_they_are_written(chat: ChatFocusLLM, 
     assert len(list(asking.stream("Who?"))) > 1
 
 
-def test_with_the_raw_answer_nothing_is_raised(chat: ChatFocusLLM, script: Script) -> None:
+async def test_with_the_raw_answer_nothing_is_raised(chat: ChatFocusLLM, script: Script) -> None:
     asking = chat.with_structured_output(Person, include_raw=True)
     script.text = GOOD
     good = asking.invoke("Who?")
@@ -123,6 +163,13 @@ def test_with_the_raw_answer_nothing_is_raised(chat: ChatFocusLLM, script: Scrip
     assert bad["parsed"] is None
     assert isinstance(bad["parsing_error"], OutputParserException)
     assert bad["raw"].content == "I do not know."
+    (streamed,) = asking.stream("Who?")
+    (later,) = [part async for part in asking.astream("Who?")]
+    for part in (streamed, later, await asking.ainvoke("Who?")):
+        assert (part["raw"].content, part["parsed"]) == ("I do not know.", None)
+        assert str(part["parsing_error"]) == str(bad["parsing_error"])
+    script.text = GOOD
+    assert list(asking.stream("Who?"))[-1]["parsed"] == Person(name="Ada", age=36)
 
 
 @pytest.mark.parametrize("method", ["json_schema", "json_mode", "function_calling"])
