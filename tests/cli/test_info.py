@@ -37,6 +37,7 @@ def test_describes_the_model(info: Focusllm, model_folder: Path) -> None:
         "adapter": str(model_folder / "adapter"),
         "device": "cpu",
         "dtype": "float32",
+        "layout": "raw",
         "window": WINDOW,
         "chunk_size": CHUNK,
         "local_window": CHUNK,
@@ -109,10 +110,11 @@ def test_a_text_that_fits_is_read_by_the_plain_model(focusllm: Focusllm, model_f
     reading = json.loads(result.stdout)["reading"]
     assert reading["chunks"] == 0
     assert reading["method"] == "plain"
-    assert reading["positions_left"] == WINDOW - 100 - 2  # a BOS before the document, and one before the question
+    before, after = 1 + len("user: "), 2  # a BOS and the start of the user's turn; a separator
+    assert reading["positions_left"] == WINDOW - before - 100 - after
     per_token = 2 * 3 * 2 * 8 * 4  # it keeps the last layer's keys and values, too
     assert reading["cache_bytes"] == 100 * per_token
-    assert reading["prompt_bytes"] == (2 + 32 + 256) * per_token
+    assert reading["prompt_bytes"] == (1 + 32 + after + 256) * per_token
 
 
 def test_a_method_can_be_chosen(info: Focusllm) -> None:

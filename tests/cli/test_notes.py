@@ -24,13 +24,13 @@ def untrained(model_folder: Path, tmp_path: Path) -> Path:
 def test_ask_notes_once_that_there_is_no_adapter(
     focusllm: Focusllm, untrained: Path, tmp_path: Path, as_json: bool
 ) -> None:
-    """Untrained projections find little, and the method would be blamed."""
+    """Only some chunks are read again, and the method would be blamed."""
     (tmp_path / "long.txt").write_text("x" * (WINDOW + 1))
     options = ("--model", untrained, "--max-new-tokens", "2", "-d", tmp_path / "long.txt", *["--json"][:as_json])
     result = focusllm("ask", *options, "Which key?")
     assert result.exit_code == 0, result.output
     assert_one_note(result.stderr, untrained)
-    assert not as_json or json.loads(result.stdout)["method"] == "focus"
+    assert not as_json or json.loads(result.stdout)["method"] == "select"
 
 
 def test_eval_notes_once_that_there_is_no_adapter(focusllm: Focusllm, untrained: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from focus_core import FocusConfig, FocusModel
+from focus_core import FocusConfig, FocusEngine, FocusModel
 from focus_core.loading import peek
 from focus_core.loading.adapters import ADAPTER_CONFIG
 from focus_core.loading.embedded import EMBEDDED, EMBEDDED_ADAPTER, EMBEDDED_BASE
@@ -22,8 +22,8 @@ CHOSEN = FocusConfig(local_window=48)
 def test_a_model_and_its_adapter(model_folder: Path) -> None:
     adapter = model_folder / "adapter"
     for given in (None, adapter):
-        model = FocusModel.from_pretrained(model_folder, adapter=given, config=CHOSEN, device="cpu")
-        assert settings_on_disk(model_folder, given, CHOSEN) == model.config
+        engine = FocusEngine.from_pretrained(model_folder, adapter=given, config=CHOSEN, device="cpu")
+        assert settings_on_disk(model_folder, given, CHOSEN) == engine.config
 
 
 def test_a_checkpoint_of_the_authors() -> None:
