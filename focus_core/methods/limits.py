@@ -119,11 +119,14 @@ class FocusLimits:
                 f"max_new_tokens={new_tokens} leave no positions for a memory: {config.usable_window}. Shorten the "
                 "question, or lower max_new_tokens."
             )
+        small = self.lengths.chunk_tokens < chunks * config.chunk_size // 2 and not config.pack
         raise ContextOverflowError(
             f"A memory of {chunks} chunks, a local context of {self.lengths.local} tokens and max_new_tokens="
             f"{new_tokens} need {self.local_row + new_tokens} positions, but {config.usable_window}: {fits} chunks "
-            f"fit (about {fits * config.chunk_size} tokens of documents). Hand over fewer documents, choose a larger "
-            f"chunk_size (now {config.chunk_size}), or lower max_new_tokens or the local context."
+            f"fit (about {fits * config.chunk_size} tokens of documents). "
+            + ("Let small documents share chunks (pack=True), hand" if small else "Hand")
+            + f" over fewer documents, choose a larger chunk_size (now {config.chunk_size}), or lower max_new_tokens or "
+            "the local context."
         )
 
 

@@ -66,6 +66,15 @@ def test_a_memory_one_slot_too_long() -> None:
     assert "chunk_size (now 30)" in message
 
 
+def test_small_documents_that_overflow_may_share_chunks() -> None:
+    """2,500 tickets take a slot each; a larger chunk_size would not help."""
+    with pytest.raises(ContextOverflowError, match=r"Let small documents share chunks \(pack=True\), hand over fewer"):
+        _focus([5] * 70, 6, 5).check(3)
+    with pytest.raises(ContextOverflowError) as raised:
+        _focus([31] * 70, 6, 5).check(3)
+    assert "pack" not in str(raised.value)
+
+
 def test_a_local_context_that_fills_the_window() -> None:
     """A negative number of chunks would be said to fit."""
     with pytest.raises(ContextOverflowError, match=r"of 70 tokens .* leave no positions for a memory: .* 64 positions"):

@@ -57,6 +57,27 @@ def test_the_opening_is_the_same_for_every_question(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
+def test_a_tokenizer_that_does_not_tell_characters(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slow tokenizers have no offsets; the parts are encoded one by one."""
+    tokenizer = TEMPLATES[name].tokenizer()
+    fast = TextTokenizer(tokenizer).prompt([*HISTORY, _user(QUESTION)], chat_template=True, turn=True).turn
+    monkeypatch.setattr(type(tokenizer), "is_fast", False)
+    assert TextTokenizer(tokenizer).prompt([*HISTORY, _user(QUESTION)], chat_template=True, turn=True).turn == fast
+
+
+def test_a_chat_template_with_todays_date() -> None:
+    """A chunk begins with the date then, and is read anew the next day."""
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = "{{ strftime_now('%d %b %Y') }}{% for m in messages %}|{{ m.content }}|{% endfor %}"
+    text = TextTokenizer(tokenizer)
+    turn = text.prompt([_user(QUESTION)], chat_template=True, turn=True).turn
+    assert turn is not None
+    whole = tokenizer.apply_chat_template([_user(f"{DOCUMENT}{SEPARATOR}{QUESTION}")], tokenize=False)
+    row = [*turn.opening, *text.tokenize(DOCUMENT), *turn.suffix]
+    assert tokenizer.decode(row, skip_special_tokens=True) == whole
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
 def test_white_space_around_the_words_is_treated_as_the_template_does(name: str) -> None:
     tokenizer = TEMPLATES[name].tokenizer()
     turn = TextTokenizer(tokenizer).prompt([_user("Who signed?  \n")], chat_template=True, turn=True).turn
