@@ -125,8 +125,8 @@ class FocusLimits:
             f"{new_tokens} need {self.local_row + new_tokens} positions, but {config.usable_window}: {fits} chunks "
             f"fit (about {fits * config.chunk_size} tokens of documents). "
             + ("Let small documents share chunks (pack=True), hand" if small else "Hand")
-            + f" over fewer documents, choose a larger chunk_size (now {config.chunk_size}), or lower max_new_tokens or "
-            "the local context."
+            + f" over fewer documents, choose a larger chunk_size (now {config.chunk_size}), or lower max_new_tokens "
+            "or the local context."
         )
 
 
