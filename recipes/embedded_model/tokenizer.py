@@ -15,12 +15,14 @@ from recipes.embedded_model.texts import read_texts
 
 WORD_COUNT = 400
 SPECIAL_TOKENS = ["<pad>", "<bos>", "<eos>"]
+# In training a document stands before a question, with a BOS between them. So does a text that comes in the question's
+# message: all before its last blank line.
 CHAT_TEMPLATE = (
     "{% for m in messages %}"
     "{% if m.role == 'system' %}{{ bos_token + m.content + '\\n' }}"
-    "{% elif m.role == 'user' %}"
-    "{{ ('' if loop.index0 and messages[loop.index0 - 1].role == 'system' else bos_token)"
-    " + 'Question: ' + m.content + '\\n' }}"
+    "{% elif m.role == 'user' %}{% set before, _, question = m.content.rpartition('\\n\\n') %}"
+    "{{ '' if loop.index0 and messages[loop.index0 - 1].role == 'system' else bos_token }}"
+    "{{ before + bos_token if before.strip() else '' }}{{ 'Question: ' + question + '\\n' }}"
     "{% else %}{{ 'Answer: ' + m.content + eos_token }}{% endif %}"
     "{% endfor %}"
     "{% if add_generation_prompt %}Answer:{% endif %}"
