@@ -54,5 +54,13 @@ def warn(message: str) -> None:
 
 
 def first_line(error: Exception) -> str:
-    """What another library says of its error, in one line; its kind where it says nothing."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    """What another library says of its error, in one line; its kind where it says nothing.
+
+    transformers' advice to let a model's own code run is not passed on.
+    """
+    if "trust_remote_code" in str(error):
+        return (
+            "it needs code that comes with it (auto_map), which is never run. Use one that transformers knows itself."
+        )
+    first, *more = (str(error).strip() or type(error).__name__).splitlines()
+    return f"{first} {more[0].strip()}" if first.endswith(":") and more else first

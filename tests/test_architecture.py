@@ -100,6 +100,7 @@ ONLY_IN: dict[str, set[str]] = {
         *("engine.shared", "engine.scheduler", "engine.engine", "cli.*"),
         "evaluation.embedding",  # the sentence encoder of a rival
     },
+    "jinja2": {"text.template"},
     "accelerate": {"training.*"},
     "typer": {"cli.*"},
     "langchain": set(),

@@ -19,7 +19,7 @@ from focus_core.text.documents import Document, TokenIds, TokenizedDocument, req
 from focus_core.text.layout import Prompt
 from focus_core.text.template import render
 
-_ARGUMENTS = ("revision", "token", "trust_remote_code", "cache_dir", "local_files_only", "subfolder")
+_ARGUMENTS = ("revision", "token", "cache_dir", "local_files_only", "subfolder")
 _REMEMBERED_TOKENS = 4_000_000  # of documents, so that a second question does not tokenize them again
 _ANCHOR = "a"  # in front of a text that is the middle of another, so that no tokenizer takes it for a beginning
 _SAMPLE = ("Apples are red", "Which colour?")  # a document and a question, to try a template with
@@ -33,7 +33,7 @@ def load_tokenizer(name: str, arguments: Mapping[str, Any] | None = None) -> Pre
     """
     chosen = {key: value for key, value in (arguments or {}).items() if key in _ARGUMENTS}
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, **chosen)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, trust_remote_code=False, **chosen)
     except Exception as error:  # the libraries below raise many exception types on damaged files
         reason = first_line(error)
         raise UnsupportedModelError(f"{name} has no tokenizer that transformers can load: {reason}") from error

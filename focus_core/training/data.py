@@ -19,7 +19,6 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from focus_core.config import ResolvedConfig
@@ -30,6 +29,7 @@ from focus_core.methods.limits import FocusLimits, Lengths
 from focus_core.progress import Report
 from focus_core.text.documents import TokenIds, TokenizedDocument
 from focus_core.text.layout import Layout
+from focus_core.text.template import render
 from focus_core.text.tokenizer import TextTokenizer, load_tokenizer
 from focus_core.training.config import TrainingConfig
 from focus_core.training.examples import SupervisedQuestion, TrainingExample
@@ -207,11 +207,11 @@ class FileExamples:
             return asked.answer
         turn = [{"role": "user", "content": asked.text}]
         try:
-            prompt: str = self._tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
+            prompt = render(self._tokenizer, turn, add_generation_prompt=True)
             turn.append({"role": "assistant", "content": asked.answer})
-            whole: str = self._tokenizer.apply_chat_template(turn, tokenize=False)
-        except TemplateError as error:
-            raise ConfigError(f"{where}: the model's chat template refuses the question: {error}") from error
+            whole = render(self._tokenizer, turn, add_generation_prompt=False)
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {error}") from error
         return whole.removeprefix(prompt) if whole.startswith(prompt) else asked.answer
 
     # --- sizes --------------------------------------------------------------------------------------------------------
