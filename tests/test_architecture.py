@@ -29,7 +29,7 @@ FLOORS: list[dict[str, tuple[str, str]]] = [
     {
         "evaluation": (
             "how often a model answers right: tasks, contenders, intervals",
-            "engine methods progress errors",  # every method is a contender by its name
+            "engine methods device progress errors",  # every method is a contender by its name
         )
     },
     {
