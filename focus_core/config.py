@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from focus_core.errors import ConfigError
+from focus_core.errors import ConfigError, shown
 
 _LARGEST = 1e30  # float32 still divides by it
 DEFAULT_NEW_TOKENS = 256  # default `max_new_tokens`; less if the window is smaller
@@ -172,14 +172,16 @@ class SamplingConfig:
 
 def _require_number(name: str, value: Any) -> None:
     if not isinstance(value, int | float) or isinstance(value, bool):
-        raise ConfigError(f"{name}={value!r}: must be a number.")
+        raise ConfigError(f"{name}={shown(value)}: must be a number.")
     if not abs(value) <= _LARGEST:
-        raise ConfigError(f"{name}: must be a finite number that a computer can divide by.")
+        raise ConfigError(f"{name}={shown(value)}: must be a finite number that a computer can divide by.")
 
 
 def _require_whole(name: str, value: Any) -> None:
     if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
-        raise ConfigError(f"{name}={value!r}: must be a whole number.")
+        raise ConfigError(f"{name}={shown(value)}: must be a whole number.")
+    if value is not None and abs(value) >= 2**63:
+        raise ConfigError(f"{name}={shown(value)}: must be a whole number of at most 19 digits.")
 
 
 def _require_positive(name: str, value: int | None) -> None:

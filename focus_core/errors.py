@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 import warnings
 
+_LONGEST_VALUE = 60  # characters of a value in a message
+
 
 class FocusError(Exception):
     """Base of everything this package raises on purpose.
@@ -64,3 +66,12 @@ def first_line(error: Exception) -> str:
         )
     first, *more = (str(error).strip() or type(error).__name__).splitlines()
     return f"{first} {more[0].strip()}" if first.endswith(":") and more else first
+
+
+def shown(value: object) -> str:
+    """A value of any size as a message shows it."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no number of more than 4,300 digits
+        return "a number of very many digits"
+    return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}…"

@@ -39,7 +39,7 @@ FLOORS: list[dict[str, tuple[str, str]]] = [
         ),
         "training": (
             "candidate projections for a model: examples, loss, loop",
-            "methods loading text attention cache config device progress disk errors",
+            "methods loading text attention cache config device progress disk parsing errors",
         ),
     },
     {
@@ -51,7 +51,7 @@ FLOORS: list[dict[str, tuple[str, str]]] = [
     {
         "loading": (
             "weights from disk and hub: models, adapters, the authors' checkpoints, identity",
-            "attention config device progress disk errors",
+            "attention config device progress disk parsing errors",
         ),
         "text": ("strings and tokens: documents, chunks, templates, files", "config errors"),
     },
@@ -64,6 +64,7 @@ FLOORS: list[dict[str, tuple[str, str]]] = [
         "device": ("device, dtype, free memory", "errors"),
         "progress": ("bars and spinners", ""),
         "disk": ("one way to replace a file", ""),
+        "parsing": ("JSON and TOML from anybody", ""),
     },
     {"errors": ("what can go wrong for a user", "")},
 ]

@@ -39,9 +39,9 @@ def test_plain_up_to_may_be_zero_but_not_less() -> None:
         ({"min_p": -0.5}, r"min_p=-0.5: must lie between 0 and 1"),
         ({"repetition_penalty": 0.0}, r"repetition_penalty=0.0: must lie between 0.001 and 1000"),
         ({"repetition_penalty": 1e-300}, r"repetition_penalty=1e-300: must lie between 0.001 and 1000"),
-        ({"repetition_penalty": float("nan")}, r"repetition_penalty: must be a finite number"),
-        ({"temperature": float("inf")}, r"temperature: must be a finite number"),
-        ({"temperature": 10**400}, r"temperature: must be a finite number"),
+        ({"repetition_penalty": float("nan")}, r"repetition_penalty=nan: must be a finite number"),
+        ({"temperature": float("inf")}, r"temperature=inf: must be a finite number"),
+        ({"temperature": 10**400}, r"temperature=10{59}…: must be a finite number"),
     ],
 )
 def test_sampling_settings(settings: dict[str, Any], message: str) -> None:

@@ -20,7 +20,7 @@ from focus_core.engine.prepared import PreparedDocuments
 from focus_core.engine.requests import AnyRequest, Notice, Progress, QuestionRequest, Request
 from focus_core.engine.sampling import Sampler
 from focus_core.engine.shared import SharedModel, shared_model
-from focus_core.errors import ConfigError, DocumentError, UnsupportedModelError, warn
+from focus_core.errors import ConfigError, DocumentError, UnsupportedModelError, shown, warn
 from focus_core.loading.models import LoadedModel
 from focus_core.methods.base import Method, PlanKey
 from focus_core.methods.focus import FocusModel
@@ -464,7 +464,7 @@ def _end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> f
     listed = generation if isinstance(generation, list) else [generation]
     if not all(token is None or type(token) is int for token in listed):
         raise UnsupportedModelError(
-            f"The model's generation config says eos_token_id={str(generation)[:60]}: it must be a token's number, or "
+            f"The model's generation config says eos_token_id={shown(generation)}: it must be a token's number, or "
             "a list of them."
         )
     return frozenset(token for token in [*listed, tokenizer.eos_token_id] if token is not None)

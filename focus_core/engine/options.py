@@ -8,7 +8,7 @@ from difflib import get_close_matches
 from typing import Any, TypedDict
 
 from focus_core.config import FocusConfig, SamplingConfig
-from focus_core.errors import ConfigError
+from focus_core.errors import ConfigError, shown
 from focus_core.progress import Report
 
 
@@ -61,6 +61,8 @@ class CheckedOptions:
         new_tokens = options.get("max_new_tokens")
         if new_tokens is not None and (type(new_tokens) is not int or new_tokens < 1):
             raise ConfigError(f"max_new_tokens={new_tokens!r}: must be a whole number, and at least 1.")
+        if new_tokens is not None and new_tokens >= 2**63:
+            raise ConfigError(f"max_new_tokens={shown(new_tokens)}: must be a whole number of at most 19 digits.")
         sampling = {field.name: options[field.name] for field in fields(SamplingConfig) if field.name in options}
         return cls(
             system=options.get("system"),

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig
 
-from focus_core.errors import ConfigError, UnsupportedModelError, first_line
+from focus_core.errors import ConfigError, UnsupportedModelError, first_line, shown
 from focus_core.loading.hub import is_folder
 
 _CONFIG_ARGUMENTS = ("revision", "token", "cache_dir", "local_files_only", "subfolder")
@@ -25,7 +25,6 @@ _LARGEST_SIZE = 10**9
 _LARGEST_COUNTS = {re.compile(r"(^|_)layers?$"): 1_000, re.compile(r"experts$|^num_labels$"): 100_000}
 _MOST_PER_BYTE = 8  # numbers in a byte of weights, if each has one bit
 _SWITCHES = re.compile("implementation$")
-_LONGEST_VALUE = 60  # characters of a value that a message shows
 
 
 def checked_arguments(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -88,7 +87,7 @@ def _settings(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _check(key: str, value: Any, where: str) -> None:
-    said = f"{where} says {key}={_shortened(value)}"
+    said = f"{where} says {key}={shown(value)}"
     if key in _WHOLE and value is not None and type(value) is not int:
         raise UnsupportedModelError(f"{said}: it must be a whole number.")
     if key in _SIZES and value is not None and not 1 <= value <= _LARGEST_SIZE:
@@ -119,11 +118,3 @@ def _check_weights(config: Mapping[str, Any], folder: Path, where: str) -> None:
             f"{where} asks for at least {numbers:,} numbers, and its files hold {nbytes:,} bytes: they do not belong "
             "together, or are cut short. Download it again."
         )
-
-
-def _shortened(value: Any) -> str:
-    try:
-        text = repr(value)
-    except ValueError:  # more digits than Python writes
-        return "a number of very many digits"
-    return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}…"

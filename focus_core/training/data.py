@@ -10,7 +10,6 @@ depends on the seed and on i alone, never on how many processes or threads there
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,6 +25,7 @@ from focus_core.errors import ConfigError, ContextOverflowError
 from focus_core.loading.gguf import gguf_path, load_gguf_tokenizer
 from focus_core.methods.focus import FocusModel
 from focus_core.methods.limits import FocusLimits, Lengths
+from focus_core.parsing import parse_json
 from focus_core.progress import Report
 from focus_core.text.documents import TokenIds, TokenizedDocument
 from focus_core.text.layout import Layout
@@ -266,6 +266,8 @@ def read_records(path: str | Path) -> list[Record]:
         raise ConfigError(f"data: {path} cannot be read: {error.strerror}.") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not UTF-8 text: {error}.") from error
+    except ValueError as error:
+        raise ConfigError(f"data: {str(path)!r} cannot be a file: {error}.") from error
     records = [_record(f"{path}, line {number}", line) for number, line in enumerate(lines, 1) if line.strip()]
     if not records:
         raise ConfigError(f"{path} has no records.")
@@ -274,8 +276,8 @@ def read_records(path: str | Path) -> list[Record]:
 
 def _record(where: str, line: str) -> Record:
     try:
-        values = json.loads(line)
-    except json.JSONDecodeError as error:
+        values = parse_json(line)
+    except ValueError as error:
         raise ConfigError(f"{where}: not JSON: {error}.") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{where}: must be a JSON object, not {type(values).__name__}.")

@@ -124,8 +124,9 @@ def _make_folder(output: Path) -> None:
         output.mkdir(parents=True, exist_ok=True)
         with TemporaryFile(dir=output):  # a folder that is there already may not be written to
             pass
-    except OSError as error:
-        raise ConfigError(f"output={str(output)!r} cannot be a folder to write to: {error.strerror}.") from error
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError(f"output={str(output)[:200]!r} cannot be a folder to write to: {reason}.") from error
 
 
 def _usable(config: TrainingConfig, used_with: FocusConfig, focus: FocusModel) -> TrainingConfig:
