@@ -97,7 +97,7 @@ ONLY_IN: dict[str, set[str]] = {
     "transformers": {
         *("attention.*", "methods.*", "loading.*", "training.*", "engine.sampling"),
         # classes of models and tokenizers, and logging
-        *("device", "text.control", "text.stream", "text.template", "text.tokenizer"),
+        *("device", "text.control", "text.stream", "text.template", "text.tokenizer", "text.tokenizer_checks"),
         *("engine.shared", "engine.scheduler", "engine.engine", "cli.*"),
         "evaluation.embedding",  # the sentence encoder of a rival
     },

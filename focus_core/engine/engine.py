@@ -361,6 +361,8 @@ class FocusEngine:
             self._require_place()
         messages, in_turn = _messages(question, options.system), templated and self.layout.in_turn
         prompt = self.shared.tokenizer.prompt(messages, chat_template=options.chat_template, turn=in_turn)
+        if not len(prompt.tokens):
+            raise ConfigError("The question is empty: the tokenizer makes no tokens of it.")
         plan = self._planner.plan(documents, prompt, options.max_new_tokens, options.method, memo=memo)
         if templated and plan.chunks:
             self._require_place()

@@ -68,6 +68,7 @@ class FileExamples:
     Args:
         config: from which sizes and objectives examples are drawn
         limits: the resolved settings of the model, for its window and BOS rule
+        vocabulary: tokens that the model knows; `None` without a model
 
     Attributes:
         data_digest: digest of the records' content
@@ -79,9 +80,11 @@ class FileExamples:
         records: Sequence[Record],
         tokenizer: PreTrainedTokenizerBase,
         limits: ResolvedConfig,
+        *,
+        vocabulary: int | None = None,
     ) -> None:
         self._config, self._limits = config, limits
-        self._tokenizer, self._text = tokenizer, TextTokenizer(tokenizer)  # as the engine has it
+        self._tokenizer, self._text = tokenizer, TextTokenizer(tokenizer, vocabulary=vocabulary)  # as the engine has it
         self._by_objective = {
             name: [record for record in records if name in record.objectives]
             for name in config.objectives or sorted({name for record in records for name in record.objectives})
@@ -103,7 +106,8 @@ class FileExamples:
         records = [record for path in config.data for record in read_records(path)]
         gguf = gguf_path(tokenizer_id, {})
         tokenizer = load_gguf_tokenizer(gguf) if gguf else load_tokenizer(tokenizer_id)
-        return cls(config, records, tokenizer, focus.config)
+        vocabulary = focus.model.get_input_embeddings().weight.shape[0]
+        return cls(config, records, tokenizer, focus.config, vocabulary=vocabulary)
 
     def check(self, report: Report) -> None:
         """Look at the records before the first step: do they fit, however their sizes are drawn?
