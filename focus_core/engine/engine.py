@@ -480,10 +480,10 @@ def _messages(question: Question, system: str | None) -> list[Message]:
     for number, message in enumerate(messages, 1):
         if isinstance(message, str):
             raise ConfigError("A list of questions where one is asked: give it to `generate` or `stream_batch`.")
-        known = isinstance(message, Mapping) and "role" in message
+        known = isinstance(message, Mapping) and isinstance(message.get("role"), str)
         if not known or not isinstance(message.get("content"), str):
             raise ConfigError(
-                f"Message {number} of {len(messages)} needs 'role' and 'content', both text: {message!r}."
+                f"Message {number} of {len(messages)} needs 'role' and 'content', both text: {shown(message)}."
             )
     if not messages or not messages[-1]["content"].strip():
         raise ConfigError("The question is empty: there is nothing to answer or to continue.")

@@ -21,7 +21,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from focus_core.config import ResolvedConfig
-from focus_core.errors import ConfigError, ContextOverflowError
+from focus_core.errors import ConfigError, ContextOverflowError, shown
 from focus_core.loading.gguf import gguf_path, load_gguf_tokenizer
 from focus_core.methods.focus import FocusModel
 from focus_core.methods.limits import FocusLimits, Lengths
@@ -289,7 +289,7 @@ def _record(where: str, line: str) -> Record:
     if "text" in values:
         return Record(where, text=_text(where, values, "text"))
     if "documents" not in values:
-        raise ConfigError(f"{where}: needs the field 'text' or the field 'documents'; it has {sorted(values)}.")
+        raise ConfigError(f"{where}: needs the field 'text' or the field 'documents'; it has {shown(sorted(values))}.")
     documents = values["documents"]
     if not isinstance(documents, list) or not documents:
         raise ConfigError(f"{where}: field 'documents' must be a list of at least one text.")
@@ -323,7 +323,7 @@ def _asked(where: str, values: Any) -> QuestionAnswer:
 def _text(where: str, values: Mapping[str, Any], name: str) -> str:
     value = values.get(name)
     if not isinstance(value, str) or not value.strip():
-        found = "is missing" if value is None else "is empty" if isinstance(value, str) else f"is {value!r}"
+        found = "is missing" if value is None else "is empty" if isinstance(value, str) else f"is {shown(value)}"
         raise ConfigError(f"{where}: field {name!r} must be a text that is not empty; it {found}.")
     if any("\ud800" <= letter <= "\udfff" for letter in value):
         raise ConfigError(f"{where}: field {name!r} holds half of a character: it was decoded wrongly.")
