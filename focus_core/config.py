@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from focus_core.errors import ConfigError
+from focus_core.errors import ConfigError, shown
 
+_LARGEST = 1e30  # float32 still divides by it
 DEFAULT_NEW_TOKENS = 256  # default `max_new_tokens`; less if the window is smaller
 LARGEST_CHUNK = 2048  # where no setting says
 CHUNK_WITHOUT_ADAPTER = 512  # the same, for methods that choose among chunks
@@ -163,17 +164,24 @@ class SamplingConfig:
         _require(self.top_k >= 0, f"top_k={self.top_k}: must be 0 (off) or more.")
         _require(0 <= self.min_p <= 1, f"min_p={self.min_p}: must lie between 0 and 1.")
         _require(self.seed is None or 0 <= self.seed < 2**63, f"seed={self.seed}: must lie between 0 and {2**63 - 1}.")
-        _require(self.repetition_penalty > 0, f"repetition_penalty={self.repetition_penalty}: must be above 0.")
+        _require(
+            1e-3 <= self.repetition_penalty <= 1e3,
+            f"repetition_penalty={self.repetition_penalty}: must lie between 0.001 and 1000; 1 is off.",
+        )
 
 
 def _require_number(name: str, value: Any) -> None:
     if not isinstance(value, int | float) or isinstance(value, bool):
-        raise ConfigError(f"{name}={value!r}: must be a number.")
+        raise ConfigError(f"{name}={shown(value)}: must be a number.")
+    if not abs(value) <= _LARGEST:
+        raise ConfigError(f"{name}={shown(value)}: must be a finite number that a computer can divide by.")
 
 
 def _require_whole(name: str, value: Any) -> None:
     if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
-        raise ConfigError(f"{name}={value!r}: must be a whole number.")
+        raise ConfigError(f"{name}={shown(value)}: must be a whole number.")
+    if value is not None and abs(value) >= 2**63:
+        raise ConfigError(f"{name}={shown(value)}: must be a whole number of at most 19 digits.")
 
 
 def _require_positive(name: str, value: int | None) -> None:

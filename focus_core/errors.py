@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 import warnings
 
+_LONGEST_VALUE = 60  # characters of a value in a message
+
 
 class FocusError(Exception):
     """Base of everything this package raises on purpose.
@@ -54,5 +56,22 @@ def warn(message: str) -> None:
 
 
 def first_line(error: Exception) -> str:
-    """What another library says of its error, in one line; its kind where it says nothing."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    """What another library says of its error, in one line; its kind where it says nothing.
+
+    transformers' advice to let a model's own code run is not passed on.
+    """
+    if "trust_remote_code" in str(error):
+        return (
+            "it needs code that comes with it (auto_map), which is never run. Use one that transformers knows itself."
+        )
+    first, *more = (str(error).strip() or type(error).__name__).splitlines()
+    return f"{first} {more[0].strip()}" if first.endswith(":") and more else first
+
+
+def shown(value: object) -> str:
+    """A value of any size as a message shows it."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no number of more than 4,300 digits
+        return "a number of very many digits"
+    return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}…"

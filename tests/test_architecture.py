@@ -29,7 +29,7 @@ FLOORS: list[dict[str, tuple[str, str]]] = [
     {
         "evaluation": (
             "how often a model answers right: tasks, contenders, intervals",
-            "engine methods progress errors",  # every method is a contender by its name
+            "engine methods device progress errors",  # every method is a contender by its name
         )
     },
     {
@@ -39,7 +39,7 @@ FLOORS: list[dict[str, tuple[str, str]]] = [
         ),
         "training": (
             "candidate projections for a model: examples, loss, loop",
-            "methods loading text attention cache config device progress disk errors",
+            "methods loading text attention cache config device progress disk parsing errors",
         ),
     },
     {
@@ -51,7 +51,7 @@ FLOORS: list[dict[str, tuple[str, str]]] = [
     {
         "loading": (
             "weights from disk and hub: models, adapters, the authors' checkpoints, identity",
-            "attention config device progress disk errors",
+            "attention config device progress disk parsing errors",
         ),
         "text": ("strings and tokens: documents, chunks, templates, files", "config errors"),
     },
@@ -64,6 +64,7 @@ FLOORS: list[dict[str, tuple[str, str]]] = [
         "device": ("device, dtype, free memory", "errors"),
         "progress": ("bars and spinners", ""),
         "disk": ("one way to replace a file", ""),
+        "parsing": ("JSON and TOML from anybody", ""),
     },
     {"errors": ("what can go wrong for a user", "")},
 ]
@@ -96,10 +97,11 @@ ONLY_IN: dict[str, set[str]] = {
     "transformers": {
         *("attention.*", "methods.*", "loading.*", "training.*", "engine.sampling"),
         # classes of models and tokenizers, and logging
-        *("device", "text.control", "text.stream", "text.template", "text.tokenizer"),
+        *("device", "text.control", "text.stream", "text.template", "text.tokenizer", "text.tokenizer_checks"),
         *("engine.shared", "engine.scheduler", "engine.engine", "cli.*"),
         "evaluation.embedding",  # the sentence encoder of a rival
     },
+    "jinja2": {"text.template"},
     "accelerate": {"training.*"},
     "typer": {"cli.*"},
     "langchain": set(),

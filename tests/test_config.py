@@ -37,7 +37,11 @@ def test_plain_up_to_may_be_zero_but_not_less() -> None:
         ({"top_k": -1}, r"top_k=-1: must be 0 \(off\) or more"),
         ({"min_p": 1.5}, r"min_p=1.5: must lie between 0 and 1"),
         ({"min_p": -0.5}, r"min_p=-0.5: must lie between 0 and 1"),
-        ({"repetition_penalty": 0.0}, r"repetition_penalty=0.0: must be above 0"),
+        ({"repetition_penalty": 0.0}, r"repetition_penalty=0.0: must lie between 0.001 and 1000"),
+        ({"repetition_penalty": 1e-300}, r"repetition_penalty=1e-300: must lie between 0.001 and 1000"),
+        ({"repetition_penalty": float("nan")}, r"repetition_penalty=nan: must be a finite number"),
+        ({"temperature": float("inf")}, r"temperature=inf: must be a finite number"),
+        ({"temperature": 10**400}, r"temperature=10{59}…: must be a finite number"),
     ],
 )
 def test_sampling_settings(settings: dict[str, Any], message: str) -> None:

@@ -42,9 +42,7 @@ class _Commands(TyperGroup):
             _forget_output()
             code = 141
         except OSError as error:
-            typer.secho(f"Error: {error.filename or 'The output'}: {error.strerror or error}.", err=True, fg="red")
-            _forget_output()
-            code = 1
+            code = _failed(error)
         raise typer.Exit(code)
 
 
@@ -62,6 +60,14 @@ def _notes() -> Iterator[None]:
 
         warnings.showwarning = show
         yield
+
+
+def _failed(error: OSError) -> int:
+    """The message and the exit code for a file, or an output, that cannot be read or written."""
+    with suppress(OSError):  # the place for messages may be full, too
+        typer.secho(f"Error: {error.filename or 'The output'}: {error.strerror or error}.", err=True, fg="red")
+    _forget_output()
+    return 1
 
 
 def _forget_output() -> None:
@@ -106,4 +112,7 @@ def main() -> None:
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115  # open to the end
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # a terminal may lack some characters of an answer
-    app(prog_name="focusllm")
+    try:
+        app(prog_name="focusllm")
+    except OSError as error:  # of the help, which is written before a command runs
+        sys.exit(_failed(error))

@@ -20,7 +20,7 @@ from focus_core.engine.prepared import PreparedDocuments
 from focus_core.engine.requests import AnyRequest, Notice, Progress, QuestionRequest, Request
 from focus_core.engine.sampling import Sampler
 from focus_core.engine.shared import SharedModel, shared_model
-from focus_core.errors import ConfigError, DocumentError, warn
+from focus_core.errors import ConfigError, DocumentError, UnsupportedModelError, shown, warn
 from focus_core.loading.models import LoadedModel
 from focus_core.methods.base import Method, PlanKey
 from focus_core.methods.focus import FocusModel
@@ -361,6 +361,8 @@ class FocusEngine:
             self._require_place()
         messages, in_turn = _messages(question, options.system), templated and self.layout.in_turn
         prompt = self.shared.tokenizer.prompt(messages, chat_template=options.chat_template, turn=in_turn)
+        if not len(prompt.tokens):
+            raise ConfigError("The question is empty: the tokenizer makes no tokens of it.")
         plan = self._planner.plan(documents, prompt, options.max_new_tokens, options.method, memo=memo)
         if templated and plan.chunks:
             self._require_place()
@@ -462,6 +464,11 @@ def _end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> f
     """Every token that ends an answer, by the model's generation config and the tokenizer."""
     generation = getattr(model.generation_config, "eos_token_id", None)
     listed = generation if isinstance(generation, list) else [generation]
+    if not all(token is None or type(token) is int for token in listed):
+        raise UnsupportedModelError(
+            f"The model's generation config says eos_token_id={shown(generation)}: it must be a token's number, or "
+            "a list of them."
+        )
     return frozenset(token for token in [*listed, tokenizer.eos_token_id] if token is not None)
 
 
@@ -473,10 +480,10 @@ def _messages(question: Question, system: str | None) -> list[Message]:
     for number, message in enumerate(messages, 1):
         if isinstance(message, str):
             raise ConfigError("A list of questions where one is asked: give it to `generate` or `stream_batch`.")
-        known = isinstance(message, Mapping) and "role" in message
+        known = isinstance(message, Mapping) and isinstance(message.get("role"), str)
         if not known or not isinstance(message.get("content"), str):
             raise ConfigError(
-                f"Message {number} of {len(messages)} needs 'role' and 'content', both text: {message!r}."
+                f"Message {number} of {len(messages)} needs 'role' and 'content', both text: {shown(message)}."
             )
     if not messages or not messages[-1]["content"].strip():
         raise ConfigError("The question is empty: there is nothing to answer or to continue.")

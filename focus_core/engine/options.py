@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from typing import Any, TypedDict
 
 from focus_core.config import FocusConfig, SamplingConfig
-from focus_core.errors import ConfigError
+from focus_core.errors import ConfigError, shown
 from focus_core.progress import Report
 
 
@@ -61,10 +61,15 @@ class CheckedOptions:
         new_tokens = options.get("max_new_tokens")
         if new_tokens is not None and (type(new_tokens) is not int or new_tokens < 1):
             raise ConfigError(f"max_new_tokens={new_tokens!r}: must be a whole number, and at least 1.")
+        if new_tokens is not None and new_tokens >= 2**63:
+            raise ConfigError(f"max_new_tokens={shown(new_tokens)}: must be a whole number of at most 19 digits.")
+        for name, (kind, wanted) in _TYPES.items():
+            if options.get(name) is not None and not isinstance(options[name], kind):
+                raise ConfigError(f"{name}={shown(options[name])}: must be {wanted}.")
         sampling = {field.name: options[field.name] for field in fields(SamplingConfig) if field.name in options}
         return cls(
             system=options.get("system"),
-            chat_template=options.get("chat_template", True),
+            chat_template=options.get("chat_template") is not False,
             max_new_tokens=new_tokens,
             stops=_checked_stop(options.get("stop")),
             sampling=SamplingConfig(**sampling),
@@ -73,6 +78,12 @@ class CheckedOptions:
         )
 
 
+_TYPES: dict[str, tuple[Any, str]] = {
+    "system": (str, "a text"),
+    "chat_template": (bool, "True or False"),
+    "method": (str, "a text"),
+    "report": (Callable, "a function of two numbers"),
+}
 _OPTIONS = tuple(Options.__annotations__)
 _SETTINGS = tuple(field.name for field in fields(FocusConfig))
 _NEARLY_THE_SAME = 0.8  # from here on, a name is not taken for an argument of transformers
@@ -134,10 +145,12 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
 
 
 def _checked_stop(stop: Sequence[str] | str | None) -> tuple[str, ...]:
+    if stop is not None and (not isinstance(stop, Iterable) or isinstance(stop, bytes | Mapping)):
+        raise ConfigError(f"stop={shown(stop)}: must be a text or a list of texts.")
     stops = (stop,) if isinstance(stop, str) else tuple(stop or ())
     for text in stops:
         if not isinstance(text, str):
-            raise ConfigError(f"stop holds {text!r}: every one must be a text.")
+            raise ConfigError(f"stop holds {shown(text)}: every one must be a text.")
     if "" in stops:
         raise ConfigError("stop holds an empty string, which would end every answer at once.")
     return stops

@@ -16,6 +16,7 @@ from transformers.generation.logits_process import (
 )
 
 from focus_core.config import SamplingConfig
+from focus_core.methods.base import likeliest, not_finite
 
 
 class Sampler:
@@ -36,8 +37,14 @@ class Sampler:
             self._random.manual_seed(config.seed)
 
     def choose(self, logits: Tensor) -> int:
-        """The next token from `logits [vocab]`, float32 on the CPU."""
+        """The next token from `logits [vocab]`, float32 on the CPU.
+
+        Raises:
+            UnsupportedModelError: the logits are not finite
+        """
         scores = self._processors(self._seen[None], logits[None])
+        if not scores.max().isfinite():
+            raise not_finite()
         if self._greedy:
             token = int(scores.argmax(-1))
         else:
@@ -58,8 +65,7 @@ def choose(samplers: Sequence[Sampler], logits: Tensor) -> Sequence[int | Except
     device. The error of one sampler takes the place of its token.
     """
     if all(sampler.is_greedy for sampler in samplers):
-        likeliest: list[int] = logits.argmax(-1).tolist()
-        return likeliest
+        return likeliest(logits)
     rows = logits.float().cpu()
     return [_choose(sampler, row) for sampler, row in zip(samplers, rows, strict=True)]
 

@@ -57,7 +57,8 @@ class SharedModel:
         Args:
             key: its `model_key`; by default a unique one, for a model whose weights may change at any time
         """
-        return cls(loaded, TextTokenizer(tokenizer), key or uuid4().hex)
+        vocabulary = loaded.model.get_input_embeddings().weight.shape[0]
+        return cls(loaded, TextTokenizer(tokenizer, vocabulary=vocabulary), key or uuid4().hex)
 
     def __repr__(self) -> str:
         return f"<SharedModel {self.loaded.model_id!r}>"

@@ -13,6 +13,7 @@ from focus_core.engine.answers import Answer, AnswersFromEvents
 from focus_core.engine.engine import FocusEngine
 from focus_core.errors import ContextOverflowError
 from focus_core.evaluation.contenders import Contender, Handed
+from focus_core.evaluation.lengths import require_readable
 from focus_core.evaluation.plan import Plan
 from focus_core.evaluation.tasks.base import Question, Sheet, Task
 from focus_core.evaluation.trials import Run, Trial
@@ -39,8 +40,15 @@ def carry_out(engine: FocusEngine, plan: Plan, run: Run, *, report: Report | Non
 
     All contenders answer a question before the next one, and questions about the same documents follow each other, so
     that their chunks are prefilled once. What slows the machine down for a while slows all contenders.
+
+    Raises:
+        ConfigError: documents that are too long to make up
+        ContextOverflowError: no contender can answer at one of the lengths
+        OutOfMemoryError: nor does the device hold their keys and values
     """
     contenders = plan.rivals(engine)
+    for tokens in () if plan.data else plan.lengths:
+        require_readable(engine, tokens, [contender.name for contender in contenders])
     done = 0
     for task, material in plan.parts(engine):
         for sheet in task.sheets(material):

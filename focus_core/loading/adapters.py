@@ -22,6 +22,7 @@ from focus_core.disk import replace_file
 from focus_core.errors import AdapterError, ConfigError
 from focus_core.loading.fingerprint import differences, weights_fingerprint
 from focus_core.loading.hub import download, is_folder
+from focus_core.parsing import parse_json
 
 ADAPTER_CONFIG = "focusllm_adapter.json"
 ADAPTER_WEIGHTS = "focusllm_adapter.safetensors"
@@ -158,12 +159,14 @@ def _read_description(folder: Path) -> dict[str, Any]:
         )
         raise AdapterError(f"{folder} is not an adapter of FocusLLM: it has no {ADAPTER_CONFIG}.{hint}")
     try:
-        description = json.loads(path.read_text(encoding="utf-8"))
+        description = parse_json(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise AdapterError(f"{path} cannot be read: {error.strerror}.") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise AdapterError(f"{path} is damaged: {error}. Save or download the adapter again.") from error
-    if not isinstance(description, dict) or _KEYS - set(description):
+    if not isinstance(description, dict):
+        raise AdapterError(f"{path} is no JSON object: not an adapter of FocusLLM.")
+    if _KEYS - set(description):
         raise AdapterError(f"{path} lacks {sorted(_KEYS - set(description))}: not an adapter of FocusLLM.")
     if description["format"] != _FORMAT:
         raise AdapterError(

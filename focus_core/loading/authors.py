@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import zipfile
 from collections.abc import Callable, Mapping
@@ -19,10 +18,11 @@ from focus_core.attention.candidates import CandidateProjections, names_per_laye
 from focus_core.attention.modules import decoder_parts
 from focus_core.config import FocusConfig
 from focus_core.device import choose_dtype
-from focus_core.errors import AdapterError, UnsupportedModelError, first_line
+from focus_core.errors import AdapterError, ConfigError, UnsupportedModelError, first_line, shown
 from focus_core.loading.adapters import fresh_projections, save_adapter
 from focus_core.loading.base import load_base, quiet
 from focus_core.loading.hub import download, is_folder
+from focus_core.parsing import parse_json
 
 # The authors' code gives shorter texts to the plain model, regardless of the checkpoint's config.
 _AUTHORS_WINDOW = 4096
@@ -92,14 +92,16 @@ def authors_projections(folder: Path, model: PreTrainedModel) -> tuple[Candidate
 
     Raises:
         UnsupportedModelError: other modules than the attention's maps were trained
-        AdapterError: a tensor that is missing, unknown, or of another shape than the model's
+        AdapterError: a damaged config, or a tensor that is missing, unknown, or of another shape than the model's
+        ConfigError: a size that cannot be
     """
     settings = _read_settings(folder)
-    if "mlp" in settings.get("beacon_param", []):
+    beacons = _beacons(settings)
+    if "mlp" in beacons:
         raise UnsupportedModelError(f"{folder}: beacon_param has 'mlp'; only q, k, v and o are candidate projections.")
     parts = decoder_parts(model)
     projections = fresh_projections(model)
-    trained = {f"{letter}_proj" for letter in settings.get("beacon_param", [])}
+    trained = {f"{letter}_proj" for letter in beacons}
     files = _tensor_files(folder)
     load_bin = lru_cache(maxsize=1)(_load_bin)  # tensors of neighbouring layers are in the same file
     for index, names in enumerate(names_per_layer(parts)):
@@ -120,8 +122,13 @@ def authors_settings(settings: Mapping[str, Any], window: int) -> FocusConfig:
     Args:
         settings: the checkpoint's `config.json`
         window: positions that the base model was trained for
+
+    Raises:
+        ConfigError: a size that cannot be
     """
     strides = settings.get("memory_stride", [1024])
+    if strides in ([], None):
+        raise ConfigError(f"memory_stride={strides}: the config of the authors' checkpoint names no chunk size.")
     return FocusConfig(
         chunk_size=strides[0] if isinstance(strides, list) else strides,
         local_window=settings.get("local_window", 1024),
@@ -133,7 +140,22 @@ def authors_settings(settings: Mapping[str, Any], window: int) -> FocusConfig:
 
 
 def _read_settings(folder: Path) -> dict[str, Any]:
-    return cast(dict[str, Any], json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    path = folder / "config.json"
+    try:
+        settings = parse_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise AdapterError(f"{path} is damaged: {first_line(error)}. Save or download it again.") from error
+    if not isinstance(settings, dict):
+        raise AdapterError(f"{path} is no JSON object. Save or download it again.")
+    return settings
+
+
+def _beacons(settings: Mapping[str, Any]) -> list[str]:
+    """Letters of the maps that were trained."""
+    beacons = settings.get("beacon_param", [])
+    if not isinstance(beacons, list) or not all(isinstance(letter, str) for letter in beacons):
+        raise AdapterError(f"beacon_param={shown(beacons)}: the authors' config lists the maps that were trained.")
+    return beacons
 
 
 def _assign(own: nn.Parameter, tensor: Tensor, name: str) -> None:

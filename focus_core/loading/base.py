@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from huggingface_hub.errors import HfHubHTTPError
-from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
 from focus_core.device import require_memory_for_weights
-from focus_core.errors import UnsupportedModelError, first_line
+from focus_core.errors import FocusError, UnsupportedModelError
+from focus_core.loading.config_checks import checked_arguments, why_not_loaded
 from focus_core.loading.gguf import gguf_config, gguf_path, load_gguf
 from focus_core.loading.hub import is_folder
 from focus_core.loading.quantized import quantization_of, require_packages
@@ -25,7 +24,6 @@ _verbosity_lock = threading.RLock()  # transformers' verbosity and its bars are 
 _CONFIG_ARGUMENTS = (
     *("revision", "token", "cache_dir", "local_files_only", "subfolder", "trust_remote_code", "code_revision"),
 )
-_TROUBLES = (OSError, ValueError, ImportError, RuntimeError, KeyError, HfHubHTTPError, SafetensorError)
 
 
 def load_base(
@@ -46,14 +44,16 @@ def load_base(
         progress: show a bar on a terminal, if it takes more than two seconds
 
     Raises:
-        UnsupportedModelError: no causal language model under this name, one without all of its tensors, or one that
-            needs a package which is missing
+        UnsupportedModelError: no causal language model under this name, one that needs code of its own or a package
+            which is missing, or one without all of its tensors
+        ConfigError: `trust_remote_code` is on
         OutOfMemoryError: `device` does not hold the weights
     """
     device = device or torch.device("cpu")
     gguf = gguf_path(name, arguments)
     if gguf is None:
         _check_name(name, arguments)
+    arguments = checked_arguments(name, arguments)
     config = gguf_config(gguf) if gguf else _config_of(name, arguments)
     quantization = None if gguf else quantization_of(config, arguments)
     if quantization is not None:
@@ -72,7 +72,9 @@ def load_base(
                     name, dtype=dtype, output_loading_info=True, **arguments
                 )
                 missing = sorted(found["missing_keys"])
-        except _TROUBLES as error:
+        except FocusError:
+            raise
+        except Exception as error:  # transformers raises many exception types on damaged files
             raise UnsupportedModelError(_what_failed(name, error)) from error
     if missing:  # transformers would fill them with random numbers
         raise UnsupportedModelError(
@@ -88,8 +90,8 @@ def weights_bytes(config: PreTrainedConfig | None, dtype: torch.dtype) -> int | 
     try:
         with torch.device("meta"), quiet():
             model = AutoModelForCausalLM.from_config(config)
-    except (*_TROUBLES, AttributeError, TypeError):
-        return None  # loading says why
+    except Exception:  # loading says why
+        return None
     return sum(parameter.numel() for parameter in model.parameters()) * dtype.itemsize
 
 
@@ -129,12 +131,12 @@ def _config_of(name: str, arguments: Mapping[str, Any]) -> PreTrainedConfig | No
 
 
 def _what_failed(name: str, error: Exception) -> str:
-    reason = first_line(error)
+    reason = why_not_loaded(error)
     if isinstance(error, ImportError):
         return f"{name} cannot be loaded without another package or version: {reason}"
     hint = " For a GGUF file of a hub id, name it: gguf_file='….gguf'." if "gguf" in name.lower() else ""
     return (
-        f"No causal language model could be loaded from {name!r}: {reason} "
+        f"No causal language model could be loaded from {name!r}: {reason}. "
         f"Give a folder that `save_pretrained` wrote, a GGUF file, or a hub id where there is a network.{hint}"
     )
 

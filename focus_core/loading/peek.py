@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from transformers import AutoConfig
@@ -15,6 +14,7 @@ from focus_core.loading.authors import authors_settings
 from focus_core.loading.embedded import EMBEDDED, EMBEDDED_ADAPTER, EMBEDDED_BASE
 from focus_core.loading.gguf import gguf_config, gguf_path
 from focus_core.loading.hub import local_folder
+from focus_core.parsing import parse_json
 
 
 def settings_on_disk(
@@ -52,7 +52,7 @@ def saved_window(folder: str | Path) -> Window | None:
             return window_of(gguf_config(Path(folder)), str(folder))
         config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
         return window_of(config.get_text_config(), str(folder))
-    except (OSError, ValueError, KeyError, TypeError, UnsupportedModelError):
+    except Exception:  # transformers raises many exception types on damaged files
         return None
 
 
@@ -66,5 +66,5 @@ def _gguf_file(name: str) -> Path | None:
 def _authors_settings(folder: Path, window: Window) -> FocusConfig | None:
     if folder.is_file():
         return None
-    settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    settings = parse_json((folder / "config.json").read_text(encoding="utf-8"))
     return authors_settings(settings, window.size) if "beacon_param" in settings else None

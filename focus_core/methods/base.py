@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from focus_core.cache.chunks import ChunkRow, ChunkSet
+from focus_core.errors import UnsupportedModelError
 from focus_core.methods.limits import Lengths, Limits
 from focus_core.text.chunking import Chunk
 from focus_core.text.documents import TokenIds, TokenizedDocument
@@ -185,3 +186,22 @@ def without_unused(padding: Sequence[int]) -> tuple[list[int], int]:
     """Padding without the columns that are unused in every row, and their number."""
     unused = min(padding)
     return [columns - unused for columns in padding], unused
+
+
+def likeliest(logits: Tensor) -> list[int | UnsupportedModelError]:
+    """The token with the highest of the logits `[questions, vocab]`, in one wait for the device.
+
+    Where no number is the highest, because some are NaN or infinite, the error takes the token's place.
+    """
+    tokens = logits.argmax(-1)  # of a NaN, if there is one
+    highest = logits.gather(-1, tokens[:, None])[:, 0]
+    found: list[int] = torch.where(highest.isfinite(), tokens, -1).tolist()
+    return [token if token >= 0 else not_finite() for token in found]
+
+
+def not_finite() -> UnsupportedModelError:
+    """The error for logits from which no token can be chosen."""
+    return UnsupportedModelError(
+        "The model's logits are not finite numbers: its weights are damaged, or too large for their dtype. Download it "
+        "again, or use dtype='float32' or 'bfloat16'."
+    )

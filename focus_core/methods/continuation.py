@@ -10,7 +10,7 @@ from torch import Tensor
 
 from focus_core.cache.chunks import ChunkSet
 from focus_core.errors import ConfigError
-from focus_core.methods.base import Decoding, TokenizedQuestion
+from focus_core.methods.base import Decoding, TokenizedQuestion, likeliest
 from focus_core.methods.focus import FocusMethod, FocusModel
 from focus_core.methods.limits import measure, reads_plainly
 from focus_core.methods.plain import PlainMethod
@@ -42,21 +42,25 @@ def continue_tokens(
 
     Raises:
         ConfigError: an empty prompt, more than one, or a negative length
+        UnsupportedModelError: the model's logits are not finite
         ContextOverflowError: chunk, prompt and answer, or memory, local context and answer, exceed the window
     """
     ids = _checked(model, input_ids)
     if type(max_new_tokens) is not int or max_new_tokens < 0:
         raise ConfigError(f"max_new_tokens={max_new_tokens!r}: must be a whole number, 0 or more.")
     decoding = _decoding(model, ids, max_new_tokens)
-    newest, tokens = decoding.start(), [torch.empty(0, dtype=torch.long)]
+    newest, tokens = decoding.start(), list[int]()
     logits = [newest.float().cpu()] if return_logits else None
     for step in range(max_new_tokens):
-        tokens.append(newest.argmax(-1).cpu())
+        (token,) = likeliest(newest)
+        if not isinstance(token, int):
+            raise token
+        tokens.append(token)
         if logits is not None or step + 1 < max_new_tokens:
-            newest = decoding.step(tokens[-1])
+            newest = decoding.step(torch.tensor([token]))
         if logits is not None:
             logits.append(newest.float().cpu())
-    return TokenGeneration(torch.cat(tokens), None if logits is None else torch.cat(logits))
+    return TokenGeneration(torch.tensor(tokens, dtype=torch.long), None if logits is None else torch.cat(logits))
 
 
 def _checked(model: FocusModel, input_ids: Sequence[int] | Tensor) -> list[int]:

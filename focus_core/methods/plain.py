@@ -74,7 +74,7 @@ class PlainDecoding:
         tokens, unused = tokens.to(self._model.device), self._padding_on_device
         columns = torch.arange(self._length + tokens.shape[1], device=unused.device)
         position_ids = (columns[self._length :] - unused).clamp(min=0)
-        mask = (columns >= unused).long() if any(self._padding) else None
+        mask = self._mask(columns, unused) if any(self._padding) else None
         self._length = len(columns)
         output = self._model(
             input_ids=tokens,
@@ -86,6 +86,19 @@ class PlainDecoding:
         )
         logits: Tensor = output.logits[:, -1]
         return logits
+
+    def _mask(self, columns: Tensor, unused: Tensor) -> Tensor:
+        """For transformers: which columns are seen, `[rows, columns]`; in float64 what is added to the scores.
+
+        transformers would add the lowest float64 there, and models with soft caps take the softmax in float32, where
+        that is -inf: a row of padding, which sees nothing, would be NaN, and with it all that follows.
+        """
+        used = columns >= unused
+        if self._model.dtype != torch.float64:
+            return used.long()
+        seen = used[:, None, None] & (columns <= columns[self._length :, None])
+        lowest = torch.finfo(torch.float32).min
+        return torch.zeros(seen.shape, dtype=torch.float64, device=seen.device).masked_fill(~seen, lowest)
 
 
 def _padded(states: Tensor, length: int) -> Tensor:

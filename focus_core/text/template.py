@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -334,7 +334,7 @@ def _counting(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
         budget = _current.get()
         budget.count()
         if sized is not None:
-            if not isinstance(args[first], str | Sequence | int | float):  # a generator, say: its elements are unknown
+            if name == "join" and isinstance(args[first], Iterator):  # its elements are not known yet
                 args = (*args[:first], list(args[first]), *args[first + 1 :])
             budget.require(sized(*args[first:], **kwargs))
         return budget.made(call(*args, **kwargs))

@@ -18,8 +18,9 @@ from focus_core.text.control import ControlTokens
 from focus_core.text.documents import Document, TokenIds, TokenizedDocument, require_whole_characters
 from focus_core.text.layout import Prompt
 from focus_core.text.template import render
+from focus_core.text.tokenizer_checks import naming_trouble, require_known, require_numbers, require_usable
 
-_ARGUMENTS = ("revision", "token", "trust_remote_code", "cache_dir", "local_files_only", "subfolder")
+_ARGUMENTS = ("revision", "token", "cache_dir", "local_files_only", "subfolder")
 _REMEMBERED_TOKENS = 4_000_000  # of documents, so that a second question does not tokenize them again
 _ANCHOR = "a"  # in front of a text that is the middle of another, so that no tokenizer takes it for a beginning
 _SAMPLE = ("Apples are red", "Which colour?")  # a document and a question, to try a template with
@@ -33,7 +34,7 @@ def load_tokenizer(name: str, arguments: Mapping[str, Any] | None = None) -> Pre
     """
     chosen = {key: value for key, value in (arguments or {}).items() if key in _ARGUMENTS}
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, **chosen)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, trust_remote_code=False, **chosen)
     except Exception as error:  # the libraries below raise many exception types on damaged files
         reason = first_line(error)
         raise UnsupportedModelError(f"{name} has no tokenizer that transformers can load: {reason}") from error
@@ -47,16 +48,21 @@ class TextTokenizer:
 
     Control tokens that stand in documents or in messages are text. Safe under threads.
 
+    Args:
+        vocabulary: tokens that the model knows; `None` without a model
+
     Attributes:
         bos: the BOS that the tokenizer writes, by itself or in its chat template; tokenizers like GPT-2's name one
             (`<|endoftext|>`) and do not write it in front of a text: those have none
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        self.tokenizer = tokenizer
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, vocabulary: int | None = None) -> None:
+        require_usable(tokenizer)
+        self.tokenizer, self._vocabulary = tokenizer, vocabulary
         self._template_writes_bos = _template_writes_bos(tokenizer)
         named: int | None = tokenizer.bos_token_id
-        writes_bos = named is not None and tokenizer("a")["input_ids"][:1] == [named]
+        with naming_trouble():
+            writes_bos = named is not None and tokenizer("a")["input_ids"][:1] == [named]
         self.bos = named if writes_bos or self._template_writes_bos else None
         self._remembered: OrderedDict[bytes, TokenizedDocument] = OrderedDict()
         self._remembered_tokens = 0
@@ -83,6 +89,7 @@ class TextTokenizer:
     def document(self, document: Document) -> TokenizedDocument:
         """A document's tokens; of equal documents the tokens are made once."""
         if document.text is None:
+            require_numbers(document.token_ids or (), self._vocabulary)
             return TokenizedDocument(document, document.token_ids or ())
         known = self._recall(document)
         if known is None:
@@ -227,6 +234,12 @@ class TextTokenizer:
         return tokens, starts
 
     def _joined(self, pieces: Sequence[str]) -> tuple[TokenIds, Sequence[int] | None]:
+        with naming_trouble():
+            tokens, starts = self._joined_without_checks(pieces)
+        require_known(tokens, self._vocabulary, self.tokenizer)
+        return tokens, starts
+
+    def _joined_without_checks(self, pieces: Sequence[str]) -> tuple[TokenIds, Sequence[int] | None]:
         if not self.tokenizer.is_fast:
             encoded = [self.tokenizer(piece, add_special_tokens=False, verbose=False)["input_ids"] for piece in pieces]
             return [token for tokens in encoded for token in tokens], None

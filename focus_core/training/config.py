@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import difflib
-import tomllib
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from focus_core.config import FocusConfig
-from focus_core.errors import ConfigError
+from focus_core.errors import ConfigError, shown
+from focus_core.loading.hub import is_folder
+from focus_core.parsing import parse_toml
 
 OBJECTIVES = ("continuation", "reconstruction", "answering")
 _PRECISIONS = ("no", "bf16", "fp16")
@@ -62,6 +64,18 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "output", Path(self.output))
+        for name in _NUMBERS:
+            _require(
+                _is_finite(getattr(self, name)), f"{name}={shown(getattr(self, name))}: must be a number, and finite."
+            )
+        for name in _COUNTS:
+            value = getattr(self, name)
+            _require(
+                value is None or _is_count(value), f"{name}={shown(value)}: must be a whole number below {_MOST:,}."
+            )
+        for name in ("chunk_sizes", "dynamic_prompts", "local_lengths"):
+            sizes = getattr(self, name)
+            _require(all(map(_is_count, sizes)), f"{name}={shown(sizes)}: must be whole numbers below {_MOST:,}.")
         for name in ("steps", "accumulation", "max_chunks", "targets_per_span", "save_every", "log_every"):
             _require(getattr(self, name) >= 1, f"{name}={getattr(self, name)}: must be at least 1.")
         for name in ("warm_up", "weight_decay", "evaluate_every", "final_share"):
@@ -94,8 +108,8 @@ class TrainingConfig:
     def _check_objectives(self) -> None:
         for name, weight in self.objectives.items():
             _require(name in OBJECTIVES, f"objectives: unknown {name!r}. Known: {', '.join(OBJECTIVES)}.")
-            _require(isinstance(weight, (int, float)), f"objectives: {name}={weight!r}: must be a number.")
-            _require(weight >= 0, f"objectives: {name}={weight}: must be 0 (off) or more.")
+            _require(_is_finite(weight), f"objectives: {name}={shown(weight)}: must be a number, and finite.")
+            _require(0 <= weight <= _MOST, f"objectives: {name}={weight}: must lie between 0 (off) and {_MOST:,}.")
         if self.objectives and not any(self.objectives.values()):
             raise ConfigError("objectives: all are off, so there is nothing to learn.")
 
@@ -108,12 +122,12 @@ class TrainingConfig:
         """
         path = Path(path)
         try:
-            settings = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+            settings = parse_toml(path.read_text(encoding="utf-8-sig"))
         except FileNotFoundError as error:
             raise ConfigError(f"{path}: there is no such file.") from error
         except OSError as error:
             raise ConfigError(f"{path} cannot be read: {error.strerror}.") from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        except ValueError as error:
             raise ConfigError(f"{path} is not TOML: {error}.") from error
         try:
             return cls.from_dict(settings, folder=path.parent)
@@ -136,7 +150,7 @@ class TrainingConfig:
             if name in values:
                 values[name] = _under(folder, values[name], name)
         for name in ("model", "adapter"):
-            if isinstance(values.get(name), str) and (folder / values[name]).is_dir():
+            if isinstance(values.get(name), str) and is_folder(folder / values[name]):
                 values[name] = str(folder / values[name])
         values = {name: _typed(name, value) for name, value in values.items()}
         return cls(**values)
@@ -165,6 +179,8 @@ _TUPLES: dict[str, tuple[tuple[type, ...], int | None]] = {  # type of the eleme
     "dynamic_prompts": ((int,), None),
 }
 _NUMBERS = ("learning_rate", "final_share", "weight_decay", "max_gradient_norm")
+_COUNTS = ("rank", "steps", "warm_up", "accumulation", "max_chunks", "targets_per_span", "save_every", "log_every")
+_MOST = 10**12
 _PLAIN: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("model", "adapter", "mixed_precision", "optimizer", "device", "dtype"), (str,)),
     **dict.fromkeys(
@@ -191,7 +207,7 @@ def _typed(name: str, value: Any) -> Any:
         return _typed_list(name, value)
     expected = _PLAIN.get(name)
     if expected is not None and (not isinstance(value, expected) or (isinstance(value, bool) and bool not in expected)):
-        raise ConfigError(f"{name}={value!r}: must be of type {' or '.join(kind.__name__ for kind in expected)}.")
+        raise ConfigError(f"{name}={shown(value)}: must be of type {' or '.join(kind.__name__ for kind in expected)}.")
     return value
 
 
@@ -203,16 +219,29 @@ def _typed_list(name: str, value: Any) -> tuple[Any, ...]:
     if wrong or (count is not None and len(value) != count):
         wanted = "" if count is None else f"{count} of "
         raise ConfigError(
-            f"{name}={value!r}: must be a list of {wanted}{' or '.join(kind.__name__ for kind in kinds)}."
+            f"{name}={shown(value)}: must be a list of {wanted}{' or '.join(kind.__name__ for kind in kinds)}."
         )
     return tuple(value)
 
 
 def _under(folder: Path, value: Any, name: str) -> Any:
     if name == "output":
-        return folder / str(value)
+        if not isinstance(value, str | Path):
+            raise ConfigError(f"output={value!r}: must be the name of a folder.")
+        return folder / value
     listed = [value] if isinstance(value, str) else value
     return [folder / path if isinstance(path, str) else path for path in listed] if isinstance(listed, list) else listed
+
+
+def _is_finite(value: Any) -> bool:
+    try:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # a whole number that no float holds
+        return False
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < _MOST
 
 
 def _require(condition: bool, message: str) -> None:

@@ -10,7 +10,6 @@ depends on the seed and on i alone, never on how many processes or threads there
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,17 +18,18 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from focus_core.config import ResolvedConfig
-from focus_core.errors import ConfigError, ContextOverflowError
+from focus_core.errors import ConfigError, ContextOverflowError, shown
 from focus_core.loading.gguf import gguf_path, load_gguf_tokenizer
 from focus_core.methods.focus import FocusModel
 from focus_core.methods.limits import FocusLimits, Lengths
+from focus_core.parsing import parse_json
 from focus_core.progress import Report
 from focus_core.text.documents import TokenIds, TokenizedDocument
 from focus_core.text.layout import Layout
+from focus_core.text.template import render
 from focus_core.text.tokenizer import TextTokenizer, load_tokenizer
 from focus_core.training.config import TrainingConfig
 from focus_core.training.examples import SupervisedQuestion, TrainingExample
@@ -68,6 +68,7 @@ class FileExamples:
     Args:
         config: from which sizes and objectives examples are drawn
         limits: the resolved settings of the model, for its window and BOS rule
+        vocabulary: tokens that the model knows; `None` without a model
 
     Attributes:
         data_digest: digest of the records' content
@@ -79,9 +80,11 @@ class FileExamples:
         records: Sequence[Record],
         tokenizer: PreTrainedTokenizerBase,
         limits: ResolvedConfig,
+        *,
+        vocabulary: int | None = None,
     ) -> None:
         self._config, self._limits = config, limits
-        self._tokenizer, self._text = tokenizer, TextTokenizer(tokenizer)  # as the engine has it
+        self._tokenizer, self._text = tokenizer, TextTokenizer(tokenizer, vocabulary=vocabulary)  # as the engine has it
         self._by_objective = {
             name: [record for record in records if name in record.objectives]
             for name in config.objectives or sorted({name for record in records for name in record.objectives})
@@ -103,7 +106,8 @@ class FileExamples:
         records = [record for path in config.data for record in read_records(path)]
         gguf = gguf_path(tokenizer_id, {})
         tokenizer = load_gguf_tokenizer(gguf) if gguf else load_tokenizer(tokenizer_id)
-        return cls(config, records, tokenizer, focus.config)
+        vocabulary = focus.model.get_input_embeddings().weight.shape[0]
+        return cls(config, records, tokenizer, focus.config, vocabulary=vocabulary)
 
     def check(self, report: Report) -> None:
         """Look at the records before the first step: do they fit, however their sizes are drawn?
@@ -207,11 +211,11 @@ class FileExamples:
             return asked.answer
         turn = [{"role": "user", "content": asked.text}]
         try:
-            prompt: str = self._tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
+            prompt = render(self._tokenizer, turn, add_generation_prompt=True)
             turn.append({"role": "assistant", "content": asked.answer})
-            whole: str = self._tokenizer.apply_chat_template(turn, tokenize=False)
-        except TemplateError as error:
-            raise ConfigError(f"{where}: the model's chat template refuses the question: {error}") from error
+            whole = render(self._tokenizer, turn, add_generation_prompt=False)
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {error}") from error
         return whole.removeprefix(prompt) if whole.startswith(prompt) else asked.answer
 
     # --- sizes --------------------------------------------------------------------------------------------------------
@@ -266,6 +270,8 @@ def read_records(path: str | Path) -> list[Record]:
         raise ConfigError(f"data: {path} cannot be read: {error.strerror}.") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not UTF-8 text: {error}.") from error
+    except ValueError as error:
+        raise ConfigError(f"data: {str(path)!r} cannot be a file: {error}.") from error
     records = [_record(f"{path}, line {number}", line) for number, line in enumerate(lines, 1) if line.strip()]
     if not records:
         raise ConfigError(f"{path} has no records.")
@@ -274,8 +280,8 @@ def read_records(path: str | Path) -> list[Record]:
 
 def _record(where: str, line: str) -> Record:
     try:
-        values = json.loads(line)
-    except json.JSONDecodeError as error:
+        values = parse_json(line)
+    except ValueError as error:
         raise ConfigError(f"{where}: not JSON: {error}.") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{where}: must be a JSON object, not {type(values).__name__}.")
@@ -283,7 +289,7 @@ def _record(where: str, line: str) -> Record:
     if "text" in values:
         return Record(where, text=_text(where, values, "text"))
     if "documents" not in values:
-        raise ConfigError(f"{where}: needs the field 'text' or the field 'documents'; it has {sorted(values)}.")
+        raise ConfigError(f"{where}: needs the field 'text' or the field 'documents'; it has {shown(sorted(values))}.")
     documents = values["documents"]
     if not isinstance(documents, list) or not documents:
         raise ConfigError(f"{where}: field 'documents' must be a list of at least one text.")
@@ -317,7 +323,7 @@ def _asked(where: str, values: Any) -> QuestionAnswer:
 def _text(where: str, values: Mapping[str, Any], name: str) -> str:
     value = values.get(name)
     if not isinstance(value, str) or not value.strip():
-        found = "is missing" if value is None else "is empty" if isinstance(value, str) else f"is {value!r}"
+        found = "is missing" if value is None else "is empty" if isinstance(value, str) else f"is {shown(value)}"
         raise ConfigError(f"{where}: field {name!r} must be a text that is not empty; it {found}.")
     if any("\ud800" <= letter <= "\udfff" for letter in value):
         raise ConfigError(f"{where}: field {name!r} holds half of a character: it was decoded wrongly.")

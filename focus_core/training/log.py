@@ -6,6 +6,7 @@ import csv
 import json
 import math
 from collections import defaultdict
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -24,17 +25,35 @@ _LOSS_COLUMNS = ("step", "objective", "loss", "examples", "targets", "learning_r
 _EVALUATION_COLUMNS = ("step", "name", "value")
 
 
+@dataclass
+class Unwritten:
+    """What came after the last row of the CSV.
+
+    Attributes:
+        examples: objective, loss and targets of each
+        norms: sum of the gradient norms
+    """
+
+    examples: list[tuple[str, float, int]] = field(default_factory=list)
+    steps: int = 0
+    norms: float = 0.0
+    seconds: float = 0.0
+
+
 class LossLog:
     """Collects the losses of all processes; the main one writes every `log_every` steps.
 
-    A row of the CSV holds one objective: the mean loss over the examples since the row before.
+    A row of the CSV holds one objective: the mean loss over the examples since the row before. Where a run stops
+    between two rows, what the next row needs is kept in its resume state, so that the rows are those of a run without
+    a stop.
+
+    Args:
+        unwritten: of the resume state
     """
 
-    def __init__(self, config: TrainingConfig, first: int, accelerator: Accelerator) -> None:
+    def __init__(self, config: TrainingConfig, first: int, accelerator: Accelerator, unwritten: Unwritten) -> None:
         self._config, self._first, self._accelerator = config, first, accelerator
-        self._examples: list[tuple[str, float, int]] = []
-        self._steps, self._norms, self._seconds = 0, 0.0, 0.0
-        self._last = first, 0.0
+        self._unwritten = unwritten
         self._console = Console(stderr=True)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
         self._progress = Progress(
@@ -62,22 +81,20 @@ class LossLog:
 
     def example(self, objective: str, loss: float, targets: int) -> None:
         """Note the loss of one example."""
-        self._examples.append((objective, loss, targets))
+        self._unwritten.examples.append((objective, loss, targets))
 
     def step(self, done: int, rate: float, norm: float, seconds: float) -> None:
         """After an optimizer step: move the bar, and write when it is time."""
         self._progress.update(self._task, completed=done)
-        self._steps += 1
-        self._norms += norm
-        self._seconds += seconds
-        self._last = done, rate
+        self._unwritten.steps += 1
+        self._unwritten.norms += norm
+        self._unwritten.seconds += seconds
         if done % self._config.log_every == 0 or done == self._config.steps:
-            self.flush()
+            self._write(done, rate)
 
-    def flush(self) -> None:
-        """Write the losses since the last row, so that the log is complete up to a resume state."""
-        if self._steps:
-            self._write(*self._last)
+    def unwritten(self) -> Unwritten:
+        """What a resume state must hold; every process has to ask, and the main one gets the examples of all."""
+        return replace(self._unwritten, examples=gather_object(self._unwritten.examples))
 
     def has_evaluation(self, done: int) -> bool:
         """Whether an evaluation after step `done` has been written."""
@@ -91,13 +108,12 @@ class LossLog:
         self._say({"step": done, **{f"evaluation/{name}": round(value, 4) for name, value in results.items()}})
 
     def _write(self, done: int, rate: float) -> None:
-        examples: list[tuple[str, float, int]] = gather_object(self._examples)
-        seconds, norm = self._seconds / self._steps, self._norms / self._steps
-        self._examples, self._steps, self._norms, self._seconds = [], 0, 0.0, 0.0
+        found, self._unwritten = self.unwritten(), Unwritten()
+        seconds, norm = found.seconds / found.steps, found.norms / found.steps
         if not self._accelerator.is_main_process:
             return
         common = {"step": done, "learning_rate": rate, "gradient_norm": norm, "seconds": seconds}
-        rows = [common | row for row in _by_objective(examples)]
+        rows = [common | row for row in _by_objective(found.examples)]
         _append_csv(self._config.output / LOSSES, _LOSS_COLUMNS, rows)
         losses = {f"loss/{row['objective']}": round(row["loss"], 4) for row in rows}
         shown = " ".join(f"{name.removeprefix('loss/')} {loss:.3f}" for name, loss in losses.items())

@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
 from pickle import UnpicklingError
@@ -43,7 +43,7 @@ from focus_core.methods.limits import check_sizes
 from focus_core.progress import progress_bar
 from focus_core.training.config import TrainingConfig
 from focus_core.training.examples import TrainingExample
-from focus_core.training.log import LossLog
+from focus_core.training.log import LossLog, Unwritten
 from focus_core.training.loss import FocusLoss
 
 Examples = Callable[[int], TrainingExample] | Iterable[TrainingExample]
@@ -124,8 +124,9 @@ def _make_folder(output: Path) -> None:
         output.mkdir(parents=True, exist_ok=True)
         with TemporaryFile(dir=output):  # a folder that is there already may not be written to
             pass
-    except OSError as error:
-        raise ConfigError(f"output={str(output)!r} cannot be a folder to write to: {error.strerror}.") from error
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError(f"output={str(output)[:200]!r} cannot be a folder to write to: {reason}.") from error
 
 
 def _usable(config: TrainingConfig, used_with: FocusConfig, focus: FocusModel) -> TrainingConfig:
@@ -168,6 +169,7 @@ class _Run:
             "model": weights_fingerprint(focus.model, focus.parts),
             "processes": accelerator.num_processes,
         }
+        self._unwritten = Unwritten()
         loss = FocusLoss(focus, recompute=config.recompute)
         self.loss, *self.optimizers = accelerator.prepare(loss, *_optimizers(config, list(loss.parameters())))
 
@@ -175,7 +177,7 @@ class _Run:
         self.identity["data"] = getattr(examples, "data_digest", None)
         first = self._resume()
         numbers = self._example_numbers(first)
-        log = LossLog(self.config, first, self.accelerator)
+        log = LossLog(self.config, first, self.accelerator, self._unwritten)
         with log, _asked_to_stop() as stop, _prefetched(examples, numbers) as ready:
             if evaluate is not None and first and self._evaluates_after(first) and not log.has_evaluation(first):
                 log.evaluated(first, self._evaluate(evaluate))  # the run stopped before it
@@ -185,8 +187,7 @@ class _Run:
                 done = step + 1
                 stopping = self._any_process(stop.is_set())
                 if done % self.config.save_every == 0 or done == self.config.steps or stopping:
-                    log.flush()
-                    self._save(done)
+                    self._save(done, log.unwritten())
                 if stopping:
                     raise KeyboardInterrupt(f"Stopped and saved after step {done} of {self.config.steps}.")
                 if evaluate is not None and self._evaluates_after(done):
@@ -226,7 +227,7 @@ class _Run:
 
     # --- state --------------------------------------------------------------------------------------------------------
 
-    def _save(self, done: int) -> None:
+    def _save(self, done: int, unwritten: Unwritten) -> None:
         """The exact state after `done` steps, and the projections as an adapter that can be used at once."""
         self.accelerator.wait_for_everyone()
         if not self.accelerator.is_main_process:
@@ -239,6 +240,7 @@ class _Run:
             "projections": self.focus.projections.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "scaler": None if scaler is None else scaler.state_dict(),
+            "unwritten": asdict(unwritten),
         }
         try:
             replace_file(self.config.output / RESUME_STATE, lambda path: torch.save(state, path))
@@ -261,8 +263,9 @@ class _Run:
         if not path.exists():
             return 0
         try:
-            state: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
-            state = {name: state[name] for name in _STATE}
+            saved: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
+            state = {name: saved[name] for name in _STATE}
+            unwritten = Unwritten(**saved.get("unwritten", {}))  # older versions wrote a row with every state
         except (OSError, RuntimeError, UnpicklingError, EOFError, KeyError, TypeError) as error:
             raise ConfigError(
                 f"{path} is damaged, or no resume state of this program ({error}). Delete it to start again."
@@ -288,10 +291,14 @@ class _Run:
                     "delete it to start again."
                 )
         self.focus.projections.load_state_dict(state["projections"])
-        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
+        for optimizer, its_state in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(its_state)
         if self.accelerator.scaler is not None and state["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
+        if self.accelerator.is_main_process:
+            self._unwritten = unwritten
+        else:  # the main process has their examples
+            self._unwritten = replace(unwritten, examples=[])
         return int(state["done"])
 
     # --- evaluation and stopping --------------------------------------------------------------------------------------

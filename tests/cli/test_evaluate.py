@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from focus_core import FocusEngine
+from focus_core import FocusEngine, device
 from focus_core.evaluation import run as runs
+from focus_core.evaluation.tasks.base import Haystack
 from focus_core.evaluation.trials import Run
 from tests.cli.conftest import Focusllm
 from tests.evaluation.cases import write_stories
@@ -109,3 +110,39 @@ def test_a_mistake_is_named_before_the_model_is_loaded(
     result = focusllm("eval", *arguments)
     assert result.exit_code == 1
     assert message in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("tokens", "contenders", "reason"),
+    [
+        ("600000", "auto,focus", "chunks fit"),
+        ("600000", "plain", "The prompt has 600"),
+        ("100000000", "auto", "tokens=100,000,000: documents of no more than 10,000,000 tokens are made up"),
+        ("9" * 30, "auto,end", "are made up"),
+    ],
+)
+def test_a_length_at_which_nobody_can_answer_is_refused_before_any_text_is_made(
+    focusllm: Focusllm,
+    model_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tokens: str,
+    contenders: str,
+    reason: str,
+) -> None:
+    """Making up a hundred million tokens takes minutes, and the shorter lengths would have been measured in vain."""
+    monkeypatch.delattr(Haystack, "sentences")
+    names = ("--model", model_folder, "--adapter", model_folder / "adapter", "--contenders", contenders)
+    result = focusllm("eval", *names, "--tokens", "600", "--tokens", tokens)
+    assert result.exit_code == 1
+    assert reason in result.output
+
+
+def test_a_length_that_the_memory_does_not_hold_is_refused(
+    focusllm: Focusllm, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(Haystack, "sentences")
+    monkeypatch.setattr(device, "free_memory", lambda _: 200_000)
+    names = ("--model", model_folder, "--adapter", model_folder / "adapter", "--contenders", "focus")
+    result = focusllm("eval", *names, "--tokens", "20000")
+    assert result.exit_code == 1
+    assert "keys and values of 20,000 tokens take" in result.output

@@ -155,6 +155,16 @@ def test_a_full_disk_has_no_traceback(focusllm: Command, model_folder: Path) -> 
     assert written(error).splitlines() == ["Error: The output: No space left on device."]
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has a device that is always full")
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["ask", "--help"], []])
+def test_help_for_a_full_disk_has_no_traceback(focusllm: Command, arguments: list[str]) -> None:
+    """It is written before there is a command that could catch the error."""
+    error = in_memory()
+    with open("/dev/full", "w") as output:
+        assert focusllm(arguments, stdout=output, stderr=error) == 1
+    assert written(error).splitlines() == ["Error: The output: No space left on device."]
+
+
 def test_terminal_without_unicode(focusllm: Command, model_folder: Path) -> None:
     """A letter that the terminal lacks becomes a question mark; it does not end the answer."""
     command = ["ask", "--model", str(model_folder), "--temperature", "1", "--seed", "0", "What?"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from focus_core import FocusEngine
+from focus_core import FocusEngine, UnsupportedModelError
 from focus_core.config import SamplingConfig
 from focus_core.engine.sampling import Sampler, choose
 from focus_core.methods.continuation import continue_tokens
@@ -81,12 +81,48 @@ def test_same_seed_same_draws_and_another_seed_others() -> None:
     assert draws(1) != draws(2)
 
 
+NOT_FINITE = [float("nan"), float("inf")]
+
+
+@pytest.mark.parametrize("value", NOT_FINITE)
+@pytest.mark.parametrize("drawn", [{}, {"temperature": 1.0, "seed": 1}], ids=["greedy", "drawn"])
+def test_a_token_is_never_chosen_from_logits_that_are_not_finite(value: float, drawn: dict[str, float]) -> None:
+    """A NaN was the likeliest token in silence, and while drawing an error of torch. Others go on."""
+    samplers = [Sampler(SamplingConfig(**drawn), NOTHING_SEEN) for _ in range(2)]  # type: ignore[arg-type]
+    damaged = LOGITS.clone()
+    damaged[3] = value
+    spoiled, token = choose(samplers, torch.stack([damaged, LOGITS]))
+    assert isinstance(spoiled, UnsupportedModelError)
+    assert "logits are not finite" in str(spoiled)
+    assert isinstance(token, int)
+
+
+def test_tokens_that_a_model_rules_out_are_no_damage() -> None:
+    """Some set the logits of unused tokens to minus infinity."""
+    ruled_out = LOGITS.clone()
+    ruled_out[0] = -float("inf")
+    assert choose([Sampler(SamplingConfig(), NOTHING_SEEN)], ruled_out[None]) == [1]
+    assert choose([Sampler(SamplingConfig(temperature=1.0, top_k=1), NOTHING_SEEN)], ruled_out[None]) == [1]
+
+
 # --- through the engine -----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def engine() -> FocusEngine:
     return make_engine()
+
+
+@pytest.mark.parametrize("method", ["focus", "plain"])
+@pytest.mark.parametrize("drawn", [{}, {"temperature": 1.0, "seed": 1}], ids=["greedy", "drawn"])
+def test_damaged_weights_give_an_error_and_no_answer(method: str, drawn: dict[str, float]) -> None:
+    damaged = make_engine()
+    damaged.focus.model.lm_head.weight.data[5, 3] = float("nan")
+    with pytest.raises(UnsupportedModelError, match="logits are not finite"):
+        damaged.generate(QUESTION, [A], max_new_tokens=2, method=method, **drawn)
+    with pytest.raises(UnsupportedModelError, match="logits are not finite"):
+        continue_tokens(damaged.focus, [1, 5, 7], max_new_tokens=1)
+    assert damaged.shared.scheduler.idle
 
 
 @pytest.mark.parametrize("only_the_likeliest", [{"top_k": 1}, {"top_p": 1e-6}, {"min_p": 1.0}])

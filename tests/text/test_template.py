@@ -68,6 +68,7 @@ GOOD = {
 {{ 'a b' | title | center(9) | replace(' ', '_') }}{{ 'x\ny' | indent(4, true) }}{{ none | default('d', true) }}
 {{ missing | default('d') }}{{ '<' | e }}{{ '7' | int + 1 }}{{ 2.567 | round(2) }}{{ 'abc' | first }}
 {{ messages | last }}{{ 'a b c' | wordcount }}{{ '%s-%s' | format(1, 'b') }}
+{{ missing | replace('a', 'b') }}{{ none | center(8) }}{{ missing | join }}
 {{ messages | groupby('role') | map('first') | list }}{{ 'abcdef' | truncate(4, true, '…') }}{{ [1, 2] | min }}""",
     "methods": """{% for m in messages %}
 {{ m.content.split('</think>')[-1].lstrip('\n').strip() }}{{ m['content'].startswith(' ') }}

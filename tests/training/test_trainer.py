@@ -137,6 +137,45 @@ def test_stopped_and_resumed_is_bitwise_the_run_without_a_stop(
     assert losses(tmp_path) == losses(straight[1])
 
 
+def _rows(folder: Path) -> list[dict[str, str]]:
+    """All of the log but the time."""
+    with (folder / "losses.csv").open(newline="") as file:
+        return [{key: value for key, value in row.items() if key != "seconds"} for row in csv.DictReader(file)]
+
+
+@pytest.mark.parametrize("killed", [False, True], ids=["Ctrl-C", "killed"])
+@pytest.mark.parametrize(
+    ("log_every", "save_every"),
+    [(4, 3), *(pytest.param(*sizes, marks=pytest.mark.slow) for sizes in ((5, 1), (2, 6), (1, 2)))],
+)
+def test_the_log_of_a_run_that_was_stopped_is_that_of_one_that_was_not(
+    tmp_path: Path, killed: bool, log_every: int, save_every: int
+) -> None:
+    """Between two rows, the losses before the stop were a row of their own, and the next row lacked them."""
+    settings = {"steps": 9, "log_every": log_every, "save_every": save_every}
+    straight, stopped = config_for(tmp_path / "straight", **settings), config_for(tmp_path / "stopped", **settings)
+    train(straight, model=focus_model(), examples=numbered)
+    for number in (7, 13):  # two examples a step
+        examples = _Broken(number) if killed else StopsAt(number)
+        with pytest.raises((KeyboardInterrupt, RuntimeError)):
+            train(stopped, model=focus_model(), examples=examples)
+    train(stopped, model=focus_model(), examples=numbered)
+    assert _rows(stopped.output) == _rows(straight.output)
+    assert len({row["step"] for row in _rows(straight.output)}) == -(-9 // log_every)
+
+
+class _Broken:
+    """Examples of which one ends the run without a chance to save."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __call__(self, number: int) -> TrainingExample:
+        if number == self.number:
+            raise RuntimeError("the power is gone")
+        return numbered(number)
+
+
 def test_muon_resumes_exactly_too(tmp_path: Path) -> None:
     """It has two optimizers to save: one for matrices, one for biases."""
     straight, resumed = focus_model(), focus_model()
