@@ -134,6 +134,15 @@ def _as_json(text: str, end: Finished, engine: FocusEngine, clock: _Clock) -> di
         "finish_reason": end.finish_reason,
         "method": end.method,
         "usage": asdict(end.usage),
+        "chunk_scores": [
+            {
+                "tokens": len(found.chunk.token_ids),
+                "characters": found.chunk.characters,
+                "score": round(found.score, 4),
+                "read": found.read,
+            }
+            for found in end.chunk_scores
+        ],
         "timings": {
             "loading_seconds": round(clock.loading, 3),
             "first_text_seconds": round(clock.first_text, 3),

@@ -62,13 +62,24 @@ def test_prints_the_answer_and_nothing_else(ask: Focusllm, document: Path, model
 
 def test_json_has_text_usage_and_timings(ask: Focusllm, document: Path, model_folder: Path) -> None:
     found = answered(ask("-d", document, "--json", QUESTION))
-    assert set(found) == {"text", "finish_reason", "method", "usage", "timings", "model"}
+    assert set(found) == {"text", "finish_reason", "method", "usage", "chunk_scores", "timings", "model"}
+    assert found["chunk_scores"] == []  # FocusLLM reads all chunks alike
     assert found["finish_reason"] in ("stop", "length")
     usage = found["usage"]
     assert usage["cache_creation"] + usage["cache_read"] == usage["document_tokens"] == len(TEXT)
     assert usage["chunks"] == -(-len(TEXT) // CHUNK)
     assert 0 < found["timings"]["first_text_seconds"] <= found["timings"]["answer_seconds"]
     assert found["model"] == {"id": str(model_folder), "adapter": str(model_folder / "adapter"), "device": "cpu"}
+
+
+def test_json_has_the_scores_of_selected_chunks(ask: Focusllm, document: Path) -> None:
+    options = ("--method", "select", "--select-tokens", str(2 * CHUNK), "--layout", "chat")
+    found = answered(ask("-d", document, "--json", *options, QUESTION))
+    assert (found["method"], len(found["chunk_scores"])) == ("select", found["usage"]["chunks"])
+    read = [chunk["tokens"] for chunk in found["chunk_scores"] if chunk["read"]]
+    assert 0 < sum(read) <= 2 * CHUNK
+    starts = [chunk["characters"][0] for chunk in found["chunk_scores"]]
+    assert starts == sorted(starts)
 
 
 def test_several_documents_are_chunked_each_alone(ask: Focusllm, document: Path, tmp_path: Path) -> None:
