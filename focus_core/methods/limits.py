@@ -233,10 +233,12 @@ def _measure_long_prompt(layout: Layout, prompt: PromptLengths) -> Lengths:
     """Layout "raw": a BOS of its own counts as one of the prompt's tokens."""
     own, config, later = prompt.own, layout.config, len(layout.next_opening)
     border = max(prompt.local - config.local_window, 0)
+    local = prompt.local - max(border, own)
+    if border and 0 < prompt.question < local:  # a BOS stands between
+        border, local = prompt.local - prompt.question - 1, prompt.question
     chunks, size = -(-border // config.chunk_size), min(border, config.chunk_size)
     first = 0 if own else later
     second = later + min(border - size, size)
-    local = prompt.local - max(border, own)
     return Lengths(
         chunks=chunks,
         longest_chunk=max(first + size, second if chunks > 1 else 0) if chunks else 0,

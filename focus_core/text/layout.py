@@ -20,11 +20,14 @@ class Prompt:
         opening: a BOS, or nothing
         tokens: the rest
         turn: the same conversation as documents join it, in layout "chat"
+        question: first token after the last BOS that a chat template wrote in the middle; all before it is then read
+            like a document, if the prompt is too long to be read at once
     """
 
     opening: tuple[int, ...]
     tokens: TokenizedDocument
     turn: Turn | None = None
+    question: int | None = None
 
     def __len__(self) -> int:
         return len(self.opening) + len(self.tokens)
@@ -44,12 +47,14 @@ class PromptLengths:
         local: all of it, as local context
         before: what stands before documents in the plain model's row
         after: what stands after them
+        question: what follows a BOS in the middle; 0 if there is none
     """
 
     own: int
     local: int
     before: int
     after: int
+    question: int = 0
 
 
 @dataclass(frozen=True)
@@ -133,7 +138,8 @@ class Layout:
         """Chunks of all but the prompt's last `local_window` tokens, and those as local context.
 
         As in the authors' code, a BOS that the prompt has itself counts as one of its tokens. In layout "chat" the
-        user's words are chunked, and what the template writes before them is not.
+        user's words are chunked, and what the template writes before them is not. A question that begins with a BOS of
+        its own within the local window is the local context.
         """
         if prompt.turn is not None:
             return self._long_turn(prompt, prompt.turn)
@@ -141,11 +147,14 @@ class Layout:
         border = max(len(prompt) - self.config.local_window, 0)
         if border == 0:
             return [], Prompt(prompt.opening or self.opening, tokens)
+        first = border - own  # token of the local context
+        if prompt.question is not None and prompt.question - 1 >= first:
+            border, first = own + prompt.question - 1, prompt.question
         starts = [max(start - own, 0) for start in range(0, border, size)]
         stops = [*starts[1:], border - own]
         openings = [prompt.opening or self.next_opening, *[self.next_opening] * (len(starts) - 1)]
         chunks = [_cut(tokens, *chunk) for chunk in zip(starts, stops, openings, strict=True)]
-        return chunks, Prompt(self.opening, TokenizedDocument.of_tokens(tokens.token_ids[border - own :]))
+        return chunks, Prompt(self.opening, TokenizedDocument.of_tokens(tokens.token_ids[first:]))
 
     def _long_turn(self, prompt: Prompt, turn: Turn) -> tuple[list[Chunk], Prompt]:
         border = max(len(turn.suffix) - self.config.local_window, 0)
@@ -209,7 +218,9 @@ class Layout:
 
     def lengths(self, prompt: Prompt) -> PromptLengths:
         """Numbers of tokens of a prompt."""
-        return PromptLengths(len(prompt.opening), len(prompt), len(self.before(prompt)), len(self.after(prompt)))
+        question = 0 if prompt.question is None else len(prompt.tokens) - prompt.question
+        before, after = len(self.before(prompt)), len(self.after(prompt))
+        return PromptLengths(len(prompt.opening), len(prompt), before, after, question)
 
     def expected_lengths(self, tokens: int) -> PromptLengths:
         """The same for a prompt of which only the number of tokens is known, without its BOS."""

@@ -125,7 +125,8 @@ class TextTokenizer:
         if self._template_writes_bos and tokens[:1] == [self.bos]:
             tokens, starts = tokens[1:], None if starts is None else starts[1:]
         document = TokenizedDocument(Document(_unmarked(rendered, literals)), tokens, starts)
-        return Prompt(self._bos, document, self._turn(marked, literals) if turn else None)
+        question = len(tokens) - tokens[::-1].index(self.bos) if self.bos in tokens else None
+        return Prompt(self._bos, document, self._turn(marked, literals) if turn else None, question)
 
     @property
     def _bos(self) -> tuple[int, ...]:

@@ -190,19 +190,24 @@ def test_a_long_prompt_is_refused_where_its_rows_do_not_fit(layout: Layout, toke
 
 
 @settings(max_examples=200)
-@given(layout=layouts(), tokens=st.integers(0, 200), with_bos=st.booleans())
+@given(layout=layouts(), tokens=st.integers(0, 200), with_bos=st.booleans(), question=st.none() | st.integers(1, 200))
 def test_a_prompt_with_and_without_a_bos_of_its_own_is_measured_as_it_is_cut(
-    layout: Layout, tokens: int, with_bos: bool
+    layout: Layout, tokens: int, with_bos: bool, question: int | None
 ) -> None:
-    """As `continue_tokens` takes it: the tokens are given, and whether a BOS is among them."""
+    """As `continue_tokens` takes it: the tokens are given, and whether a BOS is among them. And one in the middle."""
     layout = replace(layout, turn_opening=None)
     own = (BOS,) * (with_bos and layout.bos is not None)
     ids = list(range(10, 10 + tokens))
-    prompt = Prompt(own, TokenizedDocument.of_tokens(ids))
+    inner = question if question is not None and question < tokens else None
+    prompt = Prompt(own, TokenizedDocument.of_tokens(ids), question=inner)
     rows = Rows.of(layout, (), prompt)
     assert measure(layout, (), layout.lengths(prompt)) == rows.lengths
     chunks, context = layout.long_prompt(prompt)
-    assert [token for chunk in chunks for token in chunk.token_ids] + [*context.tokens.token_ids] == ids
+    read = [token for chunk in chunks for token in chunk.token_ids]
+    if chunks and inner is not None and 1 + tokens - inner <= layout.config.local_window:
+        read.append(ids[inner - 1])  # the BOS, which begins the local context
+        assert list(context.tokens.token_ids) == ids[inner:]
+    assert [*read, *context.tokens.token_ids] == ids
 
 
 @pytest.mark.parametrize("method", ["auto", "focus"])

@@ -70,7 +70,7 @@ def test_a_generator_is_refused(model: Any) -> None:
 
 @pytest.mark.parametrize("wrong", [[A, 5], [None], [b"bytes"], [["nested"]]], ids=str)
 def test_what_is_no_document_is_refused(model: Any, wrong: list[Any]) -> None:
-    with pytest.raises(DocumentError, match=rf"Document {len(wrong)} of {len(wrong)} is a"):
+    with pytest.raises(DocumentError, match=rf"Document {len(wrong)} of {len(wrong)} is (a|None)"):
         model.invoke("Who?", documents=wrong)
 
 
