@@ -7,7 +7,8 @@ random, with one token per byte: what it writes means nothing, but every answer 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -195,6 +196,20 @@ class Conformance:
             with pytest.raises(RuntimeError, match="broken on purpose"):
                 [piece async for piece in driver.astream(QUESTION, DOCUMENTS)]
         assert driver.ask(QUESTION, DOCUMENTS).text
+
+    def test_threads_get_their_own_answers(self, driver: Driver, engine: FocusEngine) -> None:
+        """A server asks from many threads. Other local models crash, hang or mix the answers up."""
+        questions = [QUESTION, "Where?", "And when?"]
+        expected = [engine.generate(question, DOCUMENTS, max_new_tokens=TOKENS).text for question in questions]
+        assert len(set(expected)) == len(questions)
+        ways: list[Callable[[str], str]] = [
+            lambda question: driver.ask(question, DOCUMENTS).text,
+            lambda question: "".join(driver.stream(question, DOCUMENTS)),
+            lambda question: asyncio.run(_whole(driver.aask(question, DOCUMENTS))).text,  # an event loop of its own
+        ]
+        with ThreadPoolExecutor(len(ways) * len(questions)) as threads:
+            answers = [[threads.submit(way, question) for question in questions] for way in ways]
+        assert [[answer.result() for answer in row] for row in answers] == [expected] * len(ways)
 
     async def test_a_closed_stream_frees_the_engine(
         self, driver: Driver, engine: FocusEngine, monkeypatch: pytest.MonkeyPatch

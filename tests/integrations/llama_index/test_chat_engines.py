@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import pickle
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from llama_index.core.base.llms.types import ChatMessage
-from llama_index.core.chat_engine import CondenseQuestionChatEngine, SimpleChatEngine
+from llama_index.core.chat_engine import (
+    CondensePlusContextChatEngine,
+    CondenseQuestionChatEngine,
+    ContextChatEngine,
+    SimpleChatEngine,
+)
 from llama_index.core.memory import ChatMemoryBuffer
 from llama_index.core.query_engine import RetrieverQueryEngine
 from llama_index.core.schema import Document
@@ -17,7 +24,7 @@ from focus_core import ContextOverflowError, FocusEngine
 from focus_core.errors import ConfigError
 from focus_integrations.llama_index import FocusLLM, FocusSynthesizer
 from tests.integrations.llama_index.drivers import Found, as_documents, nodes_of
-from tests.integrations.spies import EngineCall, Spy, break_after
+from tests.integrations.spies import EngineCall, Spy, break_after, count_steps, wait_until_idle
 
 # LlamaIndex's thread raises what it hands to the reader as well.
 in_a_thread = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
@@ -32,7 +39,11 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[EngineCall]:
 
 def simple(llm: FocusLLM) -> SimpleChatEngine:
     """LlamaIndex's default memory is a database with threads of its own, which these tests need not wait for."""
-    return SimpleChatEngine.from_defaults(llm=llm, memory=ChatMemoryBuffer.from_defaults(tokenizer_fn=str.split))
+    return SimpleChatEngine.from_defaults(llm=llm, memory=memory())
+
+
+def memory() -> ChatMemoryBuffer:
+    return ChatMemoryBuffer.from_defaults(tokenizer_fn=str.split)
 
 
 # --- documents of the model -------------------------------------------------------------------------------------------
@@ -99,7 +110,7 @@ def condensing(llm: FocusLLM, streaming: bool) -> CondenseQuestionChatEngine:
     return CondenseQuestionChatEngine.from_defaults(
         RetrieverQueryEngine(Found(nodes_of(LONG)), response_synthesizer=synthesizer),
         llm=llm,
-        memory=ChatMemoryBuffer.from_defaults(tokenizer_fn=str.split),
+        memory=memory(),
     )
 
 
@@ -130,3 +141,44 @@ def test_an_error_in_mid_stream_reaches_the_reader(
     read: list[str] = []
     with pytest.raises(Exception, match="broken on purpose"):
         read.extend(chat.stream_chat("Who?").response_gen)
+
+
+# --- streams of a server ----------------------------------------------------------------------------------------------
+
+ENGINES: dict[str, Callable[[FocusLLM], Any]] = {
+    "simple": simple,
+    "condensing": lambda llm: condensing(llm, streaming=True),
+    "context": lambda llm: ContextChatEngine.from_defaults(Found(nodes_of(LONG)), llm=llm, memory=memory()),
+    "both": lambda llm: CondensePlusContextChatEngine.from_defaults(Found(nodes_of(LONG)), llm=llm, memory=memory()),
+}
+
+
+@pytest.mark.parametrize("kind", ENGINES)
+async def test_every_request_of_a_server_gets_its_stream(tiny_settings: dict[str, Any], kind: str) -> None:
+    """An engine for each request, one model for all; and a second turn."""
+    llm = FocusLLM(**tiny_settings, documents=LONG)
+    expected = (await ENGINES[kind](llm).achat("Who?")).response
+    for _ in range(2):
+        chat = ENGINES[kind](llm)
+        pieces = [piece async for piece in (await chat.astream_chat("Who?")).async_response_gen()]
+        assert len(pieces) > 3
+        assert "".join(pieces).strip() == expected.strip()
+    assert [piece async for piece in (await chat.astream_chat("And?")).async_response_gen()]
+    assert [message.role.value for message in chat.chat_history] == ["user", "assistant"] * 2
+
+
+@pytest.mark.parametrize("kind", ENGINES)
+async def test_a_reader_that_has_gone_can_stop_the_model(
+    tiny_settings: dict[str, Any], engine: FocusEngine, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """LlamaIndex reads the stream to its end, for the history, in a task: cancelling that is what the docs advise."""
+    chat = ENGINES[kind](FocusLLM(**{**tiny_settings, "max_tokens": 200}, documents=LONG))
+    response = await chat.astream_chat("Who?")
+    stream = response.async_response_gen()
+    await anext(stream)
+    response.awrite_response_to_history_task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await stream.aclose()
+    steps = count_steps(monkeypatch)
+    await asyncio.to_thread(wait_until_idle, engine)
+    assert len(steps) < 3

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import llama_index.core
@@ -321,6 +323,18 @@ def test_a_condensing_chat_engine_works_turn_by_turn(llm: FocusLLM, calls: list[
     assert "And when?" in calls[1].question
     assert first.response in calls[1].question
     assert second.source_nodes[0].node.get_content() == "text"
+
+
+@pytest.mark.parametrize(
+    "copied", [copy.deepcopy, lambda made: pickle.loads(pickle.dumps(made))], ids=["deepcopy", "pickle"]
+)
+def test_a_query_engine_can_be_copied(llm: FocusLLM, copied: Callable[[Any], Any]) -> None:
+    """Models of pydantic copy their fields, and workers get pickles: tokenizer and locks stay where they are."""
+    query_engine = RetrieverQueryEngine(Found(nodes_of(*STORIES)), response_synthesizer=FocusSynthesizer(llm))
+    expected = str(query_engine.query(QUESTION))
+    again = copied(query_engine)
+    assert str(again.query(QUESTION)) == expected
+    assert again._response_synthesizer._llm.engine is llm.engine
 
 
 def test_settings_are_the_default_model(llm: FocusLLM, monkeypatch: pytest.MonkeyPatch) -> None:
