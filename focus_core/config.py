@@ -11,6 +11,9 @@ _LARGEST = 1e30  # float32 still divides by it
 DEFAULT_NEW_TOKENS = 256  # default `max_new_tokens`; less if the window is smaller
 LARGEST_CHUNK = 2048  # where no setting says
 CHUNK_WITHOUT_ADAPTER = 512  # the same, for methods that choose among chunks
+DEFAULT_SELECTED = (
+    2048  # tokens of chunks: the four likeliest, of 512 tokens, hold nearly all that one question asks for
+)
 LAYOUTS = ("chat", "raw")
 BOUNDARIES = ("paragraph", "tokens")
 MIXINGS = ("pced", "nbce")
@@ -37,7 +40,7 @@ class FocusConfig:
     layout: str | None = None  # "chat": documents stand in the user's turn; "raw": in front of the conversation
     boundaries: str | None = None  # "tokens": chunks of equal size; "paragraph": they end at a paragraph if they can
     pack: bool | None = None  # small documents share a chunk
-    select_tokens: int | None = None  # of chunks that method="select" puts into the window; None: what fits
+    select_tokens: int | None = None  # of chunks that method="select" puts into the window; None: 2,048, or what fits
     experts: int | None = None  # chunks that decode together with method="experts"
     mixing: str | None = None  # how they do: "pced" or "nbce"
 

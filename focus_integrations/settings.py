@@ -100,7 +100,7 @@ class FocusSettings(BaseModel):
     pack: bool | None = None
     """Small documents share a chunk."""
     select_tokens: int | None = None
-    """Tokens of chunks that method "select" reads again; by default what fits."""
+    """Tokens of chunks that method "select" reads again; by default 2,048, or what fits."""
     experts: int | None = None
     """Chunks that decode together with method "experts"."""
     mixing: str | None = None

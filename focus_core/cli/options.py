@@ -50,7 +50,9 @@ LayoutName = Annotated[
 ]
 SelectTokens = Annotated[
     int | None,
-    typer.Option(min=1, help="Tokens of chunks that --method select reads again. Default: what the window holds."),
+    typer.Option(
+        min=1, help="Tokens of chunks that --method select reads again. Default: 2048, or what the window holds."
+    ),
 ]
 Documents = Annotated[
     list[str] | None,

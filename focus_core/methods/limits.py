@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from focus_core.config import DEFAULT_NEW_TOKENS, ResolvedConfig
+from focus_core.config import DEFAULT_NEW_TOKENS, DEFAULT_SELECTED, ResolvedConfig
 from focus_core.errors import ConfigError, ContextOverflowError
 from focus_core.text.layout import Layout, PromptLengths
 
@@ -191,7 +191,7 @@ class RowLimits:
         if self.rows:
             rows = min(self.rows, self.lengths.chunks)
             return rows * (self.row + new_tokens) + self.lengths.local + new_tokens
-        wanted = self.config.select_tokens or self.config.window
+        wanted = self.config.select_tokens or DEFAULT_SELECTED
         read = max(self.lengths.longest_chunk, min(wanted, self.lengths.chunk_tokens))
         return min(self.config.window, self.lengths.before + read + self.lengths.after + new_tokens)
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from focus_core.cache.chunks import ChunkSet
-from focus_core.config import ResolvedConfig
+from focus_core.config import DEFAULT_SELECTED, ResolvedConfig
 from focus_core.methods.base import ChunkScore, Prefilling, Reading, TokenizedQuestion, pad_left
 from focus_core.methods.decoder import Decoder
 from focus_core.methods.limits import Lengths, RowLimits
@@ -110,8 +110,7 @@ def question_scores(decoder: Decoder, chunks: ChunkSet, questions: Sequence[Toke
 def select(question: TokenizedQuestion, scores: Sequence[float], config: ResolvedConfig) -> list[int]:
     """Chunks that the answer is read from, in order: the best ones that fit, and always the best one."""
     around = len(question.layout.before(question.context)) + len(question.layout.after(question.context))
-    room = config.window - around - question.new_tokens
-    room = room if config.select_tokens is None else min(room, config.select_tokens)
+    room = min(config.window - around - question.new_tokens, config.select_tokens or DEFAULT_SELECTED)
     best_first = sorted(range(len(scores)), key=lambda index: -scores[index])
     kept, separator = best_first[:1], len(question.layout.separator)
     room -= len(question.chunks[kept[0]].token_ids)
