@@ -8,7 +8,8 @@ from functools import cached_property
 
 from transformers import PreTrainedTokenizerBase
 
-_MARK = re.compile(r"\S*[<\[|{]\S*[>\]|}]\S*")  # in a template's own text: [INST], <<SYS>>, <|user|>
+_MARK = re.compile(r"[<\[|{].*[>\]|}]")  # in a word of a template's own text: [INST], <<SYS>>, <|user|>
+_LONGEST_MARK = 64  # characters
 
 
 class ControlTokens:
@@ -28,8 +29,8 @@ class ControlTokens:
         strings = special | set(map(str, tokenizer.all_special_tokens))
         for text in written:
             strings |= {str(token) for token in added.values() if str(token).strip() and str(token) in text}
-            rest = self._without(strings, text)
-            strings |= set(_MARK.findall(rest))
+            words = self._without(strings, text).split()
+            strings |= {word for word in words if len(word) <= _LONGEST_MARK and _MARK.search(word)}
         self._strings = sorted((text for text in strings if len(text) > 1), key=len, reverse=True)
         ids = {index for index, token in added.items() if str(token) in strings} | set(tokenizer.all_special_ids)
         self.ids = frozenset(ids - {tokenizer.unk_token_id})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from focus_core import ConfigError
@@ -118,6 +120,16 @@ def test_marks_that_are_ordinary_text_are_broken_up() -> None:
     pieces = text._control.pieces("say [INST] and [/INST]")
     assert "".join(pieces) == "say [INST] and [/INST]"
     assert not any(mark in piece for piece in pieces for mark in ("[INST]", "[/INST]"))
+
+
+def test_a_template_that_writes_much_is_looked_through_at_once() -> None:
+    """Marks were found by a pattern that took minutes for a long word of brackets."""
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = "{{ '<' * 100000 }}{% for m in messages %} [USER] {{ m.content }} {% endfor %}"
+    started = time.perf_counter()
+    pieces = TextTokenizer(tokenizer)._control.pieces("a [USER] b")
+    assert time.perf_counter() - started < 2
+    assert not any("[USER]" in piece for piece in pieces)
 
 
 def test_words_that_look_like_our_sentinels_are_words() -> None:
