@@ -7,7 +7,7 @@ READY := .venv/.ready
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 NOTEBOOKS := $(wildcard cookbook/[0-9]*.py)
 
-.PHONY: demo models test test-slow test-recipe test-gpu check format bench notebooks constraints
+.PHONY: demo models test test-slow test-long test-recipe test-gpu check format bench notebooks constraints
 
 demo: $(READY)  ## hide facts in 100,000 tokens and ask for them; with MODEL=smollm2, a real model and a story
 ifdef MODEL
@@ -31,6 +31,9 @@ test: $(READY)
 test-slow: $(READY)
 	@$(BIN)/python -m recipes.real_models --if-possible
 	@$(PYTEST) -m slow
+
+test-long: $(READY)  ## what takes a minute and more: more examples for the fuzzer, the whole demo, patience
+	@$(PYTEST) -m long
 
 test-recipe: $(READY)  ## every command of the recipe, with few steps
 	@$(BIN)/python -m pytest -rs -m recipe

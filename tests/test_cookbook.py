@@ -99,8 +99,9 @@ def test_demo_hides_what_it_asks_for(demo: ModuleType, tmp_path: Path) -> None:
 
 
 @needs_embedded
-@pytest.mark.slow
-@pytest.mark.parametrize("tokens", [6000, 100_000])
+@pytest.mark.parametrize(
+    "tokens", [pytest.param(6000, marks=pytest.mark.slow), pytest.param(100_000, marks=pytest.mark.long)]
+)
 def test_demo_finds_everything(demo: ModuleType, tokens: int, capsys: pytest.CaptureFixture[str]) -> None:
     """What `make demo` shows, on a shorter text and on its own."""
     demo.TOKENS = tokens

@@ -1,6 +1,6 @@
 """Bad folders, JSON, templates and options without end, and one oracle: an error of ours, or a right answer.
 
-Within five seconds of the processor, and nothing is written. A quick look in every run; `make test-slow` looks longer.
+Within five seconds of the processor, and nothing is written. A quick look in every run; `make test-long` looks longer.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def _profile(examples: int) -> Callable[[Callable[..., None]], Callable[..., Non
 
 
 # A quick look and a long one, at the same property.
-LOOKS = [pytest.param(1, id="quick"), pytest.param(15, id="long", marks=pytest.mark.slow)]
+LOOKS = [pytest.param(1, id="quick"), pytest.param(15, id="long", marks=pytest.mark.long)]
 
 ODD_NUMBERS = [0, -1, 1, 2, 3, 7, 0.5, -0.0, 1e-300, 1e308, float("inf"), float("nan"), 2**31, 2**63, 10**30, 10**400]
 ODD_TEXTS = ["", " ", "a", "\0", "nonsense", "../../etc", "a" * 5000, "\ud800", "{{ 1 / 0 }}", "<eos>", "float99", "32"]

@@ -24,7 +24,7 @@ DRIVERS = [
 ]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 async def test_the_first_token_may_take_more_than_a_minute(
     tiny_settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -44,8 +44,7 @@ def generated(system: str | None) -> list[int]:
 
 
 @needs_model("smollm2")
-@pytest.mark.parametrize("system", [None, "You answer in one sentence."])
-@pytest.mark.parametrize("method", ["plain", "select"])
+@pytest.mark.parametrize(("method", "system"), [("plain", None), ("select", "You answer in one sentence.")])
 def test_answers_are_those_of_transformers_on_the_templated_text(method: str, system: str | None) -> None:
     answer = engine().generate(QUESTION, [part()], method=method, system=system, max_new_tokens=16)
     assert (answer.method, all(found.read for found in answer.chunk_scores)) == (method, True)
