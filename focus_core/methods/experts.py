@@ -21,12 +21,11 @@ import torch
 from torch import Tensor
 
 from focus_core.cache.chunks import ChunkRow, ChunkSet
-from focus_core.methods.base import ChunkScore, Prefilling, Reading, TokenizedQuestion
+from focus_core.methods.base import Reading, TokenizedQuestion
 from focus_core.methods.decoder import Decoder
 from focus_core.methods.limits import Lengths, RowLimits
 from focus_core.methods.plain import PlainDecoding
-from focus_core.methods.select import question_scores, scored
-from focus_core.text.chunking import Chunk
+from focus_core.methods.scored import ScoredDecoding, ScoringMethod, best_first
 
 DEFAULT_EXPERTS = 8
 DEFAULT_MIXING = "pced"
@@ -162,70 +161,26 @@ class ExpertRows:
         return of_each[:, 0] if self._experts == 1 else self._mixing.mix(of_each[:, :-1], of_each[:, -1])
 
 
-class ExpertsDecoding:
+class ExpertsDecoding(ScoredDecoding[ExpertRows]):
     """The best chunks as experts, for a batch of questions about the same chunks."""
 
-    def __init__(self, decoder: Decoder, chunks: ChunkSet, questions: Sequence[TokenizedQuestion]) -> None:
-        self._decoder, self._chunks, self._questions = decoder, chunks, questions
-        self._scores: list[tuple[ChunkScore, ...]] = []
-        self._rows: ExpertRows | None = None
-
-    def start(self) -> Tensor:
-        found = question_scores(self._decoder, self._chunks, self._questions)
-        return torch.cat([self._start(*each) for each in zip(self._questions, found, strict=True)])
-
-    def _start(self, question: TokenizedQuestion, scores: list[float]) -> Tensor:
+    def _start(self, question: TokenizedQuestion, scores: Sequence[float]) -> tuple[list[int], ExpertRows, Tensor]:
         config = self._decoder.config
-        best_first = sorted(range(len(scores)), key=lambda index: -scores[index])
-        best = sorted(best_first[: config.experts or DEFAULT_EXPERTS])
-        self._scores.append(scored(question, scores, best))
+        best = sorted(best_first(scores)[: config.experts or DEFAULT_EXPERTS])
         relevance = torch.tensor([[scores[index] - max(scores) for index in best]], device=self._decoder.device)
         mixing = MIXINGS[config.mixing or DEFAULT_MIXING](relevance)
-        rows = [self._chunks.rows[index] for index in best]
-        started, logits = ExpertRows.start(self._decoder, question, rows, mixing)
-        if self._rows is None:
-            self._rows = started
-        else:
-            self._rows.join(started)
-        return logits
-
-    def step(self, tokens: Tensor) -> Tensor:
-        return self._started.step(tokens)
-
-    def keep(self, questions: Sequence[int]) -> None:
-        self._started.keep(questions)
-        self._scores = [self._scores[index] for index in questions]
-
-    def join(self, other: ExpertsDecoding) -> None:
-        self._started.join(other._started)
-        self._scores += other._scores
-
-    def scores(self) -> list[tuple[ChunkScore, ...]]:
-        return self._scores
-
-    @property
-    def _started(self) -> ExpertRows:
-        assert self._rows is not None, "start() comes first"
-        return self._rows
+        chunks = [self._chunks.rows[index] for index in best]
+        return best, *ExpertRows.start(self._decoder, question, chunks, mixing)
 
 
-class ExpertsMethod:
+class ExpertsMethod(ScoringMethod):
     """Chunks as experts, as a `Method`."""
 
     name: ClassVar[str] = "experts"
     reading: ClassVar[Reading] = Reading(paragraphs=True, pack=True, own_opening=True)
-    notice = None
-
-    def __init__(self, decoder: Decoder) -> None:
-        self._decoder = decoder
-        self.cached_layers = decoder.parts.num_layers
-        self.bytes_per_token = self.cached_layers * decoder.bytes_per_layer
 
     def limits(self, lengths: Lengths) -> RowLimits:
         return RowLimits(self._decoder.config, lengths, rows=self._decoder.config.experts or DEFAULT_EXPERTS)
-
-    def prefill(self, chunks: Sequence[Chunk]) -> Prefilling:
-        return self._decoder.prefill_passes([chunk.row for chunk in chunks], layers=self.cached_layers)
 
     def decoding(self, chunks: ChunkSet, questions: Sequence[TokenizedQuestion]) -> ExpertsDecoding:
         return ExpertsDecoding(self._decoder, chunks, questions)
