@@ -17,6 +17,7 @@ DEFAULT_SELECTED = (
 LAYOUTS = ("chat", "raw")
 BOUNDARIES = ("paragraph", "tokens")
 MIXINGS = ("pced", "nbce")
+_AS_GIVEN = ("layout", "boundaries", "pack", "select_tokens", "experts", "mixing")  # no window decides on these
 _SIZES = (
     *("chunk_size", "local_window", "dynamic_prompt", "parallel_chunks", "window"),
     *("select_tokens", "experts"),
@@ -88,12 +89,7 @@ class FocusConfig:
             plain_up_to=known.plain_up_to,
             window=window,
             window_is=window_is,
-            layout=known.layout,
-            boundaries=known.boundaries,
-            pack=known.pack,
-            select_tokens=known.select_tokens,
-            experts=known.experts,
-            mixing=known.mixing,
+            **{name: getattr(known, name) for name in _AS_GIVEN},
         )
 
     def filled_from(self, other: FocusConfig) -> FocusConfig:

@@ -29,7 +29,7 @@ from focus_core.engine.answers import Event
 from focus_core.engine.engine import Question
 from focus_core.engine.options import CheckedOptions, nearest
 from focus_core.errors import ConfigError, DocumentError, warn
-from focus_core.methods.table import AUTO, METHODS
+from focus_core.methods.table import checked_method
 from focus_core.text.documents import require_sequence, way_out
 from focus_integrations.engines import EngineSettings, default_model, longest_input, name_of, shared_engine
 from focus_integrations.streams import stop_if_abandoned
@@ -142,8 +142,7 @@ class FocusSettings(BaseModel):
         assert self.engine_settings  # checks the sizes
         if self.max_tokens is not None and self.max_tokens < 1:
             raise ConfigError(f"max_tokens={self.max_tokens}: must be at least 1, or None for the default.")
-        if self.method not in (AUTO, *METHODS):
-            raise ConfigError(f"method={self.method!r}: choose from {', '.join(map(repr, (AUTO, *METHODS)))}.")
+        checked_method(self.method)
         options = {name: getattr(self, name) for name in PER_CALL if name not in _RENAMED.values()}
         CheckedOptions.of({**options, "stop": self.stop}, called=type(self).__name__)
         if self.given_engine is not None:

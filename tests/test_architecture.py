@@ -23,7 +23,7 @@ FLOORS: list[dict[str, tuple[str, str]]] = [
     {
         "cli": (
             "the commands of `focusllm`: ask, info, train, eval",
-            "evaluation engine training loading text config device progress errors",
+            "evaluation engine training methods loading text config device progress errors",
         )
     },
     {

@@ -52,7 +52,7 @@ def load_engine(
         from transformers.utils import logging
 
         from focus_core.engine.engine import FocusEngine
-        from focus_core.engine.planning import checked_method
+        from focus_core.methods.table import checked_method
     checked_method(method)
     if not sys.stderr.isatty():
         logging.disable_progress_bar()  # of downloads; loading has a bar of ours

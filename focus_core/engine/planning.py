@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from focus_core.errors import ConfigError
 from focus_core.methods.base import Method, Plan, TokenizedQuestion
 from focus_core.methods.focus import FocusModel
 from focus_core.methods.limits import (
@@ -16,7 +15,7 @@ from focus_core.methods.limits import (
     reads_plainly,
     resolve_max_new_tokens,
 )
-from focus_core.methods.table import AUTO, METHODS, WITHOUT_ADAPTER
+from focus_core.methods.table import AUTO, METHODS, WITHOUT_ADAPTER, checked_method
 from focus_core.text.chunking import Chunk
 from focus_core.text.documents import TokenizedDocument
 from focus_core.text.layout import Layout, Prompt
@@ -138,31 +137,19 @@ class Planner:
     def _outline(
         self, lengths: Lengths, max_new_tokens: int | None, method: str | None, *, notice: str | None = None
     ) -> Outline:
-        name, asked = self._choose(lengths, max_new_tokens, method), checked_method(method or self._default)
-        chosen = self.method(name)
+        asked = checked_method(method or self._default)
+        chosen = self.method(self._choose(asked, lengths, max_new_tokens))
         limits = chosen.limits(lengths)
-        if asked == AUTO and name == WITHOUT_ADAPTER:
+        if asked == AUTO and chosen.name == WITHOUT_ADAPTER:
             notice = _NOTICE
         new_tokens = resolve_max_new_tokens(max_new_tokens, limits.positions_left)
         return Outline(chosen, lengths, limits, new_tokens, notice or chosen.notice)
 
-    def _choose(self, lengths: Lengths, max_new_tokens: int | None, asked: str | None) -> str:
-        name = checked_method(asked or self._default)
-        if name != AUTO:
-            return name if lengths.chunks else "plain"  # without chunks every method is the plain model
+    def _choose(self, asked: str, lengths: Lengths, max_new_tokens: int | None) -> str:
+        if asked != AUTO:
+            return asked if lengths.chunks else "plain"  # without chunks every method is the plain model
         # If `max_new_tokens` is unset, the plain model runs only when an answer of the expected length fits.
         expected = expected_answer(self._focus.config) if max_new_tokens is None else max_new_tokens
         if reads_plainly(self._focus.config, lengths, expected):
             return "plain"
         return "focus" if self._focus.trained else WITHOUT_ADAPTER
-
-
-def checked_method(name: str) -> str:
-    """`name`, if there is such a method.
-
-    Raises:
-        ConfigError: naming those there are
-    """
-    if name != AUTO and name not in METHODS:
-        raise ConfigError(f"method={name!r}: choose from {', '.join(map(repr, (AUTO, *METHODS)))}.")
-    return name

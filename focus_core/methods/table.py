@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from focus_core.errors import ConfigError
 from focus_core.methods.base import Method
 from focus_core.methods.experts import ExpertsMethod
 from focus_core.methods.focus import FocusMethod, FocusModel
@@ -20,3 +21,14 @@ METHODS: dict[str, Callable[[FocusModel], Method]] = {
     SelectMethod.name: SelectMethod,
     ExpertsMethod.name: ExpertsMethod,
 }
+
+
+def checked_method(name: str) -> str:
+    """`name`, if there is such a method.
+
+    Raises:
+        ConfigError: naming those there are
+    """
+    if name != AUTO and name not in METHODS:
+        raise ConfigError(f"method={name!r}: choose from {', '.join(map(repr, (AUTO, *METHODS)))}.")
+    return name

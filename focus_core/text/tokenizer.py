@@ -13,7 +13,7 @@ from typing import Any
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from focus_core.errors import ConfigError, UnsupportedModelError, first_line
-from focus_core.text.chat import RAW_INSTEAD, SEPARATOR, Message, SplitTurn, Turn, split_turn, unused_words
+from focus_core.text.chat import RAW_INSTEAD, SEPARATOR, Message, Turn, split_turn, unused_words
 from focus_core.text.control import ControlTokens
 from focus_core.text.documents import Document, TokenIds, TokenizedDocument, require_whole_characters
 from focus_core.text.layout import Prompt
@@ -157,9 +157,10 @@ class TextTokenizer:
 
     def _turn(self, messages: Sequence[Message], literals: Mapping[str, str]) -> Turn:
         split = split_turn(messages, self._rendered)
-        suffix, starts = self._middle(split.between + split.words + split.after, literals)
+        parts = (split.between, split.words, split.after)
+        suffix, starts = self._middle("".join(parts), literals)
         if starts is None:  # the tokenizer does not tell characters, so that parts are encoded one by one
-            between, words, after = (self._encode(part, literals)[0] for part in _parts(split))
+            between, words, after = (self._encode(part, literals)[0] for part in parts)
             first, last = len(between), len(between) + len(words)
             return Turn(tuple(self._before(split.before, literals)), (*between, *words, *after), (first, last))
         end = starts[-1] - len(_unmarked(split.after, literals))
@@ -292,7 +293,3 @@ def _unmarked(text: str, literals: Mapping[str, str]) -> str:
     for name, literal in literals.items():
         text = text.replace(name, literal)
     return text
-
-
-def _parts(split: SplitTurn) -> tuple[str, str, str]:
-    return split.between, split.words, split.after
