@@ -58,7 +58,7 @@ class Scheduler:
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = model
         self._changed = threading.Condition()  # guards notices, and the three attributes that follow
-        self._stepping = False
+        self._stepping: int | None = None  # the thread that runs a step
         self._added: list[Request] = []
         self._left: list[Request] = []
         # What follows belongs to the thread that runs a step.
@@ -110,11 +110,11 @@ class Scheduler:
             mine = False
             try:
                 with self._changed:
-                    self._changed.wait_for(lambda: not self._stepping or any(r.notices for r in requests))
+                    self._changed.wait_for(lambda: self._stepping is None or any(r.notices for r in requests))
                     found = [(r, r.notices.popleft()) for r in requests for _ in range(len(r.notices))]
                     if found:
                         return found
-                    mine = self._stepping = True
+                    mine, self._stepping = True, threading.get_ident()
                 self._step()
             finally:
                 if mine:
@@ -126,24 +126,26 @@ class Scheduler:
             return
         with self._changed:
             self._left += requests
-            mine = not self._stepping
+            mine = self._stepping is None
             if mine:
-                self._stepping = True
+                self._stepping = threading.get_ident()
         if mine:
             self._end_step()
 
     def _end_step(self) -> None:
         """Drop the requests that left meanwhile, and let other clients step."""
         left: list[Request] = []
+        me = threading.get_ident()
         try:
-            while self._stepping:
+            while self._stepping == me:
                 self._drop(left)
                 with self._changed:
                     left, self._left = self._left, []
-                    self._stepping = bool(left)
+                    self._stepping = me if left else None
         finally:
             with self._changed:
-                self._stepping = False
+                if self._stepping == me:  # otherwise another client may be in its step already
+                    self._stepping = None
                 self._changed.notify_all()
 
     def _tell(self, request: Request, notice: Notice) -> None:
@@ -192,6 +194,8 @@ class Scheduler:
         others = sum(prefill.missing_bytes for prefill in self._prefills() if prefill.begun)
         try:
             request.prefill.begin(others)
+            for running in self._prefills():
+                request.prefill.find(running.rows)  # of blocks that are not kept yet
         except Exception as error:
             self._fail(self._sharing(request.prefill), error)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar
@@ -24,6 +25,7 @@ from focus_core import (
 )
 from focus_core import device as device_module
 from focus_core.engine import scheduler as scheduler_module
+from focus_core.engine.options import CheckedOptions
 from focus_core.engine.sampling import Sampler
 from focus_core.methods.focus import FocusDecoding
 from tests.engines import QUESTION, A, B, C, cold, make_engine
@@ -72,6 +74,46 @@ def test_threads_get_their_own_answers(engine: FocusEngine) -> None:
     for thread in threads:
         thread.join()
     assert not wrong
+
+
+def test_a_step_that_ends_leaves_the_next_one_alone(engine: FocusEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread may begin its step between the two moments at which another ends its own; a third must still wait."""
+    scheduler = engine.shared.scheduler
+    taken, go_on = threading.Event(), threading.Event()
+
+    def other_step() -> None:
+        with suppress(ConfigError):
+            next(
+                scheduler.notices(
+                    engine._requests([QUESTION], [B], CheckedOptions.of({}, called="generate"), batch=False)
+                )
+            )
+
+    other = threading.Thread(target=other_step)
+
+    class Condition(threading.Condition):
+        def __exit__(self, *args: Any) -> None:
+            super().__exit__(*args)
+            if (
+                threading.current_thread() is threading.main_thread()
+                and not scheduler._stepping
+                and other.ident is None
+            ):
+                other.start()
+                assert taken.wait(60)
+
+    def step() -> None:
+        taken.set()
+        go_on.wait(60)
+        raise ConfigError("enough")
+
+    monkeypatch.setattr(scheduler, "_step", step)
+    scheduler._changed, scheduler._stepping = Condition(), threading.get_ident()
+    scheduler._end_step()
+    assert scheduler._stepping == other.ident
+    go_on.set()
+    other.join()
+    assert scheduler._stepping is None
 
 
 def test_threads_that_prepare_the_same_text_read_it_once(engine: FocusEngine, monkeypatch: pytest.MonkeyPatch) -> None:
