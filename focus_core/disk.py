@@ -9,7 +9,7 @@ from threading import get_ident
 from typing import Any
 
 
-def replace_file(path: Path, write: Callable[[Path], Any]) -> None:
+def replace_file(path: Path, write: Callable[[Path], Any], *, sync: bool = False) -> None:
     """Write a temporary file next to `path`, then rename it to `path`.
 
     If writing fails (a full disk, Ctrl-C), the old file stays and the temporary one is removed. The temporary name is
@@ -17,6 +17,7 @@ def replace_file(path: Path, write: Callable[[Path], Any]) -> None:
 
     Args:
         write: writes the whole content to the path it is called with
+        sync: wait until the content is on the disk, so that a crash of the machine leaves no renamed file without it
 
     Raises:
         OSError: the folder cannot be written to; anything else that `write` raises
@@ -24,6 +25,9 @@ def replace_file(path: Path, write: Callable[[Path], Any]) -> None:
     partial = path.with_name(f"{path.name}.{os.getpid()}-{get_ident()}.partial")
     try:
         write(partial)
+        if sync:
+            with partial.open("rb+") as file:
+                os.fsync(file.fileno())
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)

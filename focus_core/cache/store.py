@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping
 from typing import Protocol
 
 from focus_core.cache.chunks import ChunkBlock, ChunkRow
@@ -26,8 +26,11 @@ class Tier(Protocol):
     def get(self, key: ChunkKey) -> ChunkRow | None:
         """A chunk's block and row, from now on the most recently used; `None` if it is not kept."""
 
-    def put(self, keys: Sequence[ChunkKey], block: ChunkBlock) -> None:
-        """Keep a block whose row i is the chunk `keys[i]`; a block larger than the whole budget is not kept."""
+    def put(self, block: ChunkBlock, rows: Mapping[ChunkKey, int]) -> None:
+        """Keep chunks: rows of one block, which may get more of its rows later.
+
+        A block larger than the whole budget is not kept.
+        """
 
     def evictable(self, keep: Collection[ChunkBlock] = ()) -> int:
         """Bytes of all blocks but those in `keep`."""
@@ -76,13 +79,16 @@ class DeviceTier:
                 self._keys_of.move_to_end(found[0])
             return found
 
-    def put(self, keys: Sequence[ChunkKey], block: ChunkBlock) -> None:
+    def put(self, block: ChunkBlock, rows: Mapping[ChunkKey, int]) -> None:
         with self._lock:
-            if block.nbytes > self._budget or block in self._keys_of:
+            if block.nbytes > self._budget:
                 return
-            self._keys_of[block] = list(keys)
-            self._rows.update({key: (block, row) for row, key in enumerate(keys)})
-            self._nbytes += block.nbytes
+            if block not in self._keys_of:
+                self._keys_of[block] = []
+                self._nbytes += block.nbytes
+            self._keys_of[block] += rows
+            self._keys_of.move_to_end(block)
+            self._rows.update({key: (block, row) for key, row in rows.items()})
             while self._nbytes > self._budget:
                 self._evict(next(iter(self._keys_of)))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
@@ -11,6 +12,7 @@ from typing import Any, Unpack, cast, overload
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from focus_core.cache.tiers import ChunkStore
 from focus_core.config import CHUNK_WITHOUT_ADAPTER, LARGEST_CHUNK, FocusConfig, ResolvedConfig
 from focus_core.engine.answers import Answer, AnswersFromEvents, Event, Usage
 from focus_core.engine.options import CheckedOptions, Options, split_settings
@@ -36,6 +38,7 @@ AnyDocument = str | Document | PreparedDocuments
 Documents = AnyDocument | Sequence[AnyDocument]
 DocumentsOfEach = Sequence[Documents | None]
 
+STORE_VARIABLE = "FOCUSLLM_STORE"  # of the environment: the folder of engines that name none
 SHORT_QUESTION = 32  # tokens of a question with its template, where it is not known yet
 
 
@@ -53,6 +56,8 @@ class FocusEngine:
         method: str = "auto",
         progress: bool = True,
         store_bytes: int | None = None,
+        store: str | Path | None = None,
+        store_limit: int | None = None,
     ) -> None:
         """Use `from_pretrained` or `from_model`."""
         loaded = shared.loaded
@@ -68,7 +73,9 @@ class FocusEngine:
         self.layout, self._no_place = self._choose_layout()
         self.method = method  # of questions that name none
         self._planner = Planner(self.focus, self.layout, method)
-        self._store = shared.store if store_bytes is None else shared.new_store(store_bytes)
+        memory = shared.store if store_bytes is None else shared.new_store(store_bytes)
+        disk = shared.new_disk(store, store_limit) if store is not None else None
+        self.store = ChunkStore(memory, disk)
         self._end_tokens = _end_tokens(loaded.model, self.tokenizer)
         self._progress = progress
 
@@ -84,6 +91,8 @@ class FocusEngine:
         method: str = "auto",
         progress: bool = True,
         store_bytes: int | None = None,
+        store: str | Path | None = None,
+        store_limit: int | None = None,
         **settings: Any,
     ) -> FocusEngine:
         """A model folder, hub id or GGUF file; without one, the embedded model. Weights are loaded once per adapter.
@@ -98,8 +107,11 @@ class FocusEngine:
                 window with the question; for longer ones FocusLLM if there is an adapter, else `select`
             progress: show a bar while the model is loaded and documents are read, on a terminal and if it takes more
                 than two seconds
-            store_bytes: how much this engine's store of prefilled chunks may hold; by default it shares one with the
-                model's other engines, half of the memory that is free when it is first used
+            store_bytes: how much of prefilled chunks this engine may hold in memory; by default it shares half of what
+                is free at first with the model's other engines
+            store: a folder in which prefilled chunks are kept too, and found again by the next process; by default the
+                one that the environment names as FOCUSLLM_STORE, else none. It holds the texts of documents
+            store_limit: bytes that the folder may take with everything in it; by default half of the free disk
             settings: fields of `FocusConfig` (`chunk_size`, …), and arguments for transformers (`revision`,
                 `attn_implementation`, `gguf_file`, `quantization_config`, …)
 
@@ -110,7 +122,15 @@ class FocusEngine:
         """
         config, arguments = split_settings(config, settings)
         shared = shared_model(model, adapter=adapter, device=device, dtype=dtype, progress=progress, **arguments)
-        return cls(shared, config=config, method=method, progress=progress, store_bytes=store_bytes)
+        return cls(
+            shared,
+            config=config,
+            method=method,
+            progress=progress,
+            store_bytes=store_bytes,
+            store=os.environ.get(STORE_VARIABLE) or None if store is None else store,
+            store_limit=store_limit,
+        )
 
     @classmethod
     def from_model(
@@ -384,7 +404,7 @@ class FocusEngine:
             self.focus.device,
             method,
             chunks,
-            store=self._store,
+            store=self.store,
             tiers=self.shared.tiers,
             appended_tokens=appended_tokens,
         )

@@ -1,18 +1,21 @@
-"""The chunks that one request needs: found in the store, or prefilled a pass at a time."""
+"""The chunks that one request needs: found in memory, loaded a file at a time, or prefilled a pass at a time."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 
-from focus_core.cache.chunks import ChunkBlock, ChunkRow, ChunkSet
+from focus_core.cache.chunk_file import ChunkHeader
+from focus_core.cache.chunks import ChunkRow, ChunkSet
 from focus_core.cache.store import ChunkKey, Tier
+from focus_core.cache.tiers import ChunkStore
 from focus_core.device import lacking_memory, require_memory
-from focus_core.methods.base import Method, Prefilling
+from focus_core.methods.base import Method
 from focus_core.text.chunking import Chunk
+from focus_core.text.documents import TokenIds
 
-_CHUNKS_PER_BLOCK = 32  # prefilled, kept and evicted together; an interrupt loses at most these
+_CHUNKS_PER_BLOCK = 32  # kept and evicted together
 
 
 class ChunkPrefill:
@@ -21,7 +24,7 @@ class ChunkPrefill:
     Args:
         device: of the model
         store: where they are looked for and kept
-        tiers: stores of all engines of the model, which evict chunks when the memory is short
+        tiers: memory of all engines of the model, which evict chunks when it is short
         appended_tokens: of a question, for which memory is required too
     """
 
@@ -31,7 +34,7 @@ class ChunkPrefill:
         method: Method,
         chunks: Sequence[Chunk],
         *,
-        store: Tier,
+        store: ChunkStore,
         tiers: Sequence[Tier],
         appended_tokens: int = 0,
     ) -> None:
@@ -43,8 +46,9 @@ class ChunkPrefill:
         self.begun = False
         self._device, self._store, self._tiers = device, store, tiers
         self._appended_tokens = appended_tokens
-        self._passes: Prefilling | None = None
-        self._in_block = self._prefilled_tokens = 0
+        self._stored: dict[ChunkKey, ChunkHeader] = {}  # what the folder holds of the missing ones
+        self._passes: Iterator[Mapping[ChunkKey, ChunkRow]] | None = None
+        self._prefilled_tokens = 0
         self._first_missing = 0
 
     # --- progress -----------------------------------------------------------------------------------------------------
@@ -55,9 +59,9 @@ class ChunkPrefill:
 
     @property
     def progress(self) -> tuple[int, int]:
-        """Chunks prefilled since `begin`, and in all."""
+        """Chunks prefilled or loaded since `begin`, and in all."""
         missing = len(self.wanted) - len(self.rows)
-        return self._first_missing - missing + self._in_block, self._first_missing
+        return self._first_missing - missing, self._first_missing
 
     @property
     def chunk_set(self) -> ChunkSet:
@@ -66,8 +70,11 @@ class ChunkPrefill:
 
     @property
     def missing_bytes(self) -> int:
-        """Bytes of keys and values that are not there yet; on a CPU memory is taken when it is written, not before."""
-        missing = (chunk for key, chunk in self.wanted.items() if key not in self.rows)
+        """Bytes of keys and values that are not there yet; those of a running block count to its end.
+
+        On a CPU memory is taken when it is written, not before.
+        """
+        missing = (chunk for key, chunk in self.wanted.items() if key not in self.rows or key in self.block)
         return sum(map(len, missing)) * self.method.bytes_per_token
 
     # --- work ---------------------------------------------------------------------------------------------------------
@@ -81,10 +88,8 @@ class ChunkPrefill:
         Raises:
             OutOfMemoryError: before any work, with both numbers
         """
-        for key in self.wanted:
-            row = self._store.get(key)
-            if row is not None and row[0].layers >= self.method.cached_layers:
-                self.rows[key] = row
+        layers = self.method.cached_layers
+        self.rows |= self._store.rows(self.wanted, layers=layers)
         nbytes = self.missing_bytes + self._appended_tokens * self.method.bytes_per_token
         lacking = lacking_memory(nbytes + others, self._device)
         if lacking:
@@ -92,9 +97,12 @@ class ChunkPrefill:
             require_memory(nbytes, self._device, what=f"{nbytes // self.method.bytes_per_token} tokens")
             lacking = lacking_memory(nbytes + others, self._device)
         self.begun = not lacking
+        if self.begun:
+            self._stored = self._store.stored(self.missing(set()), self._tokens_of, layers=layers)
+            self._warn_once_loaded()
         self._first_missing = len(self.wanted) - len(self.rows)
 
-    def find(self, rows: dict[ChunkKey, ChunkRow]) -> bool:
+    def find(self, rows: Mapping[ChunkKey, ChunkRow]) -> bool:
         """Take chunks that were prefilled for another request; whether any of them is wanted here."""
         wanted = [
             key
@@ -108,19 +116,16 @@ class ChunkPrefill:
         """Chunks that are neither here nor being prefilled `elsewhere`."""
         return [key for key in self.wanted if key not in self.rows and key not in elsewhere]
 
-    def step(self, elsewhere: set[ChunkKey]) -> dict[ChunkKey, ChunkRow]:
-        """One pass of the model; the rows of a block once it is complete."""
-        if self._passes is None:
-            self.block = self.missing(elsewhere)[:_CHUNKS_PER_BLOCK]
-            self._passes = self.method.prefill([self.wanted[key] for key in self.block])
-        try:
-            self._in_block = next(self._passes)
-            if self._in_block < len(self.block):
-                return {}
-            next(self._passes)  # ends, and gives the rows
-        except StopIteration as finished:
-            return self._finish(finished.value)
-        raise RuntimeError(f"{self.method.name}.prefill goes on after its last chunk.")
+    def step(self, elsewhere: set[ChunkKey]) -> Mapping[ChunkKey, ChunkRow]:
+        """One pass of the model, or one file of the store: the chunks that are there with it."""
+        rows = next(self._passes, None) if self._passes is not None else None
+        if rows is None:  # nothing has begun, or a file at the end of a block could not be used
+            self._passes = self._next_block(self.missing(elsewhere))
+            rows = next(self._passes)
+        self.rows |= rows
+        if all(key in self.rows for key in self.block):
+            self.abandon()
+        return rows
 
     def take_prefilled_tokens(self) -> int:
         """Tokens that were prefilled here, for the usage of the first request that asks; 0 for others."""
@@ -128,20 +133,36 @@ class ChunkPrefill:
         return taken
 
     def abandon(self) -> None:
-        """Forget the passes of an unfinished block."""
-        self.block, self._passes, self._in_block = [], None, 0
+        """End the passes of a block, finished or not; what they have read is kept."""
+        self._store.keep({key: self.rows[key] for key in self.block if key in self.rows})
+        self.block, self._passes = [], None
 
-    def _finish(self, rows: list[ChunkRow]) -> dict[ChunkKey, ChunkRow]:
-        finished = dict(zip(self.block, rows, strict=True))
-        self.rows |= finished
-        self._prefilled_tokens += sum(len(self.wanted[key].token_ids) for key in finished)
-        self.abandon()
-        keys_of: dict[ChunkBlock, list[ChunkKey]] = {}
-        for key, (block, _) in finished.items():
-            keys_of.setdefault(block, []).append(key)
-        for block, keys in keys_of.items():
-            self._store.put(keys, block)
-        return finished
+    def _next_block(self, missing: Sequence[ChunkKey]) -> Iterator[Mapping[ChunkKey, ChunkRow]]:
+        stored = [key for key in missing if key in self._stored]
+        self.block = list(stored or missing)[:_CHUNKS_PER_BLOCK]
+        return self._load(self.block) if stored else self._prefill(self.block)
+
+    def _prefill(self, keys: Sequence[ChunkKey]) -> Iterator[Mapping[ChunkKey, ChunkRow]]:
+        for of_pass in self.method.prefill([self.wanted[key] for key in keys]):
+            rows = {keys[index]: row for index, row in of_pass.items()}
+            self._prefilled_tokens += sum(len(self.wanted[key].token_ids) for key in rows)
+            self._store.save(rows, self._tokens_of)
+            yield rows
+
+    def _load(self, keys: Sequence[ChunkKey]) -> Iterator[Mapping[ChunkKey, ChunkRow]]:
+        """Chunks of the store; those that cannot be used are left for `_prefill`."""
+        found = {key: self._stored[key] for key in keys}
+        for key, rows in zip(keys, self._store.load(found, self._tokens_of, self._device), strict=True):
+            del self._stored[key]
+            self._warn_once_loaded()
+            yield rows
+
+    def _warn_once_loaded(self) -> None:
+        if not self._stored:
+            self._store.warn_of_unusable()
+
+    def _tokens_of(self, key: ChunkKey) -> TokenIds:
+        return self.wanted[key].row
 
     def _evict(self, nbytes: int) -> None:
         """Evict stored chunks if less memory is free than when the budget was set."""

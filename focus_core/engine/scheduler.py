@@ -357,6 +357,10 @@ class Scheduler:
             if isinstance(request, QuestionRequest):
                 with suppress(ValueError):
                     self._ready.remove(request)
+        waited_for = self._prefills()
+        for request in requests:
+            if request.prefill not in waited_for:
+                request.prefill.abandon()
         self._batches = [batch for batch in self._batches if not all(request.left for request in batch.requests)]
 
     def _restart_interrupted(self) -> None:

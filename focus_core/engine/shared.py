@@ -11,8 +11,10 @@ from uuid import uuid4
 from weakref import WeakSet, WeakValueDictionary
 
 from transformers import PreTrainedTokenizerBase
+from transformers import __version__ as transformers_version
 
 from focus_core.attention.candidates import CandidateProjections
+from focus_core.cache.disk import DiskTier
 from focus_core.cache.store import DeviceTier
 from focus_core.device import choose_device, choose_dtype, free_memory
 from focus_core.engine.scheduler import Scheduler
@@ -35,12 +37,14 @@ class SharedModel:
 
     Attributes:
         key: what a chunk's keys and values depend on besides its tokens
+        lasting: whether another process that loads the same model finds the same key
         warned: notices that its users have got
     """
 
     loaded: LoadedModel
     tokenizer: TextTokenizer
     key: str
+    lasting: bool = False
     warned: set[str] = field(default_factory=set)
     _tiers: WeakSet[DeviceTier] = field(default_factory=WeakSet)
     _store: DeviceTier | None = None
@@ -58,7 +62,7 @@ class SharedModel:
             key: its `model_key`; by default a unique one, for a model whose weights may change at any time
         """
         vocabulary = loaded.model.get_input_embeddings().weight.shape[0]
-        return cls(loaded, TextTokenizer(tokenizer, vocabulary=vocabulary), key or uuid4().hex)
+        return cls(loaded, TextTokenizer(tokenizer, vocabulary=vocabulary), key or uuid4().hex, lasting=bool(key))
 
     def __repr__(self) -> str:
         return f"<SharedModel {self.loaded.model_id!r}>"
@@ -77,6 +81,20 @@ class SharedModel:
         with self._lock:
             self._tiers.add(store)
         return store
+
+    def new_disk(self, folder: str | Path, limit: int | None) -> DiskTier:
+        """The files of this model in a folder.
+
+        Raises:
+            ConfigError: the model was not loaded from files; the folder cannot be used
+        """
+        if not self.lasting:
+            raise ConfigError(
+                f"store={str(folder)!r}: what is kept on disk belongs to the content of a model's files, and "
+                f"{self.loaded.model_id} was handed over loaded, or its files were not found. Load it by its name, "
+                "with FocusEngine.from_pretrained."
+            )
+        return DiskTier(folder, self.key, software=f"transformers {transformers_version}", limit=limit)
 
     @property
     def tiers(self) -> list[DeviceTier]:

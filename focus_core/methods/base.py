@@ -6,7 +6,7 @@ A method says what fits (`limits`), prefills chunks (`prefill`), and decodes a b
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar, Protocol
@@ -21,8 +21,8 @@ from focus_core.text.chunking import Chunk
 from focus_core.text.documents import TokenIds, TokenizedDocument
 from focus_core.text.layout import Layout, Prompt
 
-# One pass of the model per item: chunks prefilled so far. Returns their keys and values, in order.
-Prefilling = Generator[int, None, list[ChunkRow]]
+# One pass of the model per item: keys and values of the chunks that it read, by their index.
+Prefilling = Iterator[Mapping[int, ChunkRow]]
 
 
 @dataclass(frozen=True, eq=False)

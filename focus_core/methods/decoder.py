@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 
 import torch
@@ -84,15 +84,15 @@ class Decoder:
 
     def prefill_passes(
         self, chunks: Sequence[Sequence[int] | Tensor], *, layers: int
-    ) -> Generator[int, None, list[ChunkRow]]:
+    ) -> Iterator[Mapping[int, ChunkRow]]:
         """Read every chunk once, alone, positions from 0 (paper §2.2), one pass of the model per item.
 
         Args:
             chunks: token ids, opening included
             layers: how many of the model's layers keep keys and values
 
-        Returns:
-            block and row of each chunk, in order; chunks of equal length share a block
+        Yields:
+            block and row of the chunks that the pass has read, by their index; chunks of equal length share a block
 
         Raises:
             ConfigError: an empty chunk
@@ -109,10 +109,10 @@ class Decoder:
         most, done = self.tokens_per_pass, 0
         while done < len(order):
             group = order[done : done + self.rows_per_pass(lengths[order[done]], most)]
-            self._prefill_rows([chunks[index] for index in group], [row_of[index] for index in group])
+            rows = {index: row_of[index] for index in group}
+            self._prefill_rows([chunks[index] for index in group], list(rows.values()))
             done += len(group)
-            yield done
-        return [row_of[index] for index in range(len(chunks))]
+            yield rows
 
     @torch.no_grad()
     def _prefill_rows(self, chunks: Sequence[Sequence[int] | Tensor], rows: Sequence[ChunkRow]) -> None:

@@ -121,15 +121,12 @@ class FocusModel(Decoder):
         """
         tokens = sum(len(chunk) for chunk in chunks)
         require_memory(tokens * self.cache_bytes_per_token, self.device, what=f"{tokens} tokens")
-        passes = self.prefill_passes(chunks, layers=self.cached_layers)
-        while True:
-            try:
-                done = next(passes)
-            except StopIteration as finished:
-                rows: list[ChunkRow] = finished.value
-                return rows
+        rows: dict[int, ChunkRow] = {}
+        for read in self.prefill_passes(chunks, layers=self.cached_layers):
+            rows |= read
             if progress is not None:
-                progress(done, len(chunks))
+                progress(len(rows), len(chunks))
+        return [rows[index] for index in range(len(chunks))]
 
     @torch.no_grad()
     def decode_candidates(

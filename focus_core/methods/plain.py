@@ -125,8 +125,7 @@ class PlainMethod:
         return PlainLimits(self._decoder.config, lengths)
 
     def prefill(self, chunks: Sequence[Chunk]) -> Prefilling:
-        yield from ()
-        return []
+        return iter(())
 
     def decoding(self, chunks: ChunkSet, questions: Sequence[TokenizedQuestion]) -> PlainDecoding:
         return PlainDecoding(self._decoder, [question.whole for question in questions])

@@ -36,7 +36,7 @@ class TierConformance(RuleBasedStateMachine):
     @rule(keys=st.lists(st.sampled_from(KEYS), min_size=1, max_size=3, unique=True))
     def put(self, keys: list[bytes]) -> None:
         block = block_of(len(keys))
-        self.store.put(keys, block)
+        self.store.put(block, {key: row for row, key in enumerate(keys)})
         self.keys_of[block] = keys
         self.by_use.append(block)
         while sum(block.nbytes for block in self.by_use) > BUDGET:

@@ -32,7 +32,7 @@ def test_chunks_dropped_from_the_store_are_read_again() -> None:
     answer = small.generate(QUESTION, prepared, max_new_tokens=8)
     assert answer.text == cold(QUESTION, [A, B])
     assert answer.usage.cache_read == 0
-    assert small._store.nbytes == 0
+    assert small.store.memory.nbytes == 0
 
 
 def test_room_for_questions_is_asked_for_before_any_work(engine: FocusEngine, monkeypatch: pytest.MonkeyPatch) -> None:

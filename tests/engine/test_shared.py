@@ -48,7 +48,7 @@ def test_the_store_of_a_named_model_can_be_given_a_budget(model_folder: Path) ->
         model_folder, adapter=model_folder / "adapter", device="cpu", dtype="float64", store_bytes=0
     )
     assert engine.prepare([A]).chunks
-    assert engine._store.nbytes == 0
+    assert engine.store.memory.nbytes == 0
 
 
 def test_engines_without_an_adapter_share_their_projections(engine: FocusEngine) -> None:

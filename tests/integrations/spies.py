@@ -116,15 +116,12 @@ def count_reads(monkeypatch: pytest.MonkeyPatch, seconds: float = 0.0) -> list[i
     original = FocusMethod.prefill
 
     def prefill(self: FocusMethod, chunks: Any) -> Any:
-        passes = original(self, chunks)
-        try:
-            while True:
-                done = next(passes)
-                reads.append(done)
-                time.sleep(seconds)
-                yield done
-        except StopIteration as finished:
-            return finished.value
+        done = 0
+        for rows in original(self, chunks):
+            done += len(rows)
+            reads.append(done)
+            time.sleep(seconds)
+            yield rows
 
     monkeypatch.setattr(FocusMethod, "prefill", prefill)
     return reads

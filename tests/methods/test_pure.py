@@ -167,13 +167,9 @@ def test_ordinary_tokens_after_a_chunk_are_the_plain_model_on_that_chunk(
     """What the model says after each chunk alone, from the chunks' keys and values of all layers."""
     model = build(family)
     focus = focus_model(model, random_projections(model), parallel_chunks=parallel_chunks)
-    passes = focus.prefill_passes(CASE.chunks, layers=focus.parts.num_layers)
-    while True:
-        try:
-            next(passes)
-        except StopIteration as finished:
-            rows = finished.value
-            break
+    rows = {}
+    for read in focus.prefill_passes(CASE.chunks, layers=focus.parts.num_layers):
+        rows |= read
     chunks = ChunkSet.of([rows[2], rows[0], rows[1]])
     prompts = [QUESTIONS[0].prompt, QUESTIONS[4].prompt[-9:]]
     appended = focus.new_appended(chunks, [0, 0], layers=focus.parts.num_layers)

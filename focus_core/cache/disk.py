@@ -1,0 +1,222 @@
+"""Prefilled chunks in a folder, where the next process finds them again.
+
+A chunk's keys and values depend on nothing but its tokens and the model, so a file serves every document and question
+with that chunk. Whatever is wrong with a file or with the folder, the chunk is read anew, and a warning says why.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from threading import Lock
+
+import torch
+
+from focus_core.cache.chunk_file import ChunkHeader, UnusableFile, check_identity, read_chunk, read_header, write_chunk
+from focus_core.cache.chunks import ChunkBlock, ChunkRow
+from focus_core.cache.folder import FolderContent, StoredDocument, chunk_path
+from focus_core.cache.store import ChunkKey
+from focus_core.errors import ConfigError, warn
+
+TokensOf = Callable[[ChunkKey], Sequence[int]]  # the tokens of a chunk, opening included
+
+_SHARE = 0.5  # of the disk that is free without the store, where no limit is given
+_BELIEVED = 2.0  # seconds for which the folder is not looked through again
+_HEADER = 2**11  # bytes that a file takes besides, at most
+_NAMED_AT_MOST = 3  # files that a warning names
+
+
+class DiskTier:
+    """The files of one model in a folder, which any number of models and processes may share.
+
+    Args:
+        folder: made if it is not there
+        model: the model's key (`fingerprint.model_key`)
+        software: what computed the keys and values, with its version; what another one has computed is read anew
+        limit: bytes of everything in the folder; by default half of the disk that is free without the folder. Chunks
+            that were not used for longest give way; files of others are counted and never touched
+
+    Raises:
+        ConfigError: the folder cannot be made or read; an impossible limit
+    """
+
+    def __init__(self, folder: str | Path, model: str, *, software: str, limit: int | None = None) -> None:
+        if limit is not None and (type(limit) is not int or limit < 0):
+            raise ConfigError(f"store_limit={limit!r}: must be a whole number of bytes, 0 or more.")
+        self.folder, self.model = Path(folder).expanduser(), model
+        self._identity = {"model": model, "software": software}
+        try:
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # it holds the texts of documents
+            self._content = FolderContent(self.folder)
+            self.limit = self._default_limit() if limit is None else limit
+        except OSError as error:
+            raise ConfigError(f"store={str(folder)!r}: {error.strerror or error}. Name another folder.") from error
+        self._content.remove_left_behind()
+        self._looked = time.monotonic()
+        self._lock = Lock()
+        self._stopped = False  # nothing is written any more
+        self._unusable: list[tuple[Path, str]] = []  # not warned of yet
+        self._replaced: set[ChunkKey] = set()  # chunks whose files cannot be used
+
+    def __repr__(self) -> str:
+        return f"<DiskTier {str(self.folder)!r}: {self.nbytes / 2**20:.1f} of {self.limit / 2**20:.1f} MiB>"
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of everything in the folder, when it was last looked through."""
+        return self._content.nbytes
+
+    # --- reading ------------------------------------------------------------------------------------------------------
+
+    def find(self, keys: Collection[ChunkKey], tokens_of: TokensOf, *, layers: int) -> dict[ChunkKey, ChunkHeader]:
+        """Which of these chunks are there with at least so many layers, by the headers of their files."""
+        headers = {key: self._header(key, len(tokens_of(key))) for key in keys}
+        return {key: header for key, header in headers.items() if header is not None and header.layers >= layers}
+
+    def load(
+        self, found: Mapping[ChunkKey, ChunkHeader], tokens_of: TokensOf, device: torch.device
+    ) -> Iterator[Mapping[ChunkKey, ChunkRow]]:
+        """Keys and values of chunks that `find` has found, one file per item; empty for one that cannot be used."""
+        kinds = [(header.shape, header.dtype) for header in found.values()]
+        blocks, used = {}, dict.fromkeys(kinds, 0)
+        for kind in used:
+            (layers, kv_heads, tokens, dim), dtype = kind
+            shape = (layers, kinds.count(kind), kv_heads, tokens, dim)
+            blocks[kind] = ChunkBlock.empty(shape, dtype=dtype, device=device)
+        for (key, header), kind in zip(found.items(), kinds, strict=True):
+            block, row = blocks[kind], used[kind]
+            if self._load_into(block, row, key, header, tokens_of(key)):
+                used[kind] += 1
+                yield {key: (block, row)}
+            else:
+                yield {}
+
+    def touch(self, keys: Collection[ChunkKey]) -> None:
+        """Note that chunks were used."""
+        for key in keys:
+            with suppress(OSError):  # not there, or not ours to change
+                os.utime(self._path(key))
+
+    def warn_of_unusable(self) -> None:
+        """One warning for all files that could not be used since the last time."""
+        with self._lock:
+            unusable, self._unusable = self._unusable, []
+        if unusable:
+            named = "; ".join(f"{path}: {reason}" for path, reason in unusable[:_NAMED_AT_MOST])
+            more = f"; and {len(unusable) - _NAMED_AT_MOST} more" if len(unusable) > _NAMED_AT_MOST else ""
+            chunks = "1 stored chunk" if len(unusable) == 1 else f"{len(unusable)} stored chunks"
+            warn(f"{chunks} cannot be used and will be read anew: {named}{more}.")
+
+    def _path(self, key: ChunkKey) -> Path:
+        return chunk_path(self.folder, self.model, key)
+
+    def _header(self, key: ChunkKey, tokens: int) -> ChunkHeader | None:
+        try:
+            return self._checked_header(key, tokens)
+        except FileNotFoundError:
+            return None
+        except UnusableFile as error:
+            self._note_unusable(key, error)
+            return None
+
+    def _checked_header(self, key: ChunkKey, tokens: int) -> ChunkHeader:
+        header = read_header(self._path(key))
+        check_identity(header, self._identity)
+        if header.tokens != tokens:
+            raise UnusableFile(f"it holds {header.tokens:,} tokens, not {tokens:,}")
+        return header
+
+    def _load_into(
+        self, block: ChunkBlock, row: int, key: ChunkKey, header: ChunkHeader, token_ids: Sequence[int]
+    ) -> bool:
+        try:
+            keys, values, stored = read_chunk(self._path(key), header)
+            if stored != list(token_ids):
+                raise UnusableFile("it holds other tokens")
+        except FileNotFoundError:  # removed by another process
+            return False
+        except UnusableFile as error:
+            self._note_unusable(key, error)
+            return False
+        block.keys[:, row], block.values[:, row] = keys, values
+        return True
+
+    def _note_unusable(self, key: ChunkKey, error: UnusableFile) -> None:
+        with self._lock:
+            self._unusable.append((self._path(key), str(error)))
+            self._replaced.add(key)
+
+    # --- writing ------------------------------------------------------------------------------------------------------
+
+    def save(self, rows: Mapping[ChunkKey, ChunkRow], tokens_of: TokensOf) -> None:
+        """Write chunks, one after the other, so that no more than one is in memory twice.
+
+        If that fails, a warning says why, and nothing is written any more.
+        """
+        for key, (block, row) in rows.items():
+            if self._stopped:
+                return
+            if not self._holds(key, block):
+                with self._stopping_at_errors():
+                    self._write(key, block, row, tokens_of(key))
+
+    def _holds(self, key: ChunkKey, block: ChunkBlock) -> bool:
+        """Whether there is a good file with all layers of the block already."""
+        try:
+            return key not in self._replaced and self._checked_header(key, block.tokens).layers >= block.layers
+        except (FileNotFoundError, UnusableFile):
+            return False
+
+    def note(self, document: StoredDocument) -> None:
+        """Let `focusllm store ls` know a document."""
+        if not self._stopped:
+            with self._stopping_at_errors():
+                self._require_folder()
+                document.write(self.folder)
+
+    def _write(self, key: ChunkKey, block: ChunkBlock, row: int, token_ids: Sequence[int]) -> None:
+        self._require_folder()
+        path = self._path(key)
+        nbytes = block.nbytes // block.chunks + 8 * len(token_ids) + _HEADER
+        if not self._make_room(nbytes):
+            self._stop_writing(
+                f"is full: {nbytes:,} bytes more are over its limit of {self.limit:,}, and {self._content.foreign:,} "
+                "bytes are files of others, which stay. Raise store_limit, or name another folder"
+            )
+            return
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        keys, values = (states[:, row].cpu().contiguous() for states in (block.keys, block.values))
+        write_chunk(path, keys, values, token_ids, self._identity)
+        with self._lock:
+            self._content.added(path, path.stat().st_size)
+            self._replaced.discard(key)
+
+    def _require_folder(self) -> None:
+        if not self.folder.is_dir():  # making it anew could fill another disk than was meant
+            raise FileNotFoundError("it is not there any more")
+
+    def _make_room(self, nbytes: int) -> bool:
+        """Remove what was not used for longest, until there is room; whether there is."""
+        with self._lock:
+            overdue = time.monotonic() - self._looked > _BELIEVED
+            if overdue or self._content.nbytes + nbytes > self.limit:  # other processes write and remove, too
+                self._content, self._looked = FolderContent(self.folder), time.monotonic()
+            return self._content.shrink(self.limit - nbytes)
+
+    @contextmanager
+    def _stopping_at_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self._stop_writing(f"cannot be written to: {error.strerror or error}")
+
+    def _stop_writing(self, reason: str) -> None:
+        self._stopped = True
+        warn(f"The store {str(self.folder)!r} {reason}. Answers come all the same; what is read now is not kept there.")
+
+    def _default_limit(self) -> int:
+        return int((shutil.disk_usage(self.folder).free + self._content.nbytes) * _SHARE)
