@@ -15,7 +15,7 @@ DEFAULT_SELECTED = (
     2048  # tokens of chunks: the four likeliest, of 512 tokens, hold nearly all that one question asks for
 )
 LAYOUTS = ("chat", "raw")
-BOUNDARIES = ("paragraph", "tokens")
+BOUNDARIES = ("tokens", "paragraph")
 MIXINGS = ("pced", "nbce")
 _AS_GIVEN = ("layout", "boundaries", "pack", "select_tokens", "experts", "mixing")  # no window decides on these
 _SIZES = (
