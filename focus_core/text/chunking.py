@@ -80,7 +80,10 @@ class Cutting:
     Attributes:
         size: tokens of a chunk, at most
         boundaries: "tokens": a chunk ends after exactly `size` tokens, as in the authors' code. "paragraph": it ends at
-            the last paragraph of its second half, else at the last line, else at the last sentence, else as "tokens"
+            the last paragraph of its second half, else at the last line, else at the last sentence, else as "tokens".
+            "content": at that paragraph (line, sentence, token) of its second half whose neighbouring tokens have the
+            smallest digest, so that the text there decides and not where the chunk began: after an edit, chunks soon
+            end where they ended before
         pack: small documents that follow each other share a chunk
     """
 
@@ -111,4 +114,6 @@ class Cutting:
             first = stop
 
     def _end(self, borders: Borders, first: int, stop: int) -> int:
+        if self.boundaries == "content":
+            return borders.steady(first, stop)
         return borders.last(first, stop) if self.boundaries == "paragraph" else stop
