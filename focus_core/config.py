@@ -15,7 +15,7 @@ DEFAULT_SELECTED = (
     2048  # tokens of chunks: the four likeliest, of 512 tokens, hold nearly all that one question asks for
 )
 LAYOUTS = ("chat", "raw")
-BOUNDARIES = ("paragraph", "tokens")
+BOUNDARIES = ("tokens", "paragraph", "content")
 MIXINGS = ("pced", "nbce")
 _AS_GIVEN = ("layout", "boundaries", "pack", "select_tokens", "experts", "mixing")  # no window decides on these
 _SIZES = (
@@ -39,7 +39,8 @@ class FocusConfig:
     plain_up_to: int | None = None  # the plain model reads texts up to this length; None: if they fit the window
     window: int | None = None  # positions to use, if not those the model was trained for; more is at your own risk
     layout: str | None = None  # "chat": documents stand in the user's turn; "raw": in front of the conversation
-    boundaries: str | None = None  # "tokens": chunks of equal size; "paragraph": they end at a paragraph if they can
+    boundaries: str | None = None  # "tokens": chunks of equal size; "paragraph": they end at a paragraph, line or
+    # sentence; "content": at one that the text near it decides, so that most chunks stay the same when it is edited
     pack: bool | None = None  # small documents share a chunk
     select_tokens: int | None = None  # of chunks that method="select" puts into the window; None: 2,048, or what fits
     experts: int | None = None  # chunks that decode together with method="experts"

@@ -123,7 +123,7 @@ PUBLIC_MODULES = {
     *("training.*", "evaluation.*"),
 }
 # A benchmark restates the authors' way out of the same parts, so it may look inside.
-ALSO_FOR = {"benchmarks": {"attention.*", "cache.*", "methods.*"}}
+ALSO_FOR = {"benchmarks": {"attention.*", "cache.*", "methods.*", "text.*"}}
 USERS = ("focus_integrations", "cookbook", "benchmarks")
 
 

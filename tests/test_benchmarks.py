@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from benchmarks import compare, decode, floors, report
+from benchmarks import compare, decode, edits, floors, report
 from benchmarks.floors import Shape, Work
 from benchmarks.machine import Rates
 from benchmarks.ways import FULL_ATTENTION, ONE_BY_ONE, OURS
+from tests.embedded import needs_embedded
 
 ROOT = Path(__file__).parents[1]
 
@@ -88,3 +89,26 @@ def test_trees_are_compared_in_turn(capsys: pytest.CaptureFixture[str]) -> None:
     shown = capsys.readouterr().out
     assert all(name in shown for name in ("prefill", "step, 1 question", "step, 4 questions", "new/old"))
     assert "largest difference of logits: 0.0e+00" in shown
+
+
+@needs_embedded
+def test_edits_read_few_chunks_again_where_the_text_ends_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With the embedded tokenizer: after an edit its tokens are soon the same, and so are the chunks."""
+    path = tmp_path / "new" / "result.json"
+    edits.main(["--tokens", "6000", "--chunk-size", "128", "--places", "5", "--json", str(path)])
+    found = json.loads(path.read_text())
+    assert found["conditions"]["tokens"] == 6000
+    assert found["conditions"]["same_tokens_after"] <= 2
+    rows = {row["boundaries"]: row for row in found["rows"]}
+    assert rows["tokens"]["count"] == 47 < rows["tokens"]["chunks"]["new first page"][0]
+    assert all(rows["content"]["chunks"][kind][0] <= 8 for kind in rows["content"]["chunks"])
+    assert "| 128 | `content` |" in capsys.readouterr().out
+
+
+def test_an_edit_replaces_characters() -> None:
+    text = "One. Two.\n\nThree.\n\n"
+    assert edits.Edit(5, 9, "2.").of(text) == "One. 2.\n\nThree.\n\n"
+    assert edits.Edit(11, 11, "New. ", without=11).of(text) == "New. Three.\n\n"
+    assert edits.paragraphs_of(text) == [(0, 11), (11, 19)]

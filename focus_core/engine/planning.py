@@ -77,8 +77,8 @@ class Planner:
     ) -> Outline:
         """How a question of `prompt` tokens about documents of these numbers of tokens is answered.
 
-        Without documents, the prompt itself may be longer than the window. Where chunks end at paragraphs, or small
-        documents share one, their number is known only from the texts: this is the number without that.
+        Without documents, the prompt itself may be longer than the window. Where borders of the text end chunks, or
+        small documents share one, their number is known only from the texts: this is the number without that.
         """
         lengths = measure(self._layout, documents, self._layout.expected_lengths(prompt))
         return self._outline(lengths, max_new_tokens, method)
@@ -125,7 +125,7 @@ class Planner:
     ) -> tuple[Chunk, ...]:
         key = (id(documents), method.name, layout.turn_opening)
         if memo is None or key not in memo:
-            cutting = layout.cutting(paragraphs=method.reading.paragraphs, pack=method.reading.pack)
+            cutting = layout.cutting(boundaries=method.reading.boundaries, pack=method.reading.pack)
             memo = {} if memo is None else memo
             memo[key] = tuple(layout.chunks_of(documents, cutting))
         return memo[key]

@@ -70,13 +70,13 @@ class Reading:
     """How documents are cut for a method.
 
     Attributes:
-        paragraphs: chunks end at paragraphs if they can, unless the configuration says
+        boundaries: where chunks end, unless the configuration says
         pack: small documents share a chunk, unless the configuration says
         own_opening: chunks begin with all that stands before documents in their conversation (system prompt, earlier
             turns), not with what every conversation begins with
     """
 
-    paragraphs: bool = False
+    boundaries: str = "tokens"
     pack: bool = False
     own_opening: bool = False
 

@@ -177,7 +177,7 @@ class ExpertsMethod(ScoringMethod):
     """Chunks as experts, as a `Method`."""
 
     name: ClassVar[str] = "experts"
-    reading: ClassVar[Reading] = Reading(paragraphs=True, pack=True, own_opening=True)
+    reading: ClassVar[Reading] = Reading(boundaries="paragraph", pack=True, own_opening=True)
 
     def limits(self, lengths: Lengths) -> RowLimits:
         return RowLimits(self._decoder.config, lengths, rows=self._decoder.config.experts or DEFAULT_EXPERTS)

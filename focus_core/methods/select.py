@@ -44,7 +44,7 @@ class SelectMethod(ScoringMethod):
     """Select, then answer, as a `Method`."""
 
     name: ClassVar[str] = "select"
-    reading: ClassVar[Reading] = Reading(paragraphs=True, pack=True)
+    reading: ClassVar[Reading] = Reading(boundaries="paragraph", pack=True)
 
     def limits(self, lengths: Lengths) -> RowLimits:
         return RowLimits(self._decoder.config, lengths)

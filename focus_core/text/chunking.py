@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from array import array
-from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
 
+from focus_core.text.borders import Borders
 from focus_core.text.documents import Document, TokenIds, TokenizedDocument
 
-_SENTENCE_END = re.compile(r"[.!?…][\"'”’)\]]*\s")
-_BORDERS = (re.compile(r"\n\s*\n"), re.compile(r"\n"), _SENTENCE_END)  # the best first
 _PACKED_SHARE = 4  # a document of at most a quarter of a chunk may share one
 
 
@@ -82,22 +79,25 @@ class Cutting:
 
     Attributes:
         size: tokens of a chunk, at most
-        paragraphs: a chunk ends at a paragraph in its second half, else at a line, else at a sentence; otherwise, and
-            where a tokenizer does not tell characters, after exactly `size` tokens, as in the authors' code
+        boundaries: "tokens": a chunk ends after exactly `size` tokens, as in the authors' code. "paragraph": it ends at
+            the last paragraph of its second half, else at the last line, else at the last sentence, else as "tokens".
+            "content": at that paragraph (line, sentence, token) of its second half whose neighbouring tokens have the
+            smallest digest, so that the text there decides and not where the chunk began: after an edit, chunks soon
+            end where they ended before
         pack: small documents that follow each other share a chunk
     """
 
     size: int
-    paragraphs: bool = False
+    boundaries: str = "tokens"
     pack: bool = False
 
     def spans(self, document: TokenizedDocument) -> Iterator[tuple[int, int]]:
         """First token of each chunk, and the token after its last."""
-        start, tokens = 0, len(document)
+        start, tokens, borders = 0, len(document), Borders(document)
         while start < tokens:
             stop = min(start + self.size, tokens)
-            if self.paragraphs and stop < tokens:
-                stop = self._border(document, start + self.size // 2, stop) or stop
+            if stop < tokens:
+                stop = self._end(borders, start + self.size // 2, stop)
             yield start, stop
             start = stop
 
@@ -113,15 +113,7 @@ class Cutting:
             yield first, stop
             first = stop
 
-    @staticmethod
-    def _border(document: TokenizedDocument, first: int, last: int) -> int | None:
-        """The last token from `first` to `last` that begins a paragraph, a line or a sentence."""
-        starts, text = document.starts, document.document.text
-        if starts is None or text is None:
-            return None
-        before, part = starts[first], text[starts[first] : starts[last]]
-        for border in _BORDERS:
-            ends = [found.end() for found in border.finditer(part)]
-            if ends:
-                return bisect_left(starts, before + ends[-1], first, last)
-        return None
+    def _end(self, borders: Borders, first: int, stop: int) -> int:
+        if self.boundaries == "content":
+            return borders.steady(first, stop)
+        return borders.last(first, stop) if self.boundaries == "paragraph" else stop

@@ -125,12 +125,12 @@ class Layout:
                 found.append(self._packed(documents[first:stop]))
         return found
 
-    def cutting(self, *, paragraphs: bool = False, pack: bool = False) -> Cutting:
+    def cutting(self, *, boundaries: str = "tokens", pack: bool = False) -> Cutting:
         """Chunks of the configured size; what the configuration leaves open is as given."""
         config = self.config
         return Cutting(
             config.chunk_size,
-            paragraphs=paragraphs if config.boundaries is None else config.boundaries == "paragraph",
+            boundaries=config.boundaries or boundaries,
             pack=pack if config.pack is None else config.pack,
         )
 

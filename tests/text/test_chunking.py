@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from focus_core.config import FocusConfig
+from focus_core.config import BOUNDARIES, FocusConfig
 from focus_core.text.chunking import Chunk, Cutting
 from focus_core.text.documents import Document, TokenizedDocument
 from focus_core.text.layout import Layout, Prompt
@@ -197,7 +197,7 @@ def _text_document(text: str, name: str | None = None) -> TokenizedDocument:
 
 def _texts(text: str, size: int) -> list[str]:
     document = _text_document(text)
-    return [text[start:stop] for start, stop in Cutting(size, paragraphs=True).spans(document)]
+    return [text[start:stop] for start, stop in Cutting(size, boundaries="paragraph").spans(document)]
 
 
 def test_a_chunk_ends_at_the_last_paragraph_of_its_second_half() -> None:
@@ -212,18 +212,18 @@ def test_a_chunk_ends_at_the_last_paragraph_of_its_second_half() -> None:
 @given(text=st.text("ab \n.", min_size=1, max_size=200), size=st.integers(1, 40))
 def test_borders_lose_nothing_and_keep_the_size(text: str, size: int) -> None:
     document = _text_document(text) if text.strip() else _text_document(text + "x")
-    for paragraphs in (False, True):
-        spans = list(Cutting(size, paragraphs=paragraphs).spans(document))
+    for boundaries in BOUNDARIES:
+        spans = list(Cutting(size, boundaries=boundaries).spans(document))
         assert [start for start, _ in spans] == [0, *(stop for _, stop in spans[:-1])]
         assert spans[-1][1] == len(document)
         assert all(0 < stop - start <= size for start, stop in spans)
-        if not paragraphs:
+        if boundaries == "tokens":
             assert all(stop - start == size for start, stop in spans[:-1])
 
 
 def test_a_tokenizer_without_characters_cuts_after_tokens() -> None:
     document = TokenizedDocument.of_tokens(list(range(10)))
-    assert list(Cutting(4, paragraphs=True).spans(document)) == [(0, 4), (4, 8), (8, 10)]
+    assert list(Cutting(4, boundaries="paragraph").spans(document)) == [(0, 4), (4, 8), (8, 10)]
 
 
 def test_small_documents_share_a_chunk_and_keep_their_spans() -> None:
