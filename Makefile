@@ -32,7 +32,7 @@ test-slow: $(READY)
 	@$(BIN)/python -m recipes.real_models --if-possible
 	@$(PYTEST) -m slow
 
-test-long: $(READY)  ## what takes a minute and more: more examples for the fuzzer, the whole demo, patience
+test-long: $(READY)  ## what takes long, and looks longer at what a smaller test shows
 	@$(PYTEST) -m long
 
 test-recipe: $(READY)  ## every command of the recipe, with few steps

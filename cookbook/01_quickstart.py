@@ -47,7 +47,7 @@ questions = [
     "What is the population of Lake Marden?",
 ]
 rng = random.Random(1)
-text = hide(facts, filler_sentences(rng, 2500), rng, depths=[0.1, 0.35, 0.6, 0.85]).text
+text = hide(facts, filler_sentences(rng, 1000), rng, depths=[0.1, 0.35, 0.6, 0.85]).text
 print(text[:200], "…")
 print(f"{engine.count_tokens(text):,} tokens, {engine.count_tokens(text) / engine.config.window:.0f} windows")
 

@@ -38,7 +38,7 @@ facts = [
 ]
 rng = random.Random(2)
 book = Document(
-    hide(facts, filler_sentences(rng, 1500), rng, depths=[0.2, 0.5, 0.8]).text, metadata={"title": "The book"}
+    hide(facts, filler_sentences(rng, 600), rng, depths=[0.2, 0.5, 0.8]).text, metadata={"title": "The book"}
 )
 letter = Document(
     "Dear Anna, the captain of the northern lighthouse is Silas Marsh. Yours, Ben.", metadata={"title": "A letter"}
@@ -140,7 +140,7 @@ print("answer:", found["answer"])
 # for this answer, `cache_read` those that had been read before.
 
 # %%
-other = Document(hide([facts[0]], filler_sentences(random.Random(3), 1500), rng).text)
+other = Document(hide([facts[0]], filler_sentences(random.Random(3), 600), rng).text)
 for question in ("What is the access code of the amber falcon?", "What is the population of Lake Marden?"):
     started = time.perf_counter()
     usage = chat.invoke(question, documents=[other], max_tokens=8).usage_metadata

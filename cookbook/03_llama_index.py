@@ -39,7 +39,7 @@ print(llm.metadata.context_window, "tokens of documents fit")
 # %% [markdown]
 # ## A long document
 #
-# Made-up sentences with four facts among them, about seven times as long as the model's window.
+# Made-up sentences with four facts among them, almost three times as long as the model's window.
 
 # %%
 facts = [
@@ -50,7 +50,7 @@ facts = [
 ]
 questions = [f"What is the {fact.attribute} of {fact.entity}?" for fact in facts]
 rng = random.Random(3)
-text = hide(facts, filler_sentences(rng, 1000), rng, depths=[0.1, 0.35, 0.6, 0.85]).text
+text = hide(facts, filler_sentences(rng, 400), rng, depths=[0.1, 0.35, 0.6, 0.85]).text
 book = Document(text=text, id_="book", metadata={"title": "A long book"})
 print(f"{len(llm.tokenize(text)):,} tokens")
 

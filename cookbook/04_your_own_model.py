@@ -50,7 +50,7 @@ print(repr(engine.tokenizer.decode(engine.layout.turn_opening)))
 # %%
 rng = random.Random(3)
 facts = [Fact("home city", "Clara Fenwick", "Lisbon"), Fact("access code", "the amber falcon", "48213")]
-text = hide(facts, filler_sentences(rng, 260), rng, [0.3, 0.8]).text
+text = hide(facts, filler_sentences(rng, 150), rng, [0.3, 0.8]).text
 print(f"{engine.count_tokens(text):,} tokens")
 
 # %% [markdown]

@@ -23,8 +23,10 @@ from recipes.real_models import FOLDER_VARIABLE, models_folder
 from tests.tiny import save_tiny_model
 
 os.environ[FOLDER_VARIABLE] = str(models_folder())  # before `_own_cache` moves the cache that they lie in
-# `make test` runs two processes, each with a thread.
-torch.set_num_threads(int(os.environ.get("FOCUSLLM_TEST_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")))
+# `make test` runs two processes, each with a thread; and each process that a test starts has as many.
+_THREADS = os.environ.get("FOCUSLLM_TEST_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
+os.environ.setdefault("OMP_NUM_THREADS", _THREADS)
+torch.set_num_threads(int(_THREADS))
 # No time limit for one example: on a busy machine any of them may be slow. In CI the same examples every time.
 settings.register_profile("focusllm", deadline=None, database=None, max_examples=50, derandomize="CI" in os.environ)
 settings.load_profile("focusllm")

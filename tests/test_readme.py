@@ -42,7 +42,7 @@ def test_the_two_commands_are_shown_and_exist() -> None:
 @needs_embedded
 def test_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """The first thing that a reader copies must work, and find what it asks for."""
-    filler = "The grass is green and the sky is blue. " * 300
+    filler = "The grass is green and the sky is blue. " * 120
     facts = ("The pass key is 71402. ", "The access code of the amber falcon is 48213. ")
     (tmp_path / "book.txt").write_text(filler + facts[0] + filler + facts[1] + filler)
     monkeypatch.chdir(tmp_path)

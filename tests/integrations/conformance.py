@@ -109,6 +109,15 @@ class Conformance:
         """One piece at the end would be no stream."""
         assert sum(bool(piece) for piece in driver.stream(QUESTION, DOCUMENTS)) > 3
 
+    async def test_a_stream_comes_while_the_model_writes(self, driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Pieces of an answer that was waited for are all printed at once (llama_index 18104)."""
+        steps = count_steps(monkeypatch, seconds=0.02)
+        taken = [len(steps) for piece in driver.stream(QUESTION, DOCUMENTS) if piece]
+        assert taken[1] < TOKENS // 2
+        steps.clear()
+        taken = [len(steps) async for piece in driver.astream(QUESTION, DOCUMENTS) if piece]
+        assert taken[1] < TOKENS // 2
+
     def test_one_event_for_one_answer(self, driver: Driver) -> None:
         counts = driver.count_events(QUESTION, DOCUMENTS)
         assert counts

@@ -34,6 +34,7 @@ from tests.cases import (
     GOLDEN,
     QUESTIONS,
     TOLERANCE,
+    Case,
     assert_equal_logits,
     computed,
     expected,
@@ -85,7 +86,7 @@ def test_golden_vectors(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("folder", GOLDEN, ids=lambda folder: folder.name)
-@pytest.mark.slow  # `test_groups_of_chunks` groups them in every way against the oracle
+@pytest.mark.long  # `test_groups_of_chunks` groups them in every way against the oracle
 def test_golden_vectors_in_groups_of_chunks(folder: Path) -> None:
     """In float64, where no grouping rounds otherwise; what was recorded lies 2.7e-5 from it by its own rounding."""
     golden = load_file(folder / "golden.safetensors")
@@ -163,21 +164,25 @@ def test_untrained_projections_are_the_models_own_maps(llama: PreTrainedModel) -
 # --- chunks -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("parallel_chunks", [None, 1, 3])
-@pytest.mark.parametrize(
-    "lengths", [*SHORT_CHUNKINGS.values(), pytest.param(CHUNKINGS["sixty"], marks=pytest.mark.slow)], ids=CHUNKINGS
+@pytest.fixture(
+    scope="module",
+    params=[*SHORT_CHUNKINGS.values(), pytest.param(CHUNKINGS["sixty"], marks=pytest.mark.slow)],
+    ids=CHUNKINGS,
 )
+def chunked(request: pytest.FixtureRequest, reference: Reference) -> tuple[Case, Tensor]:
+    """A case, and the oracle's logits, which take longest and are the same for every grouping."""
+    case = random_case(request.param, steps=2)
+    return case, expected(reference, case)
+
+
+@pytest.mark.parametrize("parallel_chunks", [None, 1, 3])
 def test_groups_of_chunks(
-    lengths: list[int],
-    parallel_chunks: int | None,
-    llama: PreTrainedModel,
-    projections: CandidateProjections,
-    reference: Reference,
+    chunked: tuple[Case, Tensor], parallel_chunks: int | None, llama: PreTrainedModel, projections: CandidateProjections
 ) -> None:
     """How many chunks pass the model together would change the answer, or a group's border would lose a chunk."""
-    case = random_case(lengths, steps=2)
+    case, wanted = chunked
     model = focus_model(llama, projections, parallel_chunks=parallel_chunks)
-    assert_equal_logits(computed(model, case), expected(reference, case))
+    assert_equal_logits(computed(model, case), wanted)
 
 
 def test_tiles_of_attention(focus: FocusModel, reference: Reference, monkeypatch: pytest.MonkeyPatch) -> None:

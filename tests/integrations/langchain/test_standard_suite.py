@@ -123,7 +123,7 @@ class TestIntegrationOnTheTinyModel(_Integration):
 
 
 @needs_embedded
-@pytest.mark.slow
+@pytest.mark.long  # the tiny model passes the same suite
 class TestIntegrationOnTheEmbeddedModel(_Integration):
     """The suite wants an answer to "Hey"; this model only looks things up, so it is given something to look up."""
 

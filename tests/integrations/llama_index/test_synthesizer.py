@@ -22,6 +22,7 @@ from llama_index.core.chat_engine import CondenseQuestionChatEngine
 from llama_index.core.llms import MockLLM
 from llama_index.core.memory import ChatMemoryBuffer
 from llama_index.core.node_parser import SentenceSplitter
+from llama_index.core.postprocessor import LLMRerank
 from llama_index.core.prompts import PromptTemplate
 from llama_index.core.query_engine import RetrieverQueryEngine
 from llama_index.core.schema import Document, NodeWithScore, TextNode
@@ -154,6 +155,33 @@ async def test_nothing_found_is_no_call(llm: FocusLLM, calls: list[EngineCall]) 
     assert str(response) == str(await synthesizer.asynthesize(QUESTION, [])) == "Nothing found."
     assert response.metadata == {"focus": {}}
     assert not calls
+
+
+@pytest.mark.parametrize("chat_template", [False, True])
+@pytest.mark.parametrize(
+    ("ranked", "read"),
+    [
+        ("Doc: 3, Relevance: 9\nDoc: 1, Relevance: 4\n\nThe third one, which is Doc: 3, answers it.", [2, 0]),
+        ("The question is not clear, so no document is relevant.", []),
+        ("", []),
+    ],
+    ids=["with a remark", "no choice", "empty"],
+)
+def test_after_llama_indexs_reranker(
+    llm: FocusLLM, monkeypatch: pytest.MonkeyPatch, chat_template: bool, ranked: str, read: list[int]
+) -> None:
+    """A small model ranks in words of its own (llama_index 11093, 12311, 12323); then nothing is found."""
+    calls = says(monkeypatch, ranked)
+    llm = llm.model_copy(update={"chat_template": chat_template})
+    engine = RetrieverQueryEngine(
+        Found(nodes_of(*STORIES)),
+        response_synthesizer=FocusSynthesizer(llm, empty_response="Nothing found."),
+        node_postprocessors=[LLMRerank(llm=llm)],
+    )
+    response = engine.query(QUESTION)
+    assert [call.documents for call in calls] == [[], *([[STORIES[number] for number in read]] if read else [])]
+    assert all(story in str(calls[0].questions) for story in STORIES)
+    assert str(response) == (ranked if read else "Nothing found.")
 
 
 # --- the response -----------------------------------------------------------------------------------------------------
