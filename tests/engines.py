@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from focus_core import FocusConfig, FocusEngine
+from focus_core.engine.shared import SharedModel
+from focus_core.loading.models import LoadedModel
 from tests.model_zoo import random_projections
 from tests.tiny import byte_tokenizer
 
@@ -15,8 +18,19 @@ A, B, C = ("alpha " * 30, "The second document. " * 9, "third: 3\n" * 5)
 QUESTION = "Which?"
 
 
+KEY = "0123456789abcdef" * 4  # of the tiny model, as if it had been loaded from files
+
+
 def make_engine(
-    *, seed: int = 0, store_bytes: int | None = None, method: str = "auto", trained: bool = True, **config: Any
+    *,
+    seed: int = 0,
+    store_bytes: int | None = None,
+    store: Path | None = None,
+    store_limit: int | None = None,
+    key: str = KEY,
+    method: str = "auto",
+    trained: bool = True,
+    **config: Any,
 ) -> FocusEngine:
     """A random Llama over bytes, window 512, chunks of 64; its projections are not copies."""
     torch.manual_seed(seed)
@@ -27,8 +41,14 @@ def make_engine(
     settings.bos_token_id, settings.eos_token_id = 1, 2
     model = LlamaForCausalLM(settings)
     chosen = {"layout": "raw", "chunk_size": 64, "dynamic_prompt": 32, "local_window": 128, "plain_up_to": 0, **config}
-    engine = FocusEngine.from_model(
-        model, byte_tokenizer(), config=FocusConfig(**chosen), store_bytes=store_bytes, method=method
+    shared = SharedModel.of(LoadedModel(model, "tiny"), byte_tokenizer(), key=key if store else None)
+    engine = FocusEngine(
+        shared,
+        config=FocusConfig(**chosen),
+        store_bytes=store_bytes,
+        store=store,
+        store_limit=store_limit,
+        method=method,
     )
     engine.focus.projections.load_state_dict(random_projections(model).state_dict())
     engine.focus.trained = trained

@@ -1,0 +1,318 @@
+"""Chunks in a folder: what is read back is what was written, and nothing wrong is ever read back."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from focus_core import ConfigError, FocusWarning
+from focus_core.cache import disk as disk_module
+from focus_core.cache.chunk_file import read_header
+from focus_core.cache.chunks import ChunkBlock, ChunkRow
+from focus_core.cache.disk import DiskTier
+from focus_core.cache.folder import FolderContent, StoredDocument, chunk_path
+
+MODEL, SOFTWARE = "ab" * 32, "transformers 5"
+KEYS = [bytes([number]) * 32 for number in range(8)]
+CPU = torch.device("cpu")
+
+
+def tokens_of(key: bytes) -> list[int]:
+    return [key[0], 7, 8, 9]
+
+
+def rows_of(*numbers: int, layers: int = 2) -> dict[bytes, ChunkRow]:
+    block = ChunkBlock(
+        *torch.randn(2, layers, len(numbers), 2, 4, 4, generator=torch.Generator().manual_seed(numbers[0]))
+    )
+    return {KEYS[number]: (block, row) for row, number in enumerate(numbers)}
+
+
+def tier(folder: Path, *, model: str = MODEL, software: str = SOFTWARE, limit: int | None = None) -> DiskTier:
+    return DiskTier(folder, model, software=software, limit=limit)
+
+
+def loaded(disk: DiskTier, *numbers: int, layers: int = 2) -> dict[bytes, ChunkRow]:
+    found = disk.find([KEYS[number] for number in numbers], tokens_of, layers=layers)
+    return {key: row for rows in disk.load(found, tokens_of, CPU) for key, row in rows.items()}
+
+
+def file_of(folder: Path, number: int) -> Path:
+    return chunk_path(folder, MODEL, KEYS[number])
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "store"
+
+
+def test_bytes_in_are_bytes_out(folder: Path) -> None:
+    saved = rows_of(0, 1, 2)
+    tier(folder).save(saved, tokens_of)
+    again = loaded(tier(folder), 2, 0, 1, 5)
+    assert set(again) == set(saved)
+    for key, (block, row) in saved.items():
+        other, its_row = again[key]
+        assert torch.equal(other.keys[:, its_row], block.keys[:, row])
+        assert torch.equal(other.values[:, its_row], block.values[:, row])
+    assert len({id(block) for block, _ in again.values()}) == 1
+
+
+def test_one_chunk_is_in_memory_twice_at_a_time(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """oMLX #1736: a queue of what was to be written doubled the memory."""
+    held: list[int] = []
+    write = disk_module.write_chunk
+
+    def noting(path: Path, keys: torch.Tensor, values: torch.Tensor, *rest: object) -> None:
+        held.append(keys.nbytes + values.nbytes)
+        write(path, keys, values, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(disk_module, "write_chunk", noting)
+    rows = rows_of(0, 1, 2)
+    tier(folder).save(rows, tokens_of)
+    assert held == [rows[KEYS[0]][0].nbytes // 3] * 3
+
+
+def test_more_layers_replace_fewer(folder: Path) -> None:
+    disk = tier(folder)
+    disk.save(rows_of(0, layers=2), tokens_of)
+    assert loaded(disk, 0, layers=3) == {}
+    disk.save(rows_of(0, layers=3), tokens_of)
+    disk.save(rows_of(0, layers=2), tokens_of)
+    assert loaded(disk, 0, layers=2)[KEYS[0]][0].layers == 3
+
+
+# --- files that are wrong ---------------------------------------------------------------------------------------------
+
+
+def cut_off(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-40])
+
+
+def altered(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-100] ^= 1
+    path.write_bytes(content)
+
+
+def emptied(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def garbage(path: Path) -> None:
+    path.write_bytes(b"\xff" * 4000)
+
+
+def of_other_tokens(path: Path) -> None:
+    tier(path.parents[2]).save(rows_of(1), tokens_of)
+    shutil.copy(file_of(path.parents[2], 1), path)
+
+
+def a_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (cut_off, "damaged"),
+        (altered, "checksum of its (keys|values|token_ids) is wrong"),
+        (emptied, "damaged"),
+        (garbage, "damaged"),
+        (of_other_tokens, "other tokens"),
+        (a_folder, ""),
+    ],
+)
+def test_a_wrong_file_is_not_used_and_replaced(folder: Path, damage: Callable[[Path], None], reason: str) -> None:
+    """llama.cpp #27052, oMLX #1675: a bad file harmed the process."""
+    tier(folder).save(rows_of(0, 3), tokens_of)
+    damage(file_of(folder, 0))
+    disk = tier(folder)
+    assert set(loaded(disk, 0, 3)) == {KEYS[3]}
+    with pytest.warns(FocusWarning, match=f"1 stored chunk cannot be used.*{KEYS[0].hex()}.*{reason}") as warned:
+        disk.warn_of_unusable()
+    assert len(warned) == 1
+    disk.warn_of_unusable()  # says nothing more
+    if damage is not a_folder:
+        disk.save(rows_of(0), tokens_of)
+        assert set(loaded(tier(folder), 0)) == {KEYS[0]}
+
+
+def test_a_file_of_another_model_under_our_name_is_not_used(folder: Path) -> None:
+    """SGLang #24758, #26792, vLLM #57810: pages of another model, or of older weights, were used."""
+    other = tier(folder, model="cd" * 32)
+    other.save(rows_of(0), tokens_of)
+    assert loaded(tier(folder), 0) == {}
+    file_of(folder, 0).parent.mkdir(parents=True)
+    shutil.copy(chunk_path(folder, "cd" * 32, KEYS[0]), file_of(folder, 0))
+    disk = tier(folder)
+    assert loaded(disk, 0) == {}
+    with pytest.warns(FocusWarning, match="its model is 'cdcd"):
+        disk.warn_of_unusable()
+
+
+def test_what_other_software_has_computed_is_read_anew(folder: Path) -> None:
+    tier(folder, software="transformers 4").save(rows_of(0), tokens_of)
+    disk = tier(folder)
+    assert loaded(disk, 0) == {}
+    with pytest.warns(FocusWarning, match="its software is 'transformers 4', not 'transformers 5'"):
+        disk.warn_of_unusable()
+
+
+def test_a_file_that_another_process_removes_meanwhile_is_missing_without_a_word(folder: Path) -> None:
+    disk = tier(folder)
+    disk.save(rows_of(0, 1), tokens_of)
+    found = disk.find(KEYS[:2], tokens_of, layers=2)
+    file_of(folder, 0).unlink()
+    assert [set(rows) for rows in disk.load(found, tokens_of, CPU)] == [set(), {KEYS[1]}]
+    disk.warn_of_unusable()
+
+
+# --- the limit --------------------------------------------------------------------------------------------------------
+
+ONE = 2 * 2 * 2 * 4 * 4 * 4  # bytes of keys and values of a chunk
+
+
+def size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def test_files_of_others_count_and_stay(folder: Path) -> None:
+    """oMLX #2064, #2115: what another version had written was not counted, and the folder outgrew its limit."""
+    folder.mkdir()
+    (folder / "holiday.jpg").write_bytes(b"x" * 50_000)
+    disk = tier(folder, limit=50_000 + 4 * (ONE + 2048))
+    for number in range(8):
+        disk.save(rows_of(number), tokens_of)
+        assert size(folder) <= disk.limit
+    assert (folder / "holiday.jpg").stat().st_size == 50_000
+    assert set(loaded(disk, *range(8))) >= set(KEYS[4:])
+
+
+def test_the_least_recently_used_leaves(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not the oldest: a document that is asked every day stays."""
+    monkeypatch.setattr(disk_module, "_BELIEVED", -1.0)
+    disk = tier(folder, limit=10**9)
+    for number in range(3):
+        disk.save(rows_of(number), tokens_of)
+        time.sleep(0.02)
+    disk.touch([KEYS[0]])
+    disk.limit = size(folder) + 1700
+    disk.save(rows_of(3), tokens_of)
+    assert set(loaded(disk, 0, 1, 2, 3)) == {KEYS[0], KEYS[2], KEYS[3]}
+
+
+def test_a_full_store_says_so_once(folder: Path) -> None:
+    disk = tier(folder, limit=100)
+    with pytest.warns(FocusWarning, match="is full.*Raise store_limit") as warned:
+        disk.save(rows_of(0, 1), tokens_of)
+    assert len(warned) == 1
+    disk.save(rows_of(2), tokens_of)
+    assert size(folder) == 0
+
+
+def test_two_hundred_restarts_stay_within_the_limit(folder: Path) -> None:
+    """oMLX #1915, #3829: what was there at the start was not counted."""
+    limit = 5 * (ONE + 2048)
+    for restart in range(200):
+        disk = tier(folder, limit=limit)
+        disk.save(rows_of(restart % 8), tokens_of)
+        assert size(folder) <= limit
+    assert len(loaded(disk, *range(8))) >= 4
+
+
+@pytest.mark.parametrize("limit", [-1, 1.5, True, "20GB"])
+def test_an_impossible_limit(folder: Path, limit: object) -> None:
+    with pytest.raises(ConfigError, match="store_limit="):
+        tier(folder, limit=limit)  # type: ignore[arg-type]
+
+
+# --- folders that cannot be written to --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("number", "said"), [(errno.ENOSPC, "No space left"), (errno.EROFS, "Read-only")])
+def test_a_full_or_read_only_disk(folder: Path, monkeypatch: pytest.MonkeyPatch, number: int, said: str) -> None:
+    disk = tier(folder)
+    disk.save(rows_of(0), tokens_of)
+
+    def failing(path: Path, *_: object, **__: object) -> None:
+        path.with_suffix(".partial").write_bytes(b"half")
+        path.with_suffix(".partial").unlink()
+        raise OSError(number, said)
+
+    monkeypatch.setattr(disk_module, "write_chunk", failing)
+    with pytest.warns(FocusWarning, match=f"cannot be written to: {said}") as warned:
+        disk.save(rows_of(1, 2), tokens_of)
+    assert len(warned) == 1
+    assert set(loaded(disk, 0, 1)) == {KEYS[0]}
+
+
+def test_a_folder_that_vanished_is_not_made_anew(folder: Path) -> None:
+    """It may have been on a disk that was taken out, and the place where it was on another one."""
+    disk = tier(folder)
+    shutil.rmtree(folder)
+    with pytest.warns(FocusWarning, match="not there any more"):
+        disk.save(rows_of(0), tokens_of)
+    assert not folder.exists()
+    assert loaded(disk, 0) == {}
+
+
+def test_a_file_where_the_folder_should_be(tmp_path: Path) -> None:
+    (tmp_path / "store").write_text("a file")
+    with pytest.raises(ConfigError, match=r"store=.*Name another folder"):
+        tier(tmp_path / "store")
+
+
+# --- what processes leave behind --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def partial(folder: Path) -> Path:
+    """A file that a process was writing when it was killed."""
+    tier(folder).save(rows_of(0), tokens_of)
+    path = file_of(folder, 1)
+    return path.with_name(f"{path.name}.999999999-1.partial")
+
+
+def test_partial_files_of_dead_processes_go(folder: Path, partial: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    partial.write_bytes(b"half")
+    assert FolderContent(folder).nbytes == size(folder)
+    tier(folder)
+    assert partial.exists()  # it may belong to a process on another machine
+    monkeypatch.setattr("focus_core.cache.folder._LEFT_BEHIND", -1.0)
+    tier(folder)
+    assert not partial.exists()
+
+
+def test_a_file_is_whole_or_not_there(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("focus_core.disk.os.replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        tier(folder).save(rows_of(0), tokens_of)
+    monkeypatch.undo()
+    assert list(folder.rglob("*.*")) == []
+
+
+def test_headers_say_what_a_chunk_is(folder: Path) -> None:
+    tier(folder).save(rows_of(0), tokens_of)
+    header = read_header(file_of(folder, 0))
+    assert (header.shape, header.dtype, header.layers, header.tokens) == ((2, 2, 4, 4), torch.float32, 2, 4)
+    assert header.metadata["model"] == MODEL
+
+
+def test_a_document_is_noted_and_found(folder: Path) -> None:
+    noted = StoredDocument("12" * 32, "contract.pdf", 900, MODEL, "tiny", (KEYS[0].hex(), KEYS[1].hex()))
+    tier(folder).note(noted)
+    (listed,) = FolderContent(folder).documents
+    assert StoredDocument.read(listed.path) == noted
+    listed.path.write_text('{"chunks": 5}')
+    assert StoredDocument.read(listed.path) is None

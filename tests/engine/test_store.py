@@ -1,0 +1,296 @@
+"""A store on disk: the next process reads nothing again, and every answer is that of an engine without one."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, rule
+
+from focus_core import ConfigError, FocusEngine, FocusWarning
+from focus_core.cache import disk as disk_module
+from tests.engines import QUESTION, A, B, C, cold, make_engine
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "store"
+
+
+def chunk_files(folder: Path) -> list[Path]:
+    return sorted(folder.rglob("*.safetensors"))
+
+
+def ask(engine: FocusEngine, *documents: str) -> str:
+    return engine.generate(QUESTION, list(documents), max_new_tokens=8).text
+
+
+def test_the_next_process_reads_no_chunk(folder: Path) -> None:
+    """LMCache #562, #1175: the index was lost with the process. #2876: the disk was silently idle."""
+    first = make_engine(store=folder).generate(QUESTION, [A, B], max_new_tokens=8)
+    again = make_engine(store=folder).generate(QUESTION, [B, A], max_new_tokens=8)
+    assert first.text == cold(QUESTION, [A, B])
+    assert again.text == cold(QUESTION, [B, A])
+    assert (first.usage.cache_read, first.usage.cache_creation) == (0, len(A) + len(B))
+    assert (again.usage.cache_read, again.usage.cache_creation) == (len(A) + len(B), 0)
+
+
+def test_prepared_today_asked_tomorrow(folder: Path) -> None:
+    make_engine(store=folder).prepare([A, B])
+    engine = make_engine(store=folder)
+    seen: list[tuple[int, int]] = []
+    prepared = engine.prepare([B, A], report=lambda done, total: seen.append((done, total)))
+    assert seen[-1] == (6, 6)
+    assert engine.generate(QUESTION, prepared, max_new_tokens=8).text == cold(QUESTION, [B, A])
+
+
+def test_an_edited_document_reads_what_has_changed(folder: Path) -> None:
+    make_engine(store=folder).prepare(A)
+    changed = A[:-5] + "omega"
+    answer = make_engine(store=folder).generate(QUESTION, [changed], max_new_tokens=8)
+    assert answer.usage.cache_creation == len(A) - 2 * 64
+    assert answer.text == cold(QUESTION, [changed])
+
+
+def test_methods_share_files_as_far_as_layers_go(folder: Path) -> None:
+    """FocusLLM leaves the last layer out, select needs it."""
+    make_engine(store=folder).prepare(A)
+    selecting = make_engine(store=folder, method="select", boundaries="tokens")
+    assert selecting.generate(QUESTION, [A], max_new_tokens=4).usage.cache_read == 0
+    selecting = make_engine(store=folder, method="select", boundaries="tokens")
+    assert selecting.generate(QUESTION, [A], max_new_tokens=4).usage.cache_creation == 0
+    assert make_engine(store=folder).generate(QUESTION, [A], max_new_tokens=8).usage.cache_creation == 0
+    assert ask(make_engine(store=folder), A) == cold(QUESTION, [A])
+
+
+def test_a_damaged_file_is_read_anew_with_one_warning(folder: Path) -> None:
+    make_engine(store=folder).prepare([A, B])
+    for path in chunk_files(folder)[:2]:
+        path.write_bytes(path.read_bytes()[:100])
+    engine = make_engine(store=folder)
+    with pytest.warns(FocusWarning, match="2 stored chunks cannot be used") as warned:
+        assert ask(engine, A, B) == cold(QUESTION, [A, B])
+    assert len(warned) == 1
+    assert make_engine(store=folder).generate(QUESTION, [A, B], max_new_tokens=1).usage.cache_creation == 0
+
+
+def test_a_wrong_checksum_shows_only_when_the_chunk_is_loaded(folder: Path) -> None:
+    make_engine(store=folder).prepare([A, B])
+    path = chunk_files(folder)[3]
+    content = bytearray(path.read_bytes())
+    content[-9] ^= 4
+    path.write_bytes(content)
+    with pytest.warns(FocusWarning, match="checksum") as warned:
+        answer = make_engine(store=folder).generate(QUESTION, [A, B], max_new_tokens=8)
+    assert len(warned) == 1
+    assert answer.text == cold(QUESTION, [A, B])
+    assert 0 < answer.usage.cache_creation <= 64
+
+
+def test_a_failing_disk_costs_one_warning(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(disk_module, "write_chunk", failing)
+    engine = make_engine(store=folder)
+    with pytest.warns(FocusWarning, match="No space left on device") as warned:
+        assert ask(engine, A, B) == cold(QUESTION, [A, B])
+    assert len(warned) == 1
+
+
+def test_a_folder_that_vanishes_between_two_questions(folder: Path) -> None:
+    engine = make_engine(store=folder, store_bytes=0)
+    assert ask(engine, A) == cold(QUESTION, [A])
+    shutil.rmtree(folder)
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        answers = [ask(engine, text) for text in (A, B)]
+    assert answers == [cold(QUESTION, [text]) for text in (A, B)]
+    assert ["not there any more" in str(warning.message) for warning in warned] == [True]
+
+
+def test_an_interrupt_loses_what_was_being_read_and_no_more(folder: Path) -> None:
+    engine = make_engine(store=folder, parallel_chunks=1)
+
+    def stop(done: int, _: int) -> None:
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        engine.prepare(A, report=stop)
+    again = make_engine(store=folder).generate(QUESTION, [A], max_new_tokens=8)
+    assert again.usage.cache_read == 2 * 64
+    assert again.text == cold(QUESTION, [A])
+
+
+def test_memory_keeps_what_an_interrupted_reading_has_read() -> None:
+    engine = make_engine(parallel_chunks=1)
+
+    def stop(done: int, _: int) -> None:
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        engine.prepare(A, report=stop)
+    assert engine.generate(QUESTION, [A], max_new_tokens=8).usage.cache_read == 2 * 64
+
+
+def test_a_model_that_was_handed_over_has_no_files() -> None:
+    with pytest.raises(ConfigError, match=r"store='.*'.*FocusEngine.from_pretrained"):
+        FocusEngine(make_engine().shared, store="somewhere")
+    assert not Path("somewhere").exists()
+
+
+def test_the_environment_names_the_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FOCUSLLM_STORE", str(folder))
+    engine = FocusEngine.from_pretrained(progress=False)
+    assert engine.store.disk is not None
+    assert engine.store.disk.folder == folder
+    monkeypatch.setenv("FOCUSLLM_STORE", "")
+    assert FocusEngine.from_pretrained(progress=False).store.disk is None
+
+
+# --- killed, for real -------------------------------------------------------------------------------------------------
+
+_KILLED = """
+import os, signal, sys
+from pathlib import Path
+import focus_core.disk as disk
+from focus_core.cache import chunk_file
+from tests.engines import A, B, make_engine
+
+moment, number = sys.argv[2], int(sys.argv[3])
+files = 0
+
+def at(name, function):
+    def call(*arguments, **options):
+        global files
+        if name == moment:
+            files += 1
+            if files == number:
+                if name == "write":
+                    Path(arguments[1]).write_bytes(b"half a file")
+                os.kill(os.getpid(), signal.SIGKILL)
+        result = function(*arguments, **options)
+        if name + "d" == moment:
+            files += 1
+            if files == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+        return result
+    return call
+
+chunk_file.save_file = at("write", chunk_file.save_file)
+disk.os.fsync = at("sync", disk.os.fsync)
+disk.os.replace = at("replace", disk.os.replace)
+make_engine(store=Path(sys.argv[1]), parallel_chunks=1).prepare([A, B])
+print("not killed")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("moment", "number"), [("write", 1), ("write", 4), ("sync", 2), ("replace", 3), ("replaced", 3)]
+)
+def test_kill_9_at_every_point_of_writing(folder: Path, moment: str, number: int) -> None:
+    """Nothing is wrong afterwards, and what was finished is there."""
+    run = subprocess.run(
+        [sys.executable, "-c", _KILLED, str(folder), moment, str(number)],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == -signal.SIGKILL, run.stderr
+    finished = number if moment == "replaced" else number - 1
+    assert len(chunk_files(folder)) == finished
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        answer = make_engine(store=folder).generate(QUESTION, [A, B], max_new_tokens=8)
+    assert answer.text == cold(QUESTION, [A, B])
+    assert answer.usage.cache_read == finished * 64  # the longest chunks are read first
+    assert len(chunk_files(folder)) == 6
+
+
+# --- any sequence of operations ---------------------------------------------------------------------------------------
+
+
+class StoreAgainstNone(RuleBasedStateMachine):
+    """Prepare, ask, edit, evict, restart, damage, prune, other settings: answers are those of a cold engine."""
+
+    cold: ClassVar[dict[Any, str]] = {}
+    settings: ClassVar[list[dict[str, Any]]] = [{}, {"chunk_size": 48}, {"method": "select", "boundaries": "tokens"}]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.folder = Path(tempfile.mkdtemp())
+        self.engines = [self.start(number) for number in range(len(self.settings))]
+        self.suffix = ""
+
+    def start(self, number: int, limit: int = 10**9) -> FocusEngine:
+        return make_engine(store=self.folder, store_limit=limit, **self.settings[number])
+
+    def documents(self, names: list[int]) -> list[str]:
+        return [(A, B, C)[name] + self.suffix for name in names]
+
+    @rule(number=st.integers(0, 2), names=st.lists(st.integers(0, 2), min_size=1, max_size=3))
+    def prepare(self, number: int, names: list[int]) -> None:
+        self.engines[number].prepare(self.documents(names))
+
+    @rule(number=st.integers(0, 2), names=st.lists(st.integers(0, 2), min_size=1, max_size=3))
+    def ask(self, number: int, names: list[int]) -> None:
+        documents = self.documents(names)
+        key = (number, *documents)
+        if key not in self.cold:
+            self.cold[key] = ask(make_engine(**self.settings[number]), *documents)
+        assert ask(self.engines[number], *documents) == self.cold[key]
+
+    @rule(suffix=st.sampled_from(["", " The end.", " An afterword, longer than a line."]))
+    def edit(self, suffix: str) -> None:
+        self.suffix = suffix
+
+    @rule(number=st.integers(0, 2))
+    def evict(self, number: int) -> None:
+        self.engines[number].store.memory.clear()
+
+    @rule(number=st.integers(0, 2), limit=st.sampled_from([10**9, 60_000]))
+    def restart(self, number: int, limit: int) -> None:
+        self.engines[number] = self.start(number, limit)
+
+    @rule(position=st.floats(0, 1, exclude_max=True), byte=st.floats(0, 1, exclude_max=True))
+    def damage(self, position: float, byte: float) -> None:
+        files = chunk_files(self.folder)
+        if files:
+            path = files[int(position * len(files))]
+            content = bytearray(path.read_bytes())
+            content[int(byte * len(content))] ^= 0x55
+            path.write_bytes(content)
+
+    @rule(position=st.floats(0, 1, exclude_max=True))
+    def remove(self, position: float) -> None:
+        files = chunk_files(self.folder)
+        if files:
+            files[int(position * len(files))].unlink()
+
+    def teardown(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+TestStoreAgainstNone = StoreAgainstNone.TestCase
+TestStoreAgainstNone.settings = settings(max_examples=15, stateful_step_count=12, deadline=None)
+TestStoreAgainstNone.pytestmark = [
+    pytest.mark.filterwarnings("ignore::focus_core.FocusWarning"),
+    pytest.mark.slow,
+]
