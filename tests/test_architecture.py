@@ -22,8 +22,8 @@ PAGE = ROOT / "docs" / "architecture.md"
 FLOORS: list[dict[str, tuple[str, str]]] = [
     {
         "cli": (
-            "the commands of `focusllm`: ask, info, train, eval",
-            "evaluation engine training methods loading text config device progress errors",
+            "the commands of `focusllm`: ask, info, prepare, store, train, eval",
+            "evaluation engine training methods loading text cache config device progress errors",
         )
     },
     {
@@ -57,7 +57,7 @@ FLOORS: list[dict[str, tuple[str, str]]] = [
     },
     {
         "attention": ("the inside of transformers: attention over chunks, candidates, RoPE", "errors"),
-        "cache": ("keys and values: of chunks, of what is appended to them, and where they are kept", "errors"),
+        "cache": ("keys and values: of chunks, of what is appended to them, and where they are kept", "disk errors"),
     },
     {
         "config": ("settings of the method and of sampling", "errors"),
@@ -75,7 +75,7 @@ DOCUMENT = [
     ("text.documents", "a string becomes a `Document` at the door: its name, its metadata, one hash of its content"),
     ("text.tokenizer", "its tokens, and the character at which each begins; equal documents are tokenized once"),
     ("text.chunking", "cut into `Chunk`s, each with its document, span, opening and key"),
-    ("cache.store", "chunks that were read before are found by their key"),
+    ("cache.tiers", "chunks that were read before are found by their key, in memory or on disk"),
     ("methods.decoder", "the others go through the frozen model, each alone, one pass at a time"),
     ("cache.chunks", "their keys and values are written once, into blocks, and never change"),
 ]

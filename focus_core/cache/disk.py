@@ -171,12 +171,13 @@ class DiskTier:
         except (FileNotFoundError, UnusableFile):
             return False
 
-    def note(self, document: StoredDocument) -> None:
-        """Let `focusllm store ls` know a document."""
-        if not self._stopped:
+    def note(self, name: str, document: str, tokens: int, chunks: tuple[str, ...], model_id: str) -> None:
+        """Let `focusllm store ls` know a document, by the keys of its chunks."""
+        noted = StoredDocument(document, name, tokens, self.model, model_id, chunks)
+        if not self._stopped and not noted.path(self.folder).exists():
             with self._stopping_at_errors():
                 self._require_folder()
-                document.write(self.folder)
+                noted.write(self.folder)
 
     def _write(self, key: ChunkKey, block: ChunkBlock, row: int, token_ids: Sequence[int]) -> None:
         self._require_folder()

@@ -1,7 +1,7 @@
 """What lies in the folder of a store: chunks by their last use, lists of documents, and files of others.
 
 <folder>/<model key>/chunks/<chunk key>.safetensors        keys and values of one chunk
-<folder>/<model key>/documents/<document key>.json         name and chunks of a document, for people
+<folder>/<model key>/documents/<digest>.json               name and chunks of a document, for people
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from hashlib import sha256
 from pathlib import Path
 
 import psutil
@@ -135,8 +136,9 @@ class StoredDocument:
     chunks: tuple[str, ...]
 
     def path(self, folder: Path) -> Path:
-        """Where its list is."""
-        return folder / self.model / "documents" / f"{self.document}.json"
+        """Where its list is: a document that is cut in another way has another one."""
+        content = sha256(" ".join([self.name, *self.chunks]).encode()).hexdigest()
+        return folder / self.model / "documents" / f"{content}.json"
 
     def write(self, folder: Path) -> None:
         """Note it in the folder.

@@ -21,6 +21,8 @@ from focus_core import __version__
 from focus_core.cli.ask import ask
 from focus_core.cli.evaluate import evaluate
 from focus_core.cli.info import info
+from focus_core.cli.prepare import prepare
+from focus_core.cli.store import app as store_app
 from focus_core.cli.train import train
 from focus_core.errors import FocusError, FocusWarning
 
@@ -86,8 +88,10 @@ app = typer.Typer(
 )
 app.command()(ask)
 app.command()(info)
+app.command()(prepare)
 app.command()(train)
 app.command("eval")(evaluate)
+app.add_typer(store_app, name="store")
 
 
 def _show_version(wanted: bool) -> None:

@@ -54,6 +54,8 @@ def ask(
     ] = None,
     system: Annotated[str | None, typer.Option(metavar="TEXT", help="A system prompt.")] = None,
     raw: Annotated[bool, typer.Option("--raw", help="Continue the question as it stands, no chat template.")] = False,
+    store: options.Store = None,
+    store_limit: options.StoreLimit = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Ask a question about documents of any length, or without documents.
@@ -69,7 +71,9 @@ def ask(
         layout=layout,
         select_tokens=select_tokens,
     )
-    engine = load_engine(model, adapter, device, dtype, config=config, method=method)
+    engine = load_engine(
+        model, adapter, device, dtype, config=config, method=method, store=store, store_limit=store_limit
+    )
     clock.loaded()
     events = engine.stream(
         question,

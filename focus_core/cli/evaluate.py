@@ -144,7 +144,7 @@ def evaluate(
         questions=questions,
         seed=seed,
         lengths=tuple(tokens or _LENGTHS),
-        texts=tuple(read_documents(text or [])),
+        texts=tuple(one.text or "" for one in read_documents(text or [])),
         data=data,
         arrange=arrange,
         budget=budget,

@@ -73,11 +73,11 @@ def info(
     """Show how a model reads: window, chunks, memory per token; and whether documents fit."""
     if document and tokens:
         raise typer.BadParameter("give documents or a number of tokens, not both.", param_hint="--tokens")
-    texts = read_documents(document or [])
+    documents = read_documents(document or [])
     config = FocusConfig(chunk_size=chunk_size, dynamic_prompt=dynamic_prompt, layout=layout)
     engine = load_engine(model, adapter, device, dtype, config=config, method=method)
     with sign_of_life("counting tokens"):
-        lengths = [tokens] if tokens else [engine.count_tokens(text) for text in texts]
+        lengths = [tokens] if tokens else [engine.count_tokens(one.text or "") for one in documents]
     described = _describe(engine)
     needs = needs_of(engine, lengths) if lengths else None
     if as_json:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,17 +10,20 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from focus_core.errors import ConfigError
 from focus_core.progress import sign_of_life
 
 if TYPE_CHECKING:
     from focus_core.config import FocusConfig
     from focus_core.engine.engine import FocusEngine
     from focus_core.errors import DocumentError
+    from focus_core.text.documents import Document
 
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _NAMED_AT_MOST = 5  # files that could not be read are named up to this number
 
 
-def read_documents(names: Sequence[str]) -> list[str]:
+def read_documents(names: Sequence[str]) -> list[Document]:
     """The texts of files, folders and standard input, in the order in which they were named.
 
     Raises:
@@ -27,7 +31,7 @@ def read_documents(names: Sequence[str]) -> list[str]:
     """
     if names.count("-") > 1:
         raise typer.BadParameter("standard input (-) can be read only once.")
-    return [text for name in names for text in _texts(name)]
+    return [document for name in names for document in _documents(name)]
 
 
 def load_engine(
@@ -39,6 +43,8 @@ def load_engine(
     config: FocusConfig,
     method: str = "auto",
     progress: bool = True,
+    store: str | None = None,
+    store_limit: str | None = None,
 ) -> FocusEngine:
     """The engine that the options ask for.
 
@@ -54,31 +60,56 @@ def load_engine(
         from focus_core.engine.engine import FocusEngine
         from focus_core.methods.table import checked_method
     checked_method(method)
+    limit = parse_bytes(store_limit)
     if not sys.stderr.isatty():
         logging.disable_progress_bar()  # of downloads; loading has a bar of ours
     return FocusEngine.from_pretrained(
-        model, adapter=adapter, device=device, dtype=dtype, config=config, method=method, progress=progress
+        model,
+        adapter=adapter,
+        device=device,
+        dtype=dtype,
+        config=config,
+        method=method,
+        progress=progress,
+        store=store,
+        store_limit=limit,
     )
 
 
-def _texts(name: str) -> list[str]:
+def parse_bytes(text: str | None) -> int | None:
+    """`20G`, `500 MB`, `1.5GiB` or a plain number, as bytes.
+
+    Raises:
+        ConfigError: anything else
+    """
+    if text is None:
+        return None
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?\s*", text, re.IGNORECASE)
+    if found is None:
+        raise ConfigError(f"{text!r} is not a number of bytes: write 20G, 500M or 1000000.")
+    return int(float(found[1]) * _UNITS[found[2].upper()])
+
+
+def _documents(name: str) -> list[Document]:
     from focus_core.loading.hub import is_folder
+    from focus_core.text.documents import Document
     from focus_core.text.files import document_text, read_file
 
     if name == "-":
-        return [document_text(sys.stdin.buffer.read(), name="standard input")]
+        return [Document(document_text(sys.stdin.buffer.read(), name="standard input"), "standard input")]
     if name and is_folder(name):
-        return _folder_texts(Path(name))
-    return [read_file(name)]
+        return _of_folder(Path(name))
+    return [Document(read_file(name), name)]
 
 
-def _folder_texts(folder: Path) -> list[str]:
+def _of_folder(folder: Path) -> list[Document]:
+    from focus_core.text.documents import Document
     from focus_core.text.files import read_folder
 
     unread: list[DocumentError] = []
-    texts = [text for _, text in read_folder(folder, passed_over=unread.append)]
+    documents = [Document(text, str(path)) for path, text in read_folder(folder, passed_over=unread.append)]
     for error in unread[:_NAMED_AT_MOST]:
         typer.echo(f"Passed over {error}", err=True)
     if len(unread) > _NAMED_AT_MOST:
         typer.echo(f"Passed over {len(unread) - _NAMED_AT_MOST} more files that could not be read.", err=True)
-    return texts
+    return documents

@@ -64,4 +64,19 @@ Documents = Annotated[
         "several times for several documents.",
     ),
 ]
+Store = Annotated[
+    str | None,
+    typer.Option(
+        envvar="FOCUSLLM_STORE",
+        metavar="FOLDER",
+        help="Keep what was read in this folder, and read nothing again that is there. It holds the documents' texts.",
+    ),
+]
+StoreLimit = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SIZE",
+        help="What the folder may take, as 20G. Default: half of the free disk. What was not used for longest leaves.",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]

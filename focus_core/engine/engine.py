@@ -7,11 +7,13 @@ from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 from typing import Any, Unpack, cast, overload
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from focus_core.cache.store import DeviceTier
 from focus_core.cache.tiers import ChunkStore
 from focus_core.config import CHUNK_WITHOUT_ADAPTER, LARGEST_CHUNK, FocusConfig, ResolvedConfig
 from focus_core.engine.answers import Answer, AnswersFromEvents, Event, Usage
@@ -22,6 +24,7 @@ from focus_core.engine.prepared import PreparedDocuments
 from focus_core.engine.requests import AnyRequest, Notice, Progress, QuestionRequest, Request
 from focus_core.engine.sampling import Sampler
 from focus_core.engine.shared import SharedModel, shared_model
+from focus_core.engine.verification import Verification, compare
 from focus_core.errors import ConfigError, DocumentError, UnsupportedModelError, shown, warn
 from focus_core.loading.models import LoadedModel
 from focus_core.methods.base import Method, PlanKey
@@ -279,12 +282,36 @@ class FocusEngine:
         self._require_place()
         chunks = self._planner.cut(outline.method, listed)
         self._warn(outline.notice)
+        self._note(chunks)
         request = Request(self._prefill(outline.method, chunks))
         with progress_bar("reading chunks", visible=self._progress, report=report) as progress:
             for notice in self._notices([request]):
                 if isinstance(notice[1], Progress):
                     progress(notice[1].done, notice[1].total)
-        return PreparedDocuments(tuple(listed), self.shared.key, chunks)
+        read = request.prefill.take_prefilled_tokens()
+        return PreparedDocuments(tuple(listed), self.shared.key, chunks, read)
+
+    def verify(self, prepared: PreparedDocuments, *, sample: int = 8, seed: int = 0) -> Verification:
+        """Read some of the chunks of `prepared` anew, and compare them with what is kept in memory or on disk.
+
+        Args:
+            sample: how many chunks, drawn at random with `seed`
+
+        Raises:
+            ConfigError: `sample` is not a number of chunks
+            DocumentError: the documents were prepared with another model
+        """
+        if type(sample) is not int or sample < 1:
+            raise ConfigError(f"sample={sample!r}: must be a whole number, and at least 1.")
+        self._prepared(prepared)
+        chunks = Random(seed).sample(prepared.chunks, min(sample, len(prepared.chunks)))
+        method = self._planner.outline([len(document) for document in prepared.documents], SHORT_QUESTION).method
+        kept, anew = self._prefill(method, chunks), self._prefill(method, chunks, store=ChunkStore(DeviceTier(0)))
+        kept.begin()
+        kept.load_stored()
+        for _ in self._notices([Request(anew)]):
+            pass
+        return compare([kept.rows.get(chunk.key) for chunk in chunks], [anew.rows[chunk.key] for chunk in chunks])
 
     def outline(
         self,
@@ -367,6 +394,8 @@ class FocusEngine:
             if request.plan.chunks:  # questions about the same chunks wait for one prefill
                 request.prefill = prefills.setdefault(request.plan.key, request.prefill)
             requests.append(request)
+        for prefill in prefills.values():
+            self._note(prefill.chunks)
         return requests
 
     def _request(
@@ -399,12 +428,28 @@ class FocusEngine:
             usage=Usage(tokens + len(prompt), document_tokens=tokens),
         )
 
-    def _prefill(self, method: Method, chunks: Sequence[Chunk], appended_tokens: int = 0) -> ChunkPrefill:
+    def _note(self, chunks: Sequence[Chunk]) -> None:
+        """Let the store on disk know the names of the documents that these chunks are of."""
+        if self.store.disk is None:
+            return
+        of_documents: dict[int, list[tuple[Chunk, Chunk]]] = {}  # equal documents may differ in name
+        for chunk in chunks:
+            for part in chunk.document_parts:
+                of_documents.setdefault(id(part.document), []).append((chunk, part))
+        for of_document in of_documents.values():
+            document = of_document[0][1].document
+            keys = tuple(chunk.key.hex() for chunk, _ in of_document)
+            tokens = sum(len(part.token_ids) for _, part in of_document)
+            self.store.disk.note(document.called, document.key.hex(), tokens, keys, self.shared.loaded.model_id)
+
+    def _prefill(
+        self, method: Method, chunks: Sequence[Chunk], appended_tokens: int = 0, *, store: ChunkStore | None = None
+    ) -> ChunkPrefill:
         return ChunkPrefill(
             self.focus.device,
             method,
             chunks,
-            store=self.store,
+            store=store or self.store,
             tiers=self.shared.tiers,
             appended_tokens=appended_tokens,
         )

@@ -127,6 +127,12 @@ class ChunkPrefill:
             self.abandon()
         return rows
 
+    def load_stored(self) -> None:
+        """Load everything that the folder holds, and prefill nothing."""
+        while stored := [key for key in self.missing(set()) if key in self._stored]:
+            for rows in self._load(stored):
+                self.rows |= rows
+
     def take_prefilled_tokens(self) -> int:
         """Tokens that were prefilled here, for the usage of the first request that asks; 0 for others."""
         taken, self._prefilled_tokens = self._prefilled_tokens, 0

@@ -19,11 +19,13 @@ class PreparedDocuments:
     Attributes:
         model: key of the model whose tokens these are
         chunks: that were prefilled; none if the plain model will read the documents with each question
+        tokens_read: tokens that had to be read for this handle; the others were there
     """
 
     documents: tuple[TokenizedDocument, ...]
     model: str
     chunks: tuple[Chunk, ...] = ()
+    tokens_read: int = 0
 
     def __len__(self) -> int:
         return len(self.documents)

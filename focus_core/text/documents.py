@@ -15,6 +15,8 @@ from focus_core.errors import DocumentError
 
 TokenIds = list[int]
 
+_SHOWN = 40  # characters of a document without a name
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Document:
@@ -45,6 +47,11 @@ class Document:
             if not self.text.strip():
                 raise DocumentError(f"{called} is empty. Leave it out or give its text.")
             require_whole_characters(self.text)
+
+    @property
+    def called(self) -> str:
+        """Its name, or how it begins."""
+        return self.name or f"“{' '.join((self.text or 'tokens')[:_SHOWN].split())}…”"
 
     @cached_property
     def key(self) -> bytes:

@@ -311,7 +311,7 @@ def test_headers_say_what_a_chunk_is(folder: Path) -> None:
 
 def test_a_document_is_noted_and_found(folder: Path) -> None:
     noted = StoredDocument("12" * 32, "contract.pdf", 900, MODEL, "tiny", (KEYS[0].hex(), KEYS[1].hex()))
-    tier(folder).note(noted)
+    tier(folder).note(noted.name, noted.document, noted.tokens, noted.chunks, noted.model_id)
     (listed,) = FolderContent(folder).documents
     assert StoredDocument.read(listed.path) == noted
     listed.path.write_text('{"chunks": 5}')
