@@ -77,7 +77,7 @@ class FocusEngine:
         self.method = method  # of questions that name none
         self._planner = Planner(self.focus, self.layout, method)
         memory = shared.store if store_bytes is None else shared.new_store(store_bytes)
-        disk = shared.new_disk(store, store_limit) if store is not None else None
+        disk = shared.new_disk(store, store_limit) if store else None
         self.store = ChunkStore(memory, disk)
         self._end_tokens = _end_tokens(loaded.model, self.tokenizer)
         self._progress = progress
@@ -113,7 +113,7 @@ class FocusEngine:
             store_bytes: how much of prefilled chunks this engine may hold in memory; by default it shares half of what
                 is free at first with the model's other engines
             store: a folder in which prefilled chunks are kept too, and found again by the next process; by default the
-                one that the environment names as FOCUSLLM_STORE, else none. It holds the texts of documents
+                one that the environment names as FOCUSLLM_STORE, else none; `""` is none. It holds the documents' texts
             store_limit: bytes that the folder may take with everything in it; by default half of the free disk
             settings: fields of `FocusConfig` (`chunk_size`, …), and arguments for transformers (`revision`,
                 `attn_implementation`, `gguf_file`, `quantization_config`, …)
@@ -131,7 +131,7 @@ class FocusEngine:
             method=method,
             progress=progress,
             store_bytes=store_bytes,
-            store=os.environ.get(STORE_VARIABLE) or None if store is None else store,
+            store=os.environ.get(STORE_VARIABLE) if store is None else store,
             store_limit=store_limit,
         )
 
