@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from focus_core.cli import options
-from focus_core.cli.loading import load_engine, read_documents
-from focus_core.config import FocusConfig
+from focus_core.cli.loading import config_of, load_engine, read_documents
 
 if TYPE_CHECKING:
     from focus_core.engine.answers import Event, Finished
@@ -34,6 +33,7 @@ def ask(
     method: options.Method = "auto",
     layout: options.LayoutName = None,
     select_tokens: options.SelectTokens = None,
+    setting: options.Setting = None,
     max_new_tokens: Annotated[
         int | None, typer.Option(min=1, help="Longest answer, in tokens. Default: 256, or what the window leaves.")
     ] = None,
@@ -64,13 +64,8 @@ def ask(
     """
     documents = read_documents(document or [])
     clock = _Clock()
-    config = FocusConfig(
-        chunk_size=chunk_size,
-        dynamic_prompt=dynamic_prompt,
-        parallel_chunks=parallel_chunks,
-        layout=layout,
-        select_tokens=select_tokens,
-    )
+    named = {"chunk_size": chunk_size, "dynamic_prompt": dynamic_prompt, "parallel_chunks": parallel_chunks}
+    config = config_of({**named, "layout": layout, "select_tokens": select_tokens}, setting or [])
     engine = load_engine(
         model, adapter, device, dtype, config=config, method=method, store=store, store_limit=store_limit
     )

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
 from focus_core.cli import options
-from focus_core.cli.loading import load_engine, read_documents
-from focus_core.config import FocusConfig
+from focus_core.cli.loading import config_of, load_engine, read_documents
 from focus_core.errors import ConfigError
 from focus_core.progress import progress_bar, sign_of_life
 
@@ -100,10 +98,7 @@ def evaluate(
     chunk_size: options.ChunkSize = None,
     dynamic_prompt: options.DynamicPrompt = None,
     parallel_chunks: options.ParallelChunks = None,
-    setting: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME=VALUE", help="Another field of FocusConfig, as boundaries=tokens; may be repeated."),
-    ] = None,
+    setting: options.Setting = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -158,7 +153,7 @@ def evaluate(
     if picture is not None:
         require_drawable(picture, plan.tasks)
     named = {"chunk_size": chunk_size, "dynamic_prompt": dynamic_prompt, "parallel_chunks": parallel_chunks}
-    config = _config({**named, "select_tokens": budget}, setting or [])
+    config = config_of({**named, "select_tokens": budget}, setting or [])
     engine = load_engine(model, adapter, device, dtype, config=config, progress=False)
     run = Run.start(plan.conditions(engine), out)
     if against is not None:
@@ -169,25 +164,6 @@ def evaluate(
     if interrupted:
         kept = f"are in {out}, and the same command goes on from them" if out else "are not kept without --out"
         raise KeyboardInterrupt(f"Interrupted: the {len(run.trials)} answers so far {kept}.")
-
-
-def _config(named: Mapping[str, int | None], further: Sequence[str]) -> FocusConfig:
-    """From options of their own, and from `NAME=VALUE`.
-
-    Raises:
-        ConfigError: an unknown name, one that has an option of its own, or an impossible value
-    """
-    known = [field.name for field in fields(FocusConfig) if field.name not in named]
-    settings: dict[str, Any] = dict(named)
-    for pair in further:
-        name, _, value = pair.partition("=")
-        if name not in known:
-            raise ConfigError(f"--setting {pair}: choose from {', '.join(known)}, as boundaries=tokens.")
-        try:
-            settings[name] = json.loads(value)  # 3, true
-        except ValueError:
-            settings[name] = value
-    return FocusConfig(**settings)
 
 
 def _carried_out(engine: FocusEngine, plan: Plan, run: Run) -> bool:

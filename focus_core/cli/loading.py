@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
+from focus_core.config import FocusConfig
 from focus_core.errors import ConfigError
 from focus_core.progress import sign_of_life
 
 if TYPE_CHECKING:
-    from focus_core.config import FocusConfig
     from focus_core.engine.engine import FocusEngine
     from focus_core.errors import DocumentError
     from focus_core.text.documents import Document
@@ -74,6 +76,25 @@ def load_engine(
         store=store,
         store_limit=limit,
     )
+
+
+def config_of(named: Mapping[str, int | str | None], further: Sequence[str]) -> FocusConfig:
+    """From options of their own, and from `NAME=VALUE`.
+
+    Raises:
+        ConfigError: an unknown name, one that has an option of its own, or an impossible value
+    """
+    known = [field.name for field in fields(FocusConfig) if field.name not in named]
+    settings: dict[str, Any] = dict(named)
+    for pair in further:
+        name, _, value = pair.partition("=")
+        if name not in known:
+            raise ConfigError(f"--setting {pair}: choose from {', '.join(known)}, as boundaries=tokens.")
+        try:
+            settings[name] = json.loads(value)  # 3, true
+        except ValueError:
+            settings[name] = value
+    return FocusConfig(**settings)
 
 
 def parse_bytes(text: str | None) -> int | None:

@@ -64,6 +64,10 @@ Documents = Annotated[
         "several times for several documents.",
     ),
 ]
+Setting = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME=VALUE", help="Another field of FocusConfig, as boundaries=content; may be repeated."),
+]
 Store = Annotated[
     str | None,
     typer.Option(

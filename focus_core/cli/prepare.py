@@ -7,8 +7,7 @@ import time
 import typer
 
 from focus_core.cli import options
-from focus_core.cli.loading import load_engine, read_documents
-from focus_core.config import FocusConfig
+from focus_core.cli.loading import config_of, load_engine, read_documents
 from focus_core.errors import ConfigError
 
 
@@ -25,6 +24,7 @@ def prepare(
     parallel_chunks: options.ParallelChunks = None,
     method: options.Method = "auto",
     layout: options.LayoutName = None,
+    setting: options.Setting = None,
 ) -> None:
     """Read documents into a store. After an interrupt the same command goes on where it was.
 
@@ -35,9 +35,8 @@ def prepare(
     if not store:
         raise ConfigError("No store is named. Use --store FOLDER, or set FOCUSLLM_STORE.")
     documents = read_documents(document)
-    config = FocusConfig(
-        chunk_size=chunk_size, dynamic_prompt=dynamic_prompt, parallel_chunks=parallel_chunks, layout=layout
-    )
+    named = {"chunk_size": chunk_size, "dynamic_prompt": dynamic_prompt, "parallel_chunks": parallel_chunks}
+    config = config_of({**named, "layout": layout}, setting or [])
     engine = load_engine(
         model, adapter, device, dtype, config=config, method=method, store=store, store_limit=store_limit
     )
