@@ -34,6 +34,7 @@ def ask(
     method: options.Method = "auto",
     layout: options.LayoutName = None,
     select_tokens: options.SelectTokens = None,
+    kv_dtype: options.KvDtype = None,
     max_new_tokens: Annotated[
         int | None, typer.Option(min=1, help="Longest answer, in tokens. Default: 256, or what the window leaves.")
     ] = None,
@@ -70,6 +71,7 @@ def ask(
         parallel_chunks=parallel_chunks,
         layout=layout,
         select_tokens=select_tokens,
+        kv_dtype=kv_dtype,
     )
     engine = load_engine(
         model, adapter, device, dtype, config=config, method=method, store=store, store_limit=store_limit
