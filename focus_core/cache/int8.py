@@ -30,7 +30,8 @@ def quantized(states: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     """
     largest = states.abs().amax(dim, keepdim=True)
     scales = (largest / _LARGEST).clamp(min=torch.finfo(states.dtype).tiny)  # of zeros, not 0 / 0
-    return (states / scales).round_().clamp_(-_LARGEST, _LARGEST).to(torch.int8), scales
+    fine = torch.promote_types(states.dtype, torch.float32)  # bfloat16 has no 126.5
+    return (states.to(fine) / scales).round_().clamp_(-_LARGEST, _LARGEST).to(torch.int8), scales
 
 
 def dequantized(states: Tensor, scales: Tensor) -> Tensor:
