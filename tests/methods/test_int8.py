@@ -128,6 +128,7 @@ def test_chunks_of_one_kind_are_not_read_as_the_other(method: str) -> None:
     """Two engines of a model share its store: an exact answer would come from rounded chunks."""
     first = make_engine(kv_dtype="int8")
     exact = FocusEngine(first.shared, config=FocusConfig(**{**first.config.as_settings().as_dict(), "plain_up_to": 0}))
+    exact.focus.trained = True
     created = first.generate(QUESTION, [A, B], max_new_tokens=8, method=method).usage.cache_creation
     answer = exact.generate(QUESTION, [A, B], max_new_tokens=8, method=method)
     assert answer.usage.cache_creation == created > 0
