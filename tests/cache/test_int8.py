@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from focus_core.cache.chunk_file import UnusableFile, read_chunk, read_header, write_chunk
 from focus_core.cache.chunks import ChunkBlock, ChunkRun
+from focus_core.cache.disk import DiskTier
 from focus_core.cache.int8 import dequantized, nbytes_of, quantized
 
 CPU = torch.device("cpu")
@@ -77,3 +80,40 @@ def test_a_run_reads_what_was_written_to_it_and_nothing_else() -> None:
         keys, values = ChunkRun(block, 0, 4).narrow(1, 3).layer(layer)
         assert torch.equal(keys, dequantized(*quantized(states[0, layer, 1:3], -2)))
         assert torch.equal(values, dequantized(*quantized(states[1, layer, 1:3], -1)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_files_hold_the_same_bytes(dtype: torch.dtype, tmp_path: Path) -> None:
+    """Whole numbers without their scales, or with those of another chunk, would be other keys."""
+    block = ChunkBlock.empty((2, 3, 2, 6, 8), dtype=dtype, device=CPU, kv_dtype="int8")
+    states = random_states(2, 2, 3, 2, 6, 8, seed=4, dtype=dtype)
+    for layer in range(2):
+        ChunkRun(block, 0, 3).write(layer, *states[:, layer])
+    tokens = {bytes([row]) * 32: [row] * 6 for row in range(3)}
+    tier = DiskTier(tmp_path, "model", software="here")
+    tier.save({key: (block, row) for row, key in enumerate(tokens)}, tokens.__getitem__)
+
+    found = DiskTier(tmp_path, "model", software="here").find(tokens, tokens.__getitem__, layers=2)
+    rows = {key: row for one in tier.load(found, tokens.__getitem__, CPU) for key, row in one.items()}
+    loaded = rows[next(iter(tokens))][0]
+    assert [rows[key] for key in tokens] == [(loaded, row) for row in range(3)]
+    assert set(loaded.tensors) == {"keys", "values", "key_scales", "value_scales"}
+    assert all(torch.equal(loaded.tensors[name], tensor) for name, tensor in block.tensors.items())
+
+
+@pytest.mark.parametrize("name", ["key_scales", "value_scales"])
+def test_a_file_with_other_scales_is_not_used(name: str, tmp_path: Path) -> None:
+    block = ChunkBlock.empty((2, 1, 2, 6, 8), dtype=torch.float32, device=CPU, kv_dtype="int8")
+    chunk = {of: torch.ones_like(tensor[:, 0]) for of, tensor in block.tensors.items()}
+    write_chunk(tmp_path / "whole", chunk, [1] * 6, {})
+    header = read_header(tmp_path / "whole")
+    assert (header.dtype, header.kv_dtype) == (torch.float32, "int8")
+
+    write_chunk(tmp_path / "other", {**chunk, name: 2 * chunk[name]}, [1] * 6, {})
+    with pytest.raises(UnusableFile, match=f"the checksum of its {name} is wrong"):
+        read_chunk(tmp_path / "other", header)
+
+    write_chunk(tmp_path / "fewer", {**chunk, name: chunk[name][:1]}, [1] * 6, {})
+    with pytest.raises(UnusableFile, match="another shape"):
+        read_chunk(tmp_path / "fewer", read_header(tmp_path / "fewer"))
+    assert read_chunk(tmp_path / "whole", header)[1] == [1] * 6

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -60,13 +60,10 @@ def logits_of(model: FocusModel, chunks: ChunkSet, case: Case) -> Tensor:
 
 
 def all_layers(model: FocusModel) -> ChunkSet:
-    passes, rows = model.prefill_passes(CASE.chunks, layers=model.parts.num_layers), list[ChunkRow]()
-
-    def finished() -> Iterator[int]:
-        rows.extend((yield from passes))
-
-    assert list(finished())[-1] == len(CASE.chunks)
-    return ChunkSet.of(rows)
+    rows: dict[int, ChunkRow] = {}
+    for read in model.prefill_passes(CASE.chunks, layers=model.parts.num_layers):
+        rows |= read
+    return ChunkSet.of([rows[index] for index in range(len(CASE.chunks))])
 
 
 def likelihoods(model: FocusModel, chunks: ChunkSet) -> Tensor:
@@ -145,7 +142,7 @@ def test_the_store_holds_a_fraction_and_the_engine_knows_it(method: str, monkeyp
         engine = make_engine(kv_dtype=kv_dtype, method=method)
         chunks = {chunk.key: chunk for chunk in engine.prepare([A, B, C]).chunks}.values()
         planned = engine._planner.method(method).chunk_bytes(len(chunks), sum(map(len, chunks)))
-        held[kv_dtype] = engine._store.nbytes
+        held[kv_dtype] = engine.store.memory.nbytes
         assert held[kv_dtype] == planned
     assert held["int8"] < 0.4 * held[None]  # heads of 8 numbers, for which scales weigh much
 
