@@ -156,6 +156,7 @@ def test_the_store_holds_a_fraction_and_the_engine_knows_it(method: str, monkeyp
 
 
 @needs_embedded
+@pytest.mark.slow
 def test_the_embedded_model_finds_what_it_found() -> None:
     """Rounding would lose look-ups, which hang on a few keys."""
     text, rng = "The grass is green and the sky is blue. " * 50, random.Random(1)
