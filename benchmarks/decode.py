@@ -27,7 +27,7 @@ from transformers import AutoModelForCausalLM
 from benchmarks import floors, machine, report
 from benchmarks.floors import Shape, Work
 from benchmarks.ways import FULL_ATTENTION, ONE_BY_ONE, OURS, WAYS, Measurement, Text
-from focus_core.config import FocusConfig
+from focus_core.config import KV_DTYPES, FocusConfig
 from focus_core.device import choose_device, choose_dtype
 from focus_core.methods.focus import FocusModel
 
@@ -90,12 +90,13 @@ class Bench:
                 if way != OURS
             },
             "second_question_is_faster_by": ours["first_token"] / ours["second_question"],
-            "cache_bytes_needed": self._cache_bytes(tokens + len(chunks) * (self.question + self.new_tokens)),
+            "cache_bytes_needed": self._cache_bytes(chunks),
             "largest_logit_difference": _largest_difference(runs),
         }
 
-    def _cache_bytes(self, tokens: int) -> int:
-        return tokens * self.focus.cache_bytes_per_token
+    def _cache_bytes(self, chunks: Sequence[int]) -> int:
+        appended = len(chunks) * (self.question + self.new_tokens) * self.focus.cached_layers
+        return self.focus.chunk_bytes(len(chunks), sum(chunks)) + appended * self.focus.bytes_per_layer
 
     def _text(self, tokens: int, chunk_size: int) -> Text:
         generator = torch.Generator().manual_seed(self.seed)
@@ -171,7 +172,7 @@ def _bench(options: argparse.Namespace, device: torch.device, dtype: torch.dtype
     torch.manual_seed(options.seed)
     with device:
         model = AutoModelForCausalLM.from_config(shape.config(_WINDOW), dtype=dtype).eval()
-    config = FocusConfig(chunk_size=max(options.chunk_size), local_window=options.question)
+    config = FocusConfig(chunk_size=max(options.chunk_size), local_window=options.question, kv_dtype=options.kv_dtype)
     focus = FocusModel(model, config=config)
     with torch.no_grad():
         for weight in focus.projections.parameters():
@@ -219,6 +220,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--without", nargs="+", choices=[ONE_BY_ONE, FULL_ATTENTION], default=[], help="leave out")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
     parser.add_argument("--dtype", default="auto", help="auto is bfloat16 on cuda, float32 on cpu")
+    parser.add_argument("--kv-dtype", choices=KV_DTYPES, help="how ours keeps chunks (default: as --dtype)")
     parser.add_argument(
         "--attention",
         nargs="+",

@@ -17,7 +17,8 @@ DEFAULT_SELECTED = (
 LAYOUTS = ("chat", "raw")
 BOUNDARIES = ("tokens", "paragraph", "content")
 MIXINGS = ("pced", "nbce")
-_AS_GIVEN = ("layout", "boundaries", "pack", "select_tokens", "experts", "mixing")  # no window decides on these
+KV_DTYPES = ("int8",)
+_AS_GIVEN = ("layout", "boundaries", "pack", "select_tokens", "experts", "mixing", "kv_dtype")  # no window decides
 _SIZES = (
     *("chunk_size", "local_window", "dynamic_prompt", "parallel_chunks", "window"),
     *("select_tokens", "experts"),
@@ -45,6 +46,7 @@ class FocusConfig:
     select_tokens: int | None = None  # of chunks that method="select" puts into the window; None: 2,048, or what fits
     experts: int | None = None  # chunks that decode together with method="experts"
     mixing: str | None = None  # how they do: "pced" or "nbce"
+    kv_dtype: str | None = None  # "int8": chunks' keys and values take a quarter or half of the bytes, and are rounded
 
     def __post_init__(self) -> None:
         for name in _SIZES:
@@ -59,6 +61,7 @@ class FocusConfig:
         _require_one_of("layout", self.layout, LAYOUTS)
         _require_one_of("boundaries", self.boundaries, BOUNDARIES)
         _require_one_of("mixing", self.mixing, MIXINGS)
+        _require_one_of("kv_dtype", self.kv_dtype, KV_DTYPES)
 
     def resolve(
         self,
@@ -121,6 +124,7 @@ class ResolvedConfig:
     select_tokens: int | None = None
     experts: int | None = None
     mixing: str | None = None
+    kv_dtype: str | None = None
 
     def as_settings(self) -> FocusConfig:
         """What is saved with an adapter."""

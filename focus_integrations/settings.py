@@ -42,7 +42,7 @@ _ONLY_ENGINE = {"report", "stop"}  # a call's `stop` is an argument of the frame
 PER_CALL = tuple(_RENAMED.get(name, name) for name in Options.__annotations__ if name not in _ONLY_ENGINE)
 _CONFIG = (
     *("chunk_size", "local_window", "dynamic_prompt", "parallel_chunks", "layout", "boundaries", "pack"),
-    *("select_tokens", "experts", "mixing"),
+    *("select_tokens", "experts", "mixing", "kv_dtype"),
 )
 _OF_AN_ENGINE = ("revision", "device", "dtype", *_CONFIG)  # an engine that is given has these already
 
@@ -105,6 +105,8 @@ class FocusSettings(BaseModel):
     """Chunks that decode together with method "experts"."""
     mixing: str | None = None
     """How they do: "pced" or "nbce"."""
+    kv_dtype: str | None = None
+    """"int8": what was read of documents is kept in a quarter or half of the bytes, rounded."""
     max_tokens: int | None = Field(default=None, validation_alias=AliasChoices("max_tokens", "max_new_tokens"))
     """Tokens that an answer may have; by default 256, less if the window is smaller."""
     temperature: float = 0.0

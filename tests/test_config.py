@@ -60,6 +60,14 @@ def test_borders_of_sampling_settings(settings: dict[str, Any]) -> None:
     assert getattr(SamplingConfig(**settings), name) == value
 
 
+def test_an_unknown_kind_of_keys_and_values_is_refused() -> None:
+    """A misspelt dtype would keep chunks exactly, and take four times the memory that was expected."""
+    with pytest.raises(ConfigError, match=r"kv_dtype='int4': choose from 'int8'"):
+        FocusConfig(kv_dtype="int4")
+    assert FocusConfig(kv_dtype="int8").resolve(1024).kv_dtype == "int8"
+    assert FocusConfig(kv_dtype="int8").resolve(1024).as_settings().kv_dtype is None  # no property of an adapter
+
+
 @pytest.mark.parametrize("config", [FocusConfig, SamplingConfig])
 def test_unknown_settings_are_refused(config: type) -> None:
     """A misspelt setting would be ignored."""

@@ -28,16 +28,27 @@ CHUNK_ATTENTION = "focusllm_chunks"
 # Scores of a tile in float32: on a CPU 16 MiB, about what a last-level cache keeps; on a GPU 256 MiB, so that few
 # tiles have to be started (not measured).
 _SCORES_PER_TILE = {"cpu": 1 << 22, "cuda": 1 << 26}
+# Numbers in the keys of a tile, where reading them makes a copy: on a CPU 4 MiB in float32, and as much for the values.
+# Not measured on a GPU.
+_COPIED_PER_TILE = {"cpu": 1 << 20, "cuda": 1 << 26}
 _MANY_TOKENS = 16  # from this number on, a copy of the keys and values costs less than attention gains
 
 
 class ChunkLayers(Protocol):
-    """Chunks whose keys and values lie side by side (see `chunk_cache.ChunkRun`)."""
+    """Chunks whose keys and values lie side by side (see `cache.chunks.ChunkRun`)."""
 
     @property
     def chunks(self) -> int: ...
 
+    @property
+    def tokens(self) -> int: ...
+
+    @property
+    def copied(self) -> bool: ...
+
     def layer(self, index: int) -> tuple[Tensor, Tensor]: ...
+
+    def narrow(self, start: int, stop: int) -> ChunkLayers: ...
 
 
 @dataclass(frozen=True)
@@ -83,12 +94,13 @@ class ChunkPass:
         attend = partial(_attend_in_place, softcap=softcap) if new < _MANY_TOKENS or softcap else _attend_to_copies
         tiles, row = [], 0
         for run in self.runs:
-            keys, values = run.layer(layer)
-            step = _chunks_per_tile(query, self.questions, keys.shape[2] + key.shape[2])
+            step = _chunks_per_tile(query, self.questions, run.tokens + key.shape[2])
+            if run.copied:
+                step = min(step, _copied_per_tile(key, run.tokens))
             for start in range(0, run.chunks, step):
                 stop = min(start + step, run.chunks)
                 rows = slice((row + start) * self.questions, (row + stop) * self.questions)
-                chunk, prompt = (keys[start:stop], values[start:stop]), (key[rows], value[rows])
+                chunk, prompt = run.narrow(start, stop).layer(layer), (key[rows], value[rows])
                 tiles.append(attend(query[rows], chunk, prompt, self.bias))
             row += run.chunks
         return tiles[0] if len(tiles) == 1 else torch.cat(tiles)
@@ -155,6 +167,11 @@ def as_bias(visible: Tensor) -> Tensor:
 def _chunks_per_tile(query: Tensor, questions: int, visible_tokens: int) -> int:
     scores_per_chunk = questions * query.shape[1] * query.shape[2] * visible_tokens
     return max(1, _SCORES_PER_TILE.get(query.device.type, _SCORES_PER_TILE["cpu"]) // scores_per_chunk)
+
+
+def _copied_per_tile(key: Tensor, tokens: int) -> int:
+    keys_per_chunk = key.shape[1] * tokens * key.shape[3]
+    return max(1, _COPIED_PER_TILE.get(key.device.type, _COPIED_PER_TILE["cpu"]) // keys_per_chunk)
 
 
 def _attend_in_place(

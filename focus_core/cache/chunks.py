@@ -14,6 +14,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from focus_core.cache import int8
+
 
 @dataclass(frozen=True, eq=False)
 class ChunkBlock:
@@ -23,14 +25,32 @@ class ChunkBlock:
         keys: `[layers, chunks, kv_heads, tokens, head_dim]`; a method that reads no chunk in the model's last layer
             (FocusLLM: of a candidate only keys and values are used) leaves that layer out
         values: like `keys`
+        key_scales: where both are int8, `[layers, chunks, kv_heads, 1, head_dim]` of the model's dtype; else `None`
+        value_scales: likewise, `[layers, chunks, kv_heads, tokens, 1]`
     """
 
     keys: Tensor
     values: Tensor
+    key_scales: Tensor | None = None
+    value_scales: Tensor | None = None
 
     @classmethod
-    def empty(cls, shape: tuple[int, int, int, int, int], *, dtype: torch.dtype, device: torch.device) -> ChunkBlock:
-        return cls(torch.empty(shape, dtype=dtype, device=device), torch.empty(shape, dtype=dtype, device=device))
+    def empty(
+        cls,
+        shape: tuple[int, int, int, int, int],
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        kv_dtype: str | None = None,
+    ) -> ChunkBlock:
+        """Not written yet; `dtype` is the model's, `kv_dtype` as in `FocusConfig`."""
+        layers, chunks, kv_heads, tokens, dim = shape
+        kept = dtype if kv_dtype is None else torch.int8
+        scales = () if kv_dtype is None else ((layers, chunks, kv_heads, 1, dim), (layers, chunks, kv_heads, tokens, 1))
+        return cls(
+            *(torch.empty(shape, dtype=kept, device=device) for _ in range(2)),
+            *(torch.empty(of_scales, dtype=dtype, device=device) for of_scales in scales),
+        )
 
     @property
     def layers(self) -> int:
@@ -45,8 +65,14 @@ class ChunkBlock:
         return int(self.keys.shape[3])
 
     @property
+    def tensors(self) -> dict[str, Tensor]:
+        """All that the block consists of, by the name of the attribute."""
+        named = {name: getattr(self, name) for name in ("keys", "values", "key_scales", "value_scales")}
+        return {name: tensor for name, tensor in named.items() if tensor is not None}
+
+    @property
     def nbytes(self) -> int:
-        return 2 * self.keys.numel() * self.keys.element_size()
+        return sum(tensor.nbytes for tensor in self.tensors.values())
 
     def __repr__(self) -> str:
         return f"<ChunkBlock: {self.chunks} chunks of {self.tokens} tokens, {self.nbytes / 2**20:.1f} MiB>"
@@ -67,10 +93,35 @@ class ChunkRun:
     def chunks(self) -> int:
         return self.last - self.first
 
+    @property
+    def tokens(self) -> int:
+        """Tokens of each chunk."""
+        return self.block.tokens
+
+    @property
+    def copied(self) -> bool:
+        """Whether `layer` makes a copy."""
+        return self.block.key_scales is not None
+
     def layer(self, index: int) -> tuple[Tensor, Tensor]:
-        """Views `[chunks, kv_heads, tokens, head_dim]` of one layer's keys and values."""
-        rows = slice(self.first, self.last)
-        return self.block.keys[index, rows], self.block.values[index, rows]
+        """One layer's keys and values `[chunks, kv_heads, tokens, head_dim]`, in the dtype of the model.
+
+        Views, unless the block is quantised: narrow the run first to the chunks that are needed at a time.
+        """
+        rows, block = (index, slice(self.first, self.last)), self.block
+        keys, values = block.keys[rows], block.values[rows]
+        if block.key_scales is None or block.value_scales is None:
+            return keys, values
+        return int8.dequantized(keys, block.key_scales[rows]), int8.dequantized(values, block.value_scales[rows])
+
+    def write(self, index: int, keys: Tensor, values: Tensor) -> None:
+        """Set one layer's keys and values, `[chunks, kv_heads, tokens, head_dim]`."""
+        rows, block = (index, slice(self.first, self.last)), self.block
+        if block.key_scales is None or block.value_scales is None:
+            block.keys[rows], block.values[rows] = keys, values
+            return
+        block.keys[rows], block.key_scales[rows] = int8.quantized(keys, int8.KEY_SCALE_DIM)
+        block.values[rows], block.value_scales[rows] = int8.quantized(values, int8.VALUE_SCALE_DIM)
 
     def narrow(self, start: int, stop: int) -> ChunkRun:
         """The chunks `start` to `stop - 1` of this run."""

@@ -81,12 +81,9 @@ class DiskTier:
         self, found: Mapping[ChunkKey, ChunkHeader], tokens_of: TokensOf, device: torch.device
     ) -> Iterator[Mapping[ChunkKey, ChunkRow]]:
         """Keys and values of chunks that `find` has found, one file per item; empty for one that cannot be used."""
-        kinds = [(header.shape, header.dtype) for header in found.values()]
-        blocks, used = {}, dict.fromkeys(kinds, 0)
-        for kind in used:
-            (layers, kv_heads, tokens, dim), dtype = kind
-            shape = (layers, kinds.count(kind), kv_heads, tokens, dim)
-            blocks[kind] = ChunkBlock.empty(shape, dtype=dtype, device=device)
+        kinds = [(header.shape, header.dtype, header.kv_dtype) for header in found.values()]
+        of_kind, used = dict(zip(kinds, found.values(), strict=True)), dict.fromkeys(kinds, 0)
+        blocks = {kind: header.block(kinds.count(kind), device) for kind, header in of_kind.items()}
         for (key, header), kind in zip(found.items(), kinds, strict=True):
             block, row = blocks[kind], used[kind]
             if self._load_into(block, row, key, header, tokens_of(key)):
@@ -134,7 +131,7 @@ class DiskTier:
         self, block: ChunkBlock, row: int, key: ChunkKey, header: ChunkHeader, token_ids: Sequence[int]
     ) -> bool:
         try:
-            keys, values, stored = read_chunk(self._path(key), header)
+            chunk, stored = read_chunk(self._path(key), header)
             if stored != list(token_ids):
                 raise UnusableFile("it holds other tokens")
         except FileNotFoundError:  # removed by another process
@@ -142,7 +139,8 @@ class DiskTier:
         except UnusableFile as error:
             self._note_unusable(key, error)
             return False
-        block.keys[:, row], block.values[:, row] = keys, values
+        for name, tensor in block.tensors.items():
+            tensor[:, row] = chunk[name]
         return True
 
     def _note_unusable(self, key: ChunkKey, error: UnusableFile) -> None:
@@ -190,8 +188,8 @@ class DiskTier:
             )
             return
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        keys, values = (states[:, row].cpu().contiguous() for states in (block.keys, block.values))
-        write_chunk(path, keys, values, token_ids, self._identity)
+        chunk = {name: tensor[:, row].cpu().contiguous() for name, tensor in block.tensors.items()}
+        write_chunk(path, chunk, token_ids, self._identity)
         with self._lock:
             self._content.added(path, path.stat().st_size)
             self._replaced.discard(key)

@@ -91,8 +91,8 @@ def verify_files(paths: Sequence[Path]) -> Iterator[tuple[Path, str | None]]:
         try:
             header = read_header(path)
             check_identity(header, {"model": path.parents[1].name})
-            _, _, token_ids = read_chunk(path, header)
-            if sha256(array("q", token_ids).tobytes()).hexdigest() != path.stem:
+            _, token_ids = read_chunk(path, header)
+            if sha256(array("q", token_ids).tobytes() + (header.kv_dtype or "").encode()).hexdigest() != path.stem:
                 raise UnusableFile("its name is not the key of its tokens")
         except FileNotFoundError:
             continue

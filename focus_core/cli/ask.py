@@ -33,6 +33,7 @@ def ask(
     method: options.Method = "auto",
     layout: options.LayoutName = None,
     select_tokens: options.SelectTokens = None,
+    kv_dtype: options.KvDtype = None,
     setting: options.Setting = None,
     max_new_tokens: Annotated[
         int | None, typer.Option(min=1, help="Longest answer, in tokens. Default: 256, or what the window leaves.")
@@ -65,7 +66,7 @@ def ask(
     documents = read_documents(document or [])
     clock = _Clock()
     named = {"chunk_size": chunk_size, "dynamic_prompt": dynamic_prompt, "parallel_chunks": parallel_chunks}
-    config = config_of({**named, "layout": layout, "select_tokens": select_tokens}, setting or [])
+    config = config_of({**named, "layout": layout, "select_tokens": select_tokens, "kv_dtype": kv_dtype}, setting or [])
     engine = load_engine(
         model, adapter, device, dtype, config=config, method=method, store=store, store_limit=store_limit
     )

@@ -68,13 +68,14 @@ def info(
     dynamic_prompt: options.DynamicPrompt = None,
     method: options.Method = "auto",
     layout: options.LayoutName = None,
+    kv_dtype: options.KvDtype = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Show how a model reads: window, chunks, memory per token; and whether documents fit."""
     if document and tokens:
         raise typer.BadParameter("give documents or a number of tokens, not both.", param_hint="--tokens")
     documents = read_documents(document or [])
-    config = FocusConfig(chunk_size=chunk_size, dynamic_prompt=dynamic_prompt, layout=layout)
+    config = FocusConfig(chunk_size=chunk_size, dynamic_prompt=dynamic_prompt, layout=layout, kv_dtype=kv_dtype)
     engine = load_engine(model, adapter, device, dtype, config=config, method=method)
     with sign_of_life("counting tokens"):
         lengths = [tokens] if tokens else [engine.count_tokens(one.text or "") for one in documents]
@@ -97,6 +98,7 @@ def _describe(engine: FocusEngine) -> dict[str, Any]:
         "adapter": loaded.adapter_id,
         "device": str(focus.device),
         "dtype": str(focus.dtype).removeprefix("torch."),
+        "kv_dtype": config.kv_dtype or str(focus.dtype).removeprefix("torch."),
         "layout": "chat" if engine.layout.in_turn else "raw",
         "window": config.window,
         "chunk_size": config.chunk_size,
@@ -116,16 +118,16 @@ def needs_of(engine: FocusEngine, lengths: Sequence[int]) -> Needs:
 
     outline = engine.outline(lengths)
     unasked = engine.outline(lengths, question=0, method=outline.method.name)
-    limits, per_token = outline.limits, outline.method.bytes_per_token
-    documents = limits.chunk_tokens or sum(lengths)
-    held = limits.chunk_tokens + limits.appended_tokens(outline.new_tokens)
+    limits, method = outline.limits, outline.method
+    appended = limits.appended_tokens(outline.new_tokens)
+    in_row = 0 if outline.chunks else sum(lengths)  # of the appended tokens, those of the documents
     return Needs(
         documents=len(lengths),
         tokens=sum(lengths),
-        method=outline.method.name,
+        method=method.name,
         chunks=outline.chunks,
-        cache_bytes=documents * per_token,
-        prompt_bytes=(held - documents) * per_token,
+        cache_bytes=method.chunk_bytes(outline.chunks, limits.chunk_tokens) + in_row * method.bytes_per_token,
+        prompt_bytes=(appended - in_row) * method.bytes_per_token,
         free_bytes=free_memory(engine.focus.device),
         positions_left=unasked.limits.positions_left,
         answer_tokens=max(min(limits.positions_left, outline.new_tokens), 0),
@@ -155,7 +157,7 @@ def _explain(needs: Needs) -> str:
         return "\n".join([*lines, "It fits."])
     short = "memory" if needs.needed_bytes > needs.free_bytes else "window"
     way_out = {
-        "memory": "Use fewer documents, --dtype bfloat16 or a smaller model.",
+        "memory": "Use fewer documents, --kv-dtype int8, --dtype bfloat16 or a smaller model.",
         "window": "Use fewer documents or a larger --chunk-size.",
     }
     return "\n".join([*lines, f"It does not fit the {short}. {way_out[short]}"])

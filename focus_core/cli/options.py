@@ -54,6 +54,13 @@ SelectTokens = Annotated[
         min=1, help="Tokens of chunks that --method select reads again. Default: 2048, or what the window holds."
     ),
 ]
+KvDtype = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="int8 keeps chunks in a quarter (float32) or half (bfloat16) of the bytes, rounded. Default: as --dtype.",
+    ),
+]
 Documents = Annotated[
     list[str] | None,
     typer.Option(

@@ -24,11 +24,12 @@ def prepare(
     parallel_chunks: options.ParallelChunks = None,
     method: options.Method = "auto",
     layout: options.LayoutName = None,
+    kv_dtype: options.KvDtype = None,
     setting: options.Setting = None,
 ) -> None:
     """Read documents into a store. After an interrupt the same command goes on where it was.
 
-    What was read belongs to the model, its dtype and --chunk-size: ask with the same ones.
+    What was read belongs to the model, its dtype, --chunk-size and --kv-dtype: ask with the same ones.
     """
     if not document:
         raise typer.BadParameter("name at least one file or folder.", param_hint="--document")
@@ -36,7 +37,7 @@ def prepare(
         raise ConfigError("No store is named. Use --store FOLDER, or set FOCUSLLM_STORE.")
     documents = read_documents(document)
     named = {"chunk_size": chunk_size, "dynamic_prompt": dynamic_prompt, "parallel_chunks": parallel_chunks}
-    config = config_of({**named, "layout": layout}, setting or [])
+    config = config_of({**named, "layout": layout, "kv_dtype": kv_dtype}, setting or [])
     engine = load_engine(
         model, adapter, device, dtype, config=config, method=method, store=store, store_limit=store_limit
     )

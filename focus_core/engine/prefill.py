@@ -74,8 +74,13 @@ class ChunkPrefill:
 
         On a CPU memory is taken when it is written, not before.
         """
-        missing = (chunk for key, chunk in self.wanted.items() if key not in self.rows or key in self.block)
-        return sum(map(len, missing)) * self.method.bytes_per_token
+        missing = self._missing_tokens
+        return self.method.chunk_bytes(len(missing), sum(missing))
+
+    @property
+    def _missing_tokens(self) -> list[int]:
+        """Tokens of each chunk that is not there yet, or whose block is not."""
+        return [len(chunk) for key, chunk in self.wanted.items() if key not in self.rows or key in self.block]
 
     # --- work ---------------------------------------------------------------------------------------------------------
 
@@ -94,7 +99,7 @@ class ChunkPrefill:
         lacking = lacking_memory(nbytes + others, self._device)
         if lacking:
             self._evict(lacking)
-            require_memory(nbytes, self._device, what=f"{nbytes // self.method.bytes_per_token} tokens")
+            require_memory(nbytes, self._device, what=f"{sum(self._missing_tokens) + self._appended_tokens} tokens")
             lacking = lacking_memory(nbytes + others, self._device)
         self.begun = not lacking
         if self.begun:

@@ -40,5 +40,5 @@ def require_readable(engine: FocusEngine, tokens: int, contenders: Sequence[str]
 def _check(engine: FocusEngine, tokens: int, method: str) -> None:
     outline = engine.outline([tokens], method=method)
     outline.limits.check(1)
-    nbytes = outline.limits.chunk_tokens * outline.method.bytes_per_token
+    nbytes = outline.method.chunk_bytes(outline.chunks, outline.limits.chunk_tokens)
     require_memory(nbytes, engine.focus.device, what=f"{tokens:,} tokens")

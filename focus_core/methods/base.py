@@ -122,7 +122,7 @@ class Method(Protocol):
         reading: how documents are cut for it
         cached_layers: layers of the model whose keys and values of chunks the method reads; 0 for a method that reads
             documents and question in one row, without chunks
-        bytes_per_token: of the keys and values that it holds
+        bytes_per_token: of the keys and values of a token outside of chunks
         notice: a warning for the user before it reads chunks, if it needs one
     """
 
@@ -137,6 +137,9 @@ class Method(Protocol):
 
     @property
     def notice(self) -> str | None: ...
+
+    def chunk_bytes(self, chunks: int, tokens: int) -> int:
+        """Bytes of the keys and values of `tokens` in `chunks`, as they are kept; 0 without chunks."""
 
     def limits(self, lengths: Lengths) -> Limits:
         """What a question of these lengths takes."""

@@ -13,6 +13,7 @@ from focus_core.attention.candidates import chunk_model
 from focus_core.attention.chunk_pass import ChunkPass, active_pass
 from focus_core.attention.modules import decoder_parts
 from focus_core.attention.passes import PassCache, until_done
+from focus_core.cache import int8
 from focus_core.cache.appended import AppendedCache
 from focus_core.cache.chunks import ChunkBlock, ChunkRow, ChunkSet, runs_of
 from focus_core.config import LARGEST_CHUNK, FocusConfig, ResolvedConfig
@@ -68,8 +69,14 @@ class Decoder:
 
     @property
     def bytes_per_layer(self) -> int:
-        """Bytes of one layer's key and value of one token."""
+        """Bytes of one layer's key and value of one token, in the dtype of the model."""
         return 2 * self.parts.kv_heads * self.parts.head_dim * self.dtype.itemsize
+
+    def chunk_bytes_per_layer(self, chunks: int, tokens: int) -> int:
+        """Bytes of one layer's keys and values of `tokens` in `chunks`, as they are kept."""
+        if self.config.kv_dtype is None:
+            return tokens * self.bytes_per_layer
+        return self.parts.kv_heads * int8.nbytes_of(chunks, tokens, self.parts.head_dim, self.dtype)
 
     @property
     def tokens_per_pass(self) -> int:
@@ -123,11 +130,10 @@ class Decoder:
         def store(layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
             row = 0
             for run in runs:
-                run_keys, run_values = run.layer(layer)
-                run_keys.copy_(keys[row : row + run.chunks, :, : run.block.tokens])
-                run_values.copy_(values[row : row + run.chunks, :, : run.block.tokens])
+                rows = slice(row, row + run.chunks), slice(None), slice(run.tokens)
+                run.write(layer, keys[rows], values[rows])
                 row += run.chunks
-            return keys, values
+            return keys, values  # as they were made, also where they are kept in fewer bits
 
         cache = self._pass_cache(store, last=runs[0].block.layers - 1)
         with until_done():
@@ -135,7 +141,7 @@ class Decoder:
 
     def _empty_block(self, layers: int, chunks: int, tokens: int) -> ChunkBlock:
         shape = (layers, chunks, self.parts.kv_heads, tokens, self.parts.head_dim)
-        return ChunkBlock.empty(shape, dtype=self.dtype, device=self.device)
+        return ChunkBlock.empty(shape, dtype=self.dtype, device=self.device, kv_dtype=self.config.kv_dtype)
 
     # --- tokens appended to chunks ------------------------------------------------------------------------------------
 

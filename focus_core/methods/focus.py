@@ -100,8 +100,12 @@ class FocusModel(Decoder):
 
     @property
     def cache_bytes_per_token(self) -> int:
-        """Bytes of keys and values that one token of a chunk costs."""
-        return self.cached_layers * self.bytes_per_layer
+        """Bytes of keys and values that one token of a whole chunk takes, rounded up."""
+        return -(-self.chunk_bytes(1, self.config.chunk_size) // self.config.chunk_size)
+
+    def chunk_bytes(self, chunks: int, tokens: int) -> int:
+        """Bytes of the keys and values of `tokens` in `chunks`."""
+        return self.cached_layers * self.chunk_bytes_per_layer(chunks, tokens)
 
     # --- the method ---------------------------------------------------------------------------------------------------
 
@@ -120,7 +124,7 @@ class FocusModel(Decoder):
             OutOfMemoryError: they do not fit the device
         """
         tokens = sum(len(chunk) for chunk in chunks)
-        require_memory(tokens * self.cache_bytes_per_token, self.device, what=f"{tokens} tokens")
+        require_memory(self.chunk_bytes(len(chunks), tokens), self.device, what=f"{tokens} tokens")
         rows: dict[int, ChunkRow] = {}
         for read in self.prefill_passes(chunks, layers=self.cached_layers):
             rows |= read
@@ -386,7 +390,7 @@ class FocusMethod:
 
     @property
     def bytes_per_token(self) -> int:
-        return self._model.cache_bytes_per_token
+        return self.cached_layers * self._model.bytes_per_layer
 
     @property
     def notice(self) -> str | None:
@@ -396,6 +400,9 @@ class FocusMethod:
             "no adapter is loaded, so its candidate projections are untrained copies of the model's own maps, which "
             "find little in chunks. Name an adapter, or train one with `focusllm train`."
         )
+
+    def chunk_bytes(self, chunks: int, tokens: int) -> int:
+        return self._model.chunk_bytes(chunks, tokens)
 
     def limits(self, lengths: Lengths) -> FocusLimits:
         return FocusLimits(self._model.config, lengths)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from focus_core.cache.chunks import ChunkRow, ChunkSet
+from focus_core.cache.chunks import ChunkRow, ChunkRun, ChunkSet
 from focus_core.methods.base import ChunkScore, Prefilling, Reading, TokenizedQuestion, pad_left
 from focus_core.methods.decoder import Decoder
 from focus_core.methods.limits import Lengths, PlainLimits
@@ -37,9 +37,11 @@ class PlainDecoding:
 
     def _fill(self, prefixes: Sequence[ChunkRow]) -> None:
         for layer in range(prefixes[0][0].layers):
-            keys = [_padded(block.keys[layer, row], self._length) for block, row in prefixes]
-            values = [_padded(block.values[layer, row], self._length) for block, row in prefixes]
-            self._cache.update(torch.stack(keys), torch.stack(values), layer)
+            read = [ChunkRun(block, row, row + 1).layer(layer) for block, row in prefixes]
+            keys, values = (
+                torch.cat([_padded(of_row, self._length) for of_row in part]) for part in zip(*read, strict=True)
+            )
+            self._cache.update(keys, values, layer)
 
     def scores(self) -> list[tuple[ChunkScore, ...]]:
         return [()] * len(self._padding)
@@ -120,6 +122,9 @@ class PlainMethod:
     @property
     def bytes_per_token(self) -> int:
         return self._decoder.parts.num_layers * self._decoder.bytes_per_layer
+
+    def chunk_bytes(self, chunks: int, tokens: int) -> int:
+        return 0
 
     def limits(self, lengths: Lengths) -> PlainLimits:
         return PlainLimits(self._decoder.config, lengths)

@@ -84,6 +84,9 @@ class ScoringMethod:
         self.cached_layers = decoder.parts.num_layers
         self.bytes_per_token = self.cached_layers * decoder.bytes_per_layer
 
+    def chunk_bytes(self, chunks: int, tokens: int) -> int:
+        return self.cached_layers * self._decoder.chunk_bytes_per_layer(chunks, tokens)
+
     def prefill(self, chunks: Sequence[Chunk]) -> Prefilling:
         return self._decoder.prefill_passes([chunk.row for chunk in chunks], layers=self.cached_layers)
 

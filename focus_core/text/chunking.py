@@ -26,6 +26,7 @@ class Chunk:
         opening: tokens that the layout puts in front: a BOS, the start of the user's turn, or nothing
         parts: where small documents share a chunk, a chunk for each of them; `document` is then the first one, and
             `token_ids` has separators between them
+        kv_dtype: in what its keys and values are kept, as in `FocusConfig`
     """
 
     document: Document
@@ -35,6 +36,7 @@ class Chunk:
     token_ids: TokenIds
     opening: tuple[int, ...] = ()
     parts: tuple[Chunk, ...] = ()
+    kv_dtype: str | None = None
 
     def __len__(self) -> int:
         """Positions that the chunk takes, its opening included."""
@@ -53,8 +55,8 @@ class Chunk:
 
     @cached_property
     def key(self) -> bytes:
-        """Digest of `row`: with the model's key, everything that keys and values depend on."""
-        return sha256(array("q", self.row).tobytes()).digest()
+        """Digest of `row` and `kv_dtype`: with the model's key, everything that keys and values depend on."""
+        return sha256(array("q", self.row).tobytes() + (self.kv_dtype or "").encode()).digest()
 
     @property
     def document_parts(self) -> tuple[Chunk, ...]:

@@ -113,7 +113,7 @@ class Layout:
     def document_chunks(self, document: TokenizedDocument, cutting: Cutting | None = None) -> list[Chunk]:
         """Chunks of one document."""
         spans = (cutting or self.cutting()).spans(document)
-        return [_cut(document, *span, self.next_opening if span[0] else self.chunk_opening) for span in spans]
+        return [self._cut(document, *span, self.next_opening if span[0] else self.chunk_opening) for span in spans]
 
     def chunks_of(self, documents: Sequence[TokenizedDocument], cutting: Cutting | None = None) -> list[Chunk]:
         """Chunks of all documents, in order. A chunk never spans two, unless small ones are packed."""
@@ -153,7 +153,7 @@ class Layout:
         starts = [max(start - own, 0) for start in range(0, border, size)]
         stops = [*starts[1:], border - own]
         openings = [prompt.opening or self.next_opening, *[self.next_opening] * (len(starts) - 1)]
-        chunks = [_cut(tokens, *chunk) for chunk in zip(starts, stops, openings, strict=True)]
+        chunks = [self._cut(tokens, *chunk) for chunk in zip(starts, stops, openings, strict=True)]
         return chunks, Prompt(self.opening, TokenizedDocument.of_tokens(tokens.token_ids[first:]))
 
     def _long_turn(self, prompt: Prompt, turn: Turn) -> tuple[list[Chunk], Prompt]:
@@ -167,11 +167,16 @@ class Layout:
         return chunks, Prompt(self.opening, context, rest)
 
     def _packed(self, documents: Sequence[TokenizedDocument]) -> Chunk:
-        parts = tuple(_cut(document, 0, len(document), ()) for document in documents)
+        parts = tuple(self._cut(document, 0, len(document), ()) for document in documents)
         token_ids = list(parts[0].token_ids)
         for part in parts[1:]:
             token_ids += [*self.separator, *part.token_ids]
-        return Chunk(parts[0].document, 0, parts[0].stop, None, token_ids, self.chunk_opening, parts)
+        opening, kv_dtype = self.chunk_opening, self.config.kv_dtype
+        return Chunk(parts[0].document, 0, parts[0].stop, None, token_ids, opening, parts, kv_dtype)
+
+    def _cut(self, document: TokenizedDocument, start: int, stop: int, opening: tuple[int, ...]) -> Chunk:
+        ids, characters = list(document.token_ids[start:stop]), document.characters(start, stop)
+        return Chunk(document.document, start, stop, characters, ids, opening, kv_dtype=self.config.kv_dtype)
 
     # --- rows ---------------------------------------------------------------------------------------------------------
 
@@ -229,8 +234,3 @@ class Layout:
             return PromptLengths(bos, bos + tokens, bos, bos + tokens + (0 if bos else separator))
         before = len(self.turn_opening)
         return PromptLengths(bos, bos + tokens, before, max(bos + tokens - before, 0) + separator)
-
-
-def _cut(document: TokenizedDocument, start: int, stop: int, opening: tuple[int, ...]) -> Chunk:
-    ids = list(document.token_ids[start:stop])
-    return Chunk(document.document, start, stop, document.characters(start, stop), ids, opening)

@@ -69,9 +69,9 @@ def test_one_chunk_is_in_memory_twice_at_a_time(folder: Path, monkeypatch: pytes
     held: list[int] = []
     write = disk_module.write_chunk
 
-    def noting(path: Path, keys: torch.Tensor, values: torch.Tensor, *rest: object) -> None:
-        held.append(keys.nbytes + values.nbytes)
-        write(path, keys, values, *rest)  # type: ignore[arg-type]
+    def noting(path: Path, chunk: dict[str, torch.Tensor], *rest: object) -> None:
+        held.append(sum(tensor.nbytes for tensor in chunk.values()))
+        write(path, chunk, *rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr(disk_module, "write_chunk", noting)
     rows = rows_of(0, 1, 2)

@@ -37,6 +37,7 @@ def test_describes_the_model(info: Focusllm, model_folder: Path) -> None:
         "adapter": str(model_folder / "adapter"),
         "device": "cpu",
         "dtype": "float32",
+        "kv_dtype": "float32",
         "layout": "raw",
         "window": WINDOW,
         "chunk_size": CHUNK,

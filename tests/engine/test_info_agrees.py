@@ -42,7 +42,8 @@ def planner_of(layout: Layout, method: str = "auto") -> Planner:
         config=layout.config,
         trained=True,
         cached_layers=LAYERS - 1,
-        cache_bytes_per_token=(LAYERS - 1) * BYTES_PER_LAYER,
+        chunk_bytes=lambda chunks, tokens: (LAYERS - 1) * BYTES_PER_LAYER * tokens,
+        chunk_bytes_per_layer=lambda chunks, tokens: BYTES_PER_LAYER * tokens,
         bytes_per_layer=BYTES_PER_LAYER,
         parts=SimpleNamespace(num_layers=LAYERS),
     )

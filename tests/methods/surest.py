@@ -68,6 +68,9 @@ class SurestMethod:
         self.cached_layers = decoder.parts.num_layers
         self.bytes_per_token = self.cached_layers * decoder.bytes_per_layer
 
+    def chunk_bytes(self, chunks: int, tokens: int) -> int:
+        return self.cached_layers * self._decoder.chunk_bytes_per_layer(chunks, tokens)
+
     def limits(self, lengths: Lengths) -> FocusLimits:
         return FocusLimits(self._decoder.config, lengths)
 

@@ -43,6 +43,21 @@ class TestFocusInChat(MethodConformance):
     config: ClassVar = {"layout": "chat"}
 
 
+class TestFocusInEightBits(MethodConformance):
+    method = "focus"
+    config: ClassVar = {"kv_dtype": "int8"}
+
+
+class TestSelectInEightBits(MethodConformance):
+    method = "select"
+    config: ClassVar = {"kv_dtype": "int8"}
+
+
+class TestExpertsInEightBits(MethodConformance):
+    method = "experts"
+    config: ClassVar = {"kv_dtype": "int8", "layout": "chat", "experts": 3}
+
+
 class TestSurest(MethodConformance):
     method = SurestMethod.name
 
