@@ -19,6 +19,7 @@ from hypothesis.stateful import RuleBasedStateMachine, rule
 
 from focus_core import ConfigError, FocusEngine, FocusWarning
 from focus_core.cache import disk as disk_module
+from focus_core.engine.verification import Verification
 from tests.engines import QUESTION, A, B, C, cold, make_engine
 
 ROOT = Path(__file__).parents[2]
@@ -147,6 +148,36 @@ def test_memory_keeps_what_an_interrupted_reading_has_read() -> None:
     assert engine.generate(QUESTION, [A], max_new_tokens=8).usage.cache_read == 2 * 64
 
 
+@pytest.mark.parametrize("kv_dtype", [None, "int8"])
+def test_what_is_kept_is_what_is_read_anew(folder: Path, kv_dtype: str | None) -> None:
+    engine = make_engine(store=folder, kv_dtype=kv_dtype)
+    prepared = engine.prepare([A, B])
+    engine.store.memory.clear()
+    found = engine.verify(prepared, sample=4)
+    assert (found.chunks, found.missing) == (4, 0)
+    assert found.largest_difference <= 1e-5 * found.largest_value * (1 if kv_dtype is None else 2000)
+    for path in chunk_files(folder):
+        path.unlink()
+    engine.store.memory.clear()
+    assert engine.verify(prepared, sample=100) == Verification(0, 6, 0.0, 0.0)
+
+
+def test_a_wrong_chunk_shows(folder: Path) -> None:
+    engine = make_engine(store=folder)
+    prepared = engine.prepare([A, B])
+    row = engine.store.memory.get(prepared.chunks[0].key)
+    assert row is not None
+    row[0].keys[0, row[1], 0, 5] += 0.5
+    assert engine.verify(prepared, sample=6).largest_difference == pytest.approx(0.5, rel=1e-3)
+
+
+@pytest.mark.parametrize("sample", [0, 1.5, True])
+def test_an_impossible_sample(sample: Any) -> None:
+    engine = make_engine()
+    with pytest.raises(ConfigError, match="sample="):
+        engine.verify(engine.prepare(A), sample=sample)
+
+
 def test_a_model_that_was_handed_over_has_no_files() -> None:
     with pytest.raises(ConfigError, match=r"store='.*'.*FocusEngine.from_pretrained"):
         FocusEngine(make_engine().shared, store="somewhere")
@@ -231,7 +262,12 @@ class StoreAgainstNone(RuleBasedStateMachine):
     """Prepare, ask, edit, evict, restart, damage, prune, other settings: answers are those of a cold engine."""
 
     cold: ClassVar[dict[Any, str]] = {}
-    settings: ClassVar[list[dict[str, Any]]] = [{}, {"chunk_size": 48}, {"method": "select", "boundaries": "tokens"}]
+    settings: ClassVar[list[dict[str, Any]]] = [
+        {},
+        {"chunk_size": 48},
+        {"method": "select", "boundaries": "tokens"},
+        {"kv_dtype": "int8"},
+    ]
 
     def __init__(self) -> None:
         super().__init__()
@@ -245,11 +281,11 @@ class StoreAgainstNone(RuleBasedStateMachine):
     def documents(self, names: list[int]) -> list[str]:
         return [(A, B, C)[name] + self.suffix for name in names]
 
-    @rule(number=st.integers(0, 2), names=st.lists(st.integers(0, 2), min_size=1, max_size=3))
+    @rule(number=st.integers(0, 3), names=st.lists(st.integers(0, 2), min_size=1, max_size=3))
     def prepare(self, number: int, names: list[int]) -> None:
         self.engines[number].prepare(self.documents(names))
 
-    @rule(number=st.integers(0, 2), names=st.lists(st.integers(0, 2), min_size=1, max_size=3))
+    @rule(number=st.integers(0, 3), names=st.lists(st.integers(0, 2), min_size=1, max_size=3))
     def ask(self, number: int, names: list[int]) -> None:
         documents = self.documents(names)
         key = (number, *documents)
@@ -261,11 +297,11 @@ class StoreAgainstNone(RuleBasedStateMachine):
     def edit(self, suffix: str) -> None:
         self.suffix = suffix
 
-    @rule(number=st.integers(0, 2))
+    @rule(number=st.integers(0, 3))
     def evict(self, number: int) -> None:
         self.engines[number].store.memory.clear()
 
-    @rule(number=st.integers(0, 2), limit=st.sampled_from([10**9, 60_000]))
+    @rule(number=st.integers(0, 3), limit=st.sampled_from([10**9, 60_000]))
     def restart(self, number: int, limit: int) -> None:
         self.engines[number] = self.start(number, limit)
 
