@@ -19,6 +19,7 @@ import torch
 from focus_core.cache.chunk_file import ChunkHeader, UnusableFile, check_identity, read_chunk, read_header, write_chunk
 from focus_core.cache.chunks import ChunkBlock, ChunkRow
 from focus_core.cache.folder import FolderContent, StoredDocument, chunk_path
+from focus_core.cache.planner import Room, room_for
 from focus_core.cache.store import ChunkKey
 from focus_core.errors import ConfigError, warn
 
@@ -28,6 +29,15 @@ _SHARE = 0.5  # of the disk that is free without the store, where no limit is gi
 _BELIEVED = 2.0  # seconds for which the folder is not looked through again
 _HEADER = 2**11  # bytes that a file takes besides, at most
 _NAMED_AT_MOST = 3  # files that a warning names
+
+
+def file_bytes(states: int, tokens: int) -> int:
+    """Bytes of a chunk's file, at most.
+
+    Args:
+        states: bytes of its keys and values
+    """
+    return states + 8 * tokens + _HEADER
 
 
 class DiskTier:
@@ -76,6 +86,16 @@ class DiskTier:
         """Which of these chunks are there with at least so many layers, by the headers of their files."""
         headers = {key: self._header(key, len(tokens_of(key))) for key in keys}
         return {key: header for key, header in headers.items() if header is not None and header.layers >= layers}
+
+    def look(self, keys: Collection[ChunkKey], tokens_of: TokensOf, *, layers: int) -> dict[ChunkKey, ChunkHeader]:
+        """Like `find`, and files that cannot be used are not noted."""
+        found = {}
+        for key in keys:
+            with suppress(FileNotFoundError, UnusableFile):
+                header = self._checked_header(key, len(tokens_of(key)))
+                if key not in self._replaced and header.layers >= layers:
+                    found[key] = header
+        return found
 
     def load(
         self, found: Mapping[ChunkKey, ChunkHeader], tokens_of: TokensOf, device: torch.device
@@ -162,6 +182,21 @@ class DiskTier:
                 with self._stopping_at_errors():
                     self._write(key, block, row, tokens_of(key))
 
+    @property
+    def writes(self) -> bool:
+        """Whether chunks are still written; not after an error."""
+        return not self._stopped
+
+    def room_for(self, nbytes: int, keep: Collection[ChunkKey] = ()) -> Room:
+        """How room for `nbytes` of files would be made.
+
+        Args:
+            keep: chunks that are used now, and so are not removed
+        """
+        content, kept = FolderContent(self.folder), {self._path(key) for key in keep}
+        removable = sum(file.nbytes for path, file in content.chunks.items() if path not in kept)
+        return room_for(nbytes, free=self.limit - content.nbytes, evictable=removable)
+
     def _holds(self, key: ChunkKey, block: ChunkBlock) -> bool:
         """Whether there is a good file with all layers of the block already."""
         try:
@@ -180,7 +215,7 @@ class DiskTier:
     def _write(self, key: ChunkKey, block: ChunkBlock, row: int, token_ids: Sequence[int]) -> None:
         self._require_folder()
         path = self._path(key)
-        nbytes = block.nbytes // block.chunks + 8 * len(token_ids) + _HEADER
+        nbytes = file_bytes(block.nbytes // block.chunks, len(token_ids))
         if not self._make_room(nbytes):
             self._stop_writing(
                 f"is full: {nbytes:,} bytes more are over its limit of {self.limit:,}, and {self._content.foreign:,} "
