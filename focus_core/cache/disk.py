@@ -116,7 +116,7 @@ class DiskTier:
         """Note that chunks were used."""
         for key in keys:
             with suppress(OSError):  # not there, or not ours to change
-                os.utime(self._path(key))
+                os.utime(self.path(key))
 
     def warn_of_unusable(self) -> None:
         """One warning for all files that could not be used since the last time."""
@@ -128,7 +128,8 @@ class DiskTier:
             chunks = "1 stored chunk" if len(unusable) == 1 else f"{len(unusable)} stored chunks"
             warn(f"{chunks} cannot be used and will be read anew: {named}{more}.")
 
-    def _path(self, key: ChunkKey) -> Path:
+    def path(self, key: ChunkKey) -> Path:
+        """Where a chunk's file is, or would be."""
         return chunk_path(self.folder, self.model, key)
 
     def _header(self, key: ChunkKey, tokens: int) -> ChunkHeader | None:
@@ -141,7 +142,7 @@ class DiskTier:
             return None
 
     def _checked_header(self, key: ChunkKey, tokens: int) -> ChunkHeader:
-        header = read_header(self._path(key))
+        header = read_header(self.path(key))
         check_identity(header, self._identity)
         if header.tokens != tokens:
             raise UnusableFile(f"it holds {header.tokens:,} tokens, not {tokens:,}")
@@ -151,7 +152,7 @@ class DiskTier:
         self, block: ChunkBlock, row: int, key: ChunkKey, header: ChunkHeader, token_ids: Sequence[int]
     ) -> bool:
         try:
-            chunk, stored = read_chunk(self._path(key), header)
+            chunk, stored = read_chunk(self.path(key), header)
             if stored != list(token_ids):
                 raise UnusableFile("it holds other tokens")
         except FileNotFoundError:  # removed by another process
@@ -165,7 +166,7 @@ class DiskTier:
 
     def _note_unusable(self, key: ChunkKey, error: UnusableFile) -> None:
         with self._lock:
-            self._unusable.append((self._path(key), str(error)))
+            self._unusable.append((self.path(key), str(error)))
             self._replaced.add(key)
 
     # --- writing ------------------------------------------------------------------------------------------------------
@@ -193,7 +194,7 @@ class DiskTier:
         Args:
             keep: chunks that are used now, and so are not removed
         """
-        content, kept = FolderContent(self.folder), {self._path(key) for key in keep}
+        content, kept = FolderContent(self.folder), {self.path(key) for key in keep}
         removable = sum(file.nbytes for path, file in content.chunks.items() if path not in kept)
         return room_for(nbytes, free=self.limit - content.nbytes, evictable=removable)
 
@@ -214,7 +215,7 @@ class DiskTier:
 
     def _write(self, key: ChunkKey, block: ChunkBlock, row: int, token_ids: Sequence[int]) -> None:
         self._require_folder()
-        path = self._path(key)
+        path = self.path(key)
         nbytes = file_bytes(block.nbytes // block.chunks, len(token_ids))
         if not self._make_room(nbytes):
             self._stop_writing(
