@@ -23,7 +23,6 @@ from benchmarks import machine
 from benchmarks.prepared import text_of
 from focus_core import FocusEngine
 from focus_core.config import FocusConfig
-from focus_core.engine.calibration import Calibration
 
 _QUESTION = "What is the access code of the amber falcon?"
 _AIM = 0.3  # at most so far from what was planned
@@ -37,8 +36,7 @@ def run(options: argparse.Namespace, texts: Sequence[str]) -> Pairs:
     found: Pairs = {}
     with tempfile.TemporaryDirectory() as folder:
         engine = engine_of(options, folder)
-        shared = engine.shared
-        shared.calibration = Calibration(shared.scheduler, engine.focus.device, engine.tokenizer)
+        engine.shared.calibration.clear()
         engine.store.memory.clear()
         for case in _CASES:
             if case == "half in memory":

@@ -23,7 +23,7 @@ FLOORS: list[dict[str, tuple[str, str]]] = [
     {
         "cli": (
             "the commands of `focusllm`: ask, info, plan, prepare, store, train, eval",
-            "evaluation engine training methods loading text cache config device progress errors",
+            "evaluation engine training methods loading text cache config progress errors",
         )
     },
     {

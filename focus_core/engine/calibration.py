@@ -14,7 +14,6 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from transformers import PreTrainedTokenizerBase
 
 from focus_core.cache.chunk_file import UnusableFile, read_chunk, read_header, write_chunk
 from focus_core.cache.chunks import ChunkRow
@@ -32,6 +31,7 @@ from focus_core.methods.limits import measure
 from focus_core.text.chunking import Chunk
 from focus_core.text.documents import Document, TokenizedDocument
 from focus_core.text.stream import TextStream
+from focus_core.text.tokenizer import TextTokenizer
 
 _BUDGET = 0.6  # seconds for each of the figures; one run is made however long it takes
 _SHORTEST = 64  # tokens of the first chunk, which shows how long a whole one may take
@@ -73,13 +73,18 @@ class DiskSpeed:
 class Calibration:
     """Measures one model on this machine; each figure once."""
 
-    def __init__(self, scheduler: Scheduler, device: torch.device, tokenizer: PreTrainedTokenizerBase) -> None:
-        self._scheduler, self._device, self._tokenizer = scheduler, device, tokenizer
+    def __init__(self, scheduler: Scheduler, device: torch.device, tokenizer: TextTokenizer) -> None:
+        self._scheduler, self._device, self._tokenizer = scheduler, device, tokenizer.tokenizer
         self._store = ChunkStore(DeviceTier(0))  # nothing made up is kept
         self._sizes: dict[tuple[object, ...], int] = {}
         self._prefill: dict[tuple[object, ...], float] = {}
         self._first_token: dict[tuple[object, ...], Line] = {}
         self._disk: dict[Path, DiskSpeed] = {}
+
+    def clear(self) -> None:
+        """Forget the figures, so that the next plan measures again."""
+        for figures in (self._sizes, self._prefill, self._first_token, self._disk):
+            figures.clear()
 
     def prefill(self, plan: Plan) -> float:
         """Seconds to prefill a token, in chunks as long as those of `plan`."""

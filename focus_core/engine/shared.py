@@ -54,7 +54,7 @@ class SharedModel:
 
     def __post_init__(self) -> None:
         self.scheduler = Scheduler(self.loaded.model)
-        self.calibration = Calibration(self.scheduler, self.loaded.model.device, self.tokenizer.tokenizer)
+        self.calibration = Calibration(self.scheduler, self.loaded.model.device, self.tokenizer)
 
     @classmethod
     def of(cls, loaded: LoadedModel, tokenizer: PreTrainedTokenizerBase, *, key: str | None = None) -> SharedModel:
