@@ -54,6 +54,16 @@ def test_cold(method: str) -> None:
     assert_happens(engine, plan, method=method)
 
 
+def test_in_eight_bits(tmp_path: Path) -> None:
+    engine = make_engine(store=tmp_path, kv_dtype="int8")
+    plan = plan_of(engine, max_new_tokens=4)
+    assert plan.to_read.nbytes < plan_of(make_engine()).to_read.nbytes
+    assert_happens(engine, plan)
+    assert plan_of(make_engine(store=tmp_path)).on_disk == Share()
+    assert plan_of(make_engine(store=tmp_path, kv_dtype="int8")).on_disk.nbytes == plan.cache_bytes
+    assert engine.plan([C], QUESTION).first_token is not None
+
+
 def test_prepared_in_memory() -> None:
     engine = make_engine()
     engine.prepare(TEXTS)
