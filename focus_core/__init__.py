@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from focus_core.engine.engine import FocusEngine
     from focus_core.engine.options import Options
     from focus_core.engine.prepared import PreparedDocuments
+    from focus_core.engine.reading_plan import ReadingPlan
     from focus_core.loading.adapters import save_adapter
     from focus_core.methods.focus import FocusModel
     from focus_core.text.documents import Document
@@ -36,6 +37,7 @@ else:
         "engine.engine": ("FocusEngine",),
         "engine.options": ("Options",),
         "engine.prepared": ("PreparedDocuments",),
+        "engine.reading_plan": ("ReadingPlan",),
         "loading.adapters": ("save_adapter",),
         "methods.focus": ("FocusModel",),
         "text.documents": ("Document",),
@@ -72,6 +74,7 @@ __all__ = [
     "OutOfMemoryError",
     "Piece",
     "PreparedDocuments",
+    "ReadingPlan",
     "UnsupportedModelError",
     "Usage",
     "__version__",

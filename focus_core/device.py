@@ -128,11 +128,16 @@ def require_memory(nbytes: int, device: torch.device, *, what: str) -> None:
     """
     free = free_memory(device)
     if nbytes > free:
-        raise OutOfMemoryError(
-            f"The keys and values of {what} take {nbytes / 2**30:.2f} GiB, but only {free / 2**30:.2f} GiB are free on "
-            f"{device}. Hand over fewer or shorter documents, ask for shorter answers (max_new_tokens), or use "
-            "dtype='bfloat16' or a smaller model."
-        )
+        raise lack_of_memory(nbytes, free, device, what=what)
+
+
+def lack_of_memory(nbytes: int, free: int, device: torch.device, *, what: str) -> OutOfMemoryError:
+    """The error for keys and values that the device cannot hold."""
+    return OutOfMemoryError(
+        f"The keys and values of {what} take {nbytes / 2**30:.2f} GiB, but only {free / 2**30:.2f} GiB are free on "
+        f"{device}. Hand over fewer or shorter documents, ask for shorter answers (max_new_tokens), or use "
+        "dtype='bfloat16' or a smaller model."
+    )
 
 
 def require_memory_for_weights(nbytes: int, device: torch.device, *, name: str) -> None:

@@ -22,8 +22,8 @@ PAGE = ROOT / "docs" / "architecture.md"
 FLOORS: list[dict[str, tuple[str, str]]] = [
     {
         "cli": (
-            "the commands of `focusllm`: ask, info, prepare, store, train, eval",
-            "evaluation engine training methods loading text cache config device progress errors",
+            "the commands of `focusllm`: ask, info, plan, prepare, store, train, eval",
+            "evaluation engine training methods loading text cache config progress errors",
         )
     },
     {

@@ -53,6 +53,11 @@ class ChunkHeader:
     def tokens(self) -> int:
         return self.shape[2]
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of keys and values."""
+        return self.block(1, torch.device("meta")).nbytes
+
     def block(self, chunks: int, device: torch.device) -> ChunkBlock:
         """A block for such chunks, not written yet."""
         layers, kv_heads, tokens, dim = self.shape

@@ -19,6 +19,7 @@ import torch
 from focus_core.cache.chunk_file import ChunkHeader, UnusableFile, check_identity, read_chunk, read_header, write_chunk
 from focus_core.cache.chunks import ChunkBlock, ChunkRow
 from focus_core.cache.folder import FolderContent, StoredDocument, chunk_path
+from focus_core.cache.planner import Room, room_for
 from focus_core.cache.store import ChunkKey
 from focus_core.errors import ConfigError, warn
 
@@ -28,6 +29,15 @@ _SHARE = 0.5  # of the disk that is free without the store, where no limit is gi
 _BELIEVED = 2.0  # seconds for which the folder is not looked through again
 _HEADER = 2**11  # bytes that a file takes besides, at most
 _NAMED_AT_MOST = 3  # files that a warning names
+
+
+def file_bytes(states: int, tokens: int) -> int:
+    """Bytes of a chunk's file, at most.
+
+    Args:
+        states: bytes of its keys and values
+    """
+    return states + 8 * tokens + _HEADER
 
 
 class DiskTier:
@@ -77,6 +87,16 @@ class DiskTier:
         headers = {key: self._header(key, len(tokens_of(key))) for key in keys}
         return {key: header for key, header in headers.items() if header is not None and header.layers >= layers}
 
+    def look(self, keys: Collection[ChunkKey], tokens_of: TokensOf, *, layers: int) -> dict[ChunkKey, ChunkHeader]:
+        """Like `find`, and files that cannot be used are not noted."""
+        found = {}
+        for key in keys:
+            with suppress(FileNotFoundError, UnusableFile):
+                header = self._checked_header(key, len(tokens_of(key)))
+                if key not in self._replaced and header.layers >= layers:
+                    found[key] = header
+        return found
+
     def load(
         self, found: Mapping[ChunkKey, ChunkHeader], tokens_of: TokensOf, device: torch.device
     ) -> Iterator[Mapping[ChunkKey, ChunkRow]]:
@@ -96,7 +116,7 @@ class DiskTier:
         """Note that chunks were used."""
         for key in keys:
             with suppress(OSError):  # not there, or not ours to change
-                os.utime(self._path(key))
+                os.utime(self.path(key))
 
     def warn_of_unusable(self) -> None:
         """One warning for all files that could not be used since the last time."""
@@ -108,7 +128,8 @@ class DiskTier:
             chunks = "1 stored chunk" if len(unusable) == 1 else f"{len(unusable)} stored chunks"
             warn(f"{chunks} cannot be used and will be read anew: {named}{more}.")
 
-    def _path(self, key: ChunkKey) -> Path:
+    def path(self, key: ChunkKey) -> Path:
+        """Where a chunk's file is, or would be."""
         return chunk_path(self.folder, self.model, key)
 
     def _header(self, key: ChunkKey, tokens: int) -> ChunkHeader | None:
@@ -121,7 +142,7 @@ class DiskTier:
             return None
 
     def _checked_header(self, key: ChunkKey, tokens: int) -> ChunkHeader:
-        header = read_header(self._path(key))
+        header = read_header(self.path(key))
         check_identity(header, self._identity)
         if header.tokens != tokens:
             raise UnusableFile(f"it holds {header.tokens:,} tokens, not {tokens:,}")
@@ -131,7 +152,7 @@ class DiskTier:
         self, block: ChunkBlock, row: int, key: ChunkKey, header: ChunkHeader, token_ids: Sequence[int]
     ) -> bool:
         try:
-            chunk, stored = read_chunk(self._path(key), header)
+            chunk, stored = read_chunk(self.path(key), header)
             if stored != list(token_ids):
                 raise UnusableFile("it holds other tokens")
         except FileNotFoundError:  # removed by another process
@@ -145,7 +166,7 @@ class DiskTier:
 
     def _note_unusable(self, key: ChunkKey, error: UnusableFile) -> None:
         with self._lock:
-            self._unusable.append((self._path(key), str(error)))
+            self._unusable.append((self.path(key), str(error)))
             self._replaced.add(key)
 
     # --- writing ------------------------------------------------------------------------------------------------------
@@ -161,6 +182,21 @@ class DiskTier:
             if not self._holds(key, block):
                 with self._stopping_at_errors():
                     self._write(key, block, row, tokens_of(key))
+
+    @property
+    def writes(self) -> bool:
+        """Whether chunks are still written; not after an error."""
+        return not self._stopped
+
+    def room_for(self, nbytes: int, keep: Collection[ChunkKey] = ()) -> Room:
+        """How room for `nbytes` of files would be made.
+
+        Args:
+            keep: chunks that are used now, and so are not removed
+        """
+        content, kept = FolderContent(self.folder), {self.path(key) for key in keep}
+        removable = sum(file.nbytes for path, file in content.chunks.items() if path not in kept)
+        return room_for(nbytes, free=self.limit - content.nbytes, evictable=removable)
 
     def _holds(self, key: ChunkKey, block: ChunkBlock) -> bool:
         """Whether there is a good file with all layers of the block already."""
@@ -179,8 +215,8 @@ class DiskTier:
 
     def _write(self, key: ChunkKey, block: ChunkBlock, row: int, token_ids: Sequence[int]) -> None:
         self._require_folder()
-        path = self._path(key)
-        nbytes = block.nbytes // block.chunks + 8 * len(token_ids) + _HEADER
+        path = self.path(key)
+        nbytes = file_bytes(block.nbytes // block.chunks, len(token_ids))
         if not self._make_room(nbytes):
             self._stop_writing(
                 f"is full: {nbytes:,} bytes more are over its limit of {self.limit:,}, and {self._content.foreign:,} "

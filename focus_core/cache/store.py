@@ -26,6 +26,9 @@ class Tier(Protocol):
     def get(self, key: ChunkKey) -> ChunkRow | None:
         """A chunk's block and row, from now on the most recently used; `None` if it is not kept."""
 
+    def peek(self, key: ChunkKey) -> ChunkRow | None:
+        """Like `get`, and the order of use stays."""
+
     def put(self, block: ChunkBlock, rows: Mapping[ChunkKey, int]) -> None:
         """Keep chunks: rows of one block, which may get more of its rows later.
 
@@ -78,6 +81,9 @@ class DeviceTier:
             if found is not None:
                 self._keys_of.move_to_end(found[0])
             return found
+
+    def peek(self, key: ChunkKey) -> ChunkRow | None:
+        return self._rows.get(key)
 
     def put(self, block: ChunkBlock, rows: Mapping[ChunkKey, int]) -> None:
         with self._lock:

@@ -36,6 +36,13 @@ class ChunkStore:
         """Chunks in the folder."""
         return self.disk.find(keys, tokens_of, layers=layers) if self.disk is not None else {}
 
+    def look(
+        self, keys: Collection[ChunkKey], tokens_of: TokensOf, *, layers: int
+    ) -> tuple[dict[ChunkKey, ChunkRow], dict[ChunkKey, ChunkHeader]]:
+        """Chunks in memory and chunks in the folder, for a plan: nothing counts as used, and nothing is warned of."""
+        rows = {key: row for key in keys if (row := self.memory.peek(key)) and row[0].layers >= layers}
+        return rows, self.disk.look(keys, tokens_of, layers=layers) if self.disk is not None else {}
+
     def load(
         self, found: Mapping[ChunkKey, ChunkHeader], tokens_of: TokensOf, device: torch.device
     ) -> Iterator[Mapping[ChunkKey, ChunkRow]]:

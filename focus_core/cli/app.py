@@ -21,6 +21,7 @@ from focus_core import __version__
 from focus_core.cli.ask import ask
 from focus_core.cli.evaluate import evaluate
 from focus_core.cli.info import info
+from focus_core.cli.plan import plan
 from focus_core.cli.prepare import prepare
 from focus_core.cli.store import app as store_app
 from focus_core.cli.train import train
@@ -88,6 +89,7 @@ app = typer.Typer(
 )
 app.command()(ask)
 app.command()(info)
+app.command()(plan)
 app.command()(prepare)
 app.command()(train)
 app.command("eval")(evaluate)

@@ -35,9 +35,7 @@ def ask(
     select_tokens: options.SelectTokens = None,
     kv_dtype: options.KvDtype = None,
     setting: options.Setting = None,
-    max_new_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Longest answer, in tokens. Default: 256, or what the window leaves.")
-    ] = None,
+    max_new_tokens: options.MaxNewTokens = None,
     temperature: Annotated[float, typer.Option(min=0, help="0 always takes the likeliest token.")] = 0.0,
     top_p: Annotated[
         float, typer.Option(min=0, max=1, help="Draw from the likeliest tokens that make up this share.")
@@ -53,7 +51,7 @@ def ask(
     stop: Annotated[
         list[str] | None, typer.Option(metavar="TEXT", help="End the answer before this text; may be repeated.")
     ] = None,
-    system: Annotated[str | None, typer.Option(metavar="TEXT", help="A system prompt.")] = None,
+    system: options.System = None,
     raw: Annotated[bool, typer.Option("--raw", help="Continue the question as it stands, no chat template.")] = False,
     store: options.Store = None,
     store_limit: options.StoreLimit = None,

@@ -52,6 +52,7 @@ def load_engine(
 
     Args:
         progress: show a bar while documents are read, as in `FocusEngine`
+        store: a folder for read chunks, as in `FocusEngine`
 
     Raises:
         FocusError: as `FocusEngine.from_pretrained`; an unknown method before the model is loaded

@@ -61,6 +61,10 @@ KvDtype = Annotated[
         help="int8 keeps chunks in a quarter (float32) or half (bfloat16) of the bytes, rounded. Default: as --dtype.",
     ),
 ]
+MaxNewTokens = Annotated[
+    int | None, typer.Option(min=1, help="Longest answer, in tokens. Default: 256, or what the window leaves.")
+]
+System = Annotated[str | None, typer.Option(metavar="TEXT", help="A system prompt.")]
 Documents = Annotated[
     list[str] | None,
     typer.Option(

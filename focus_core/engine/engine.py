@@ -21,6 +21,7 @@ from focus_core.engine.options import CheckedOptions, Options, split_settings
 from focus_core.engine.planning import ChunkMemo, Outline, Planner
 from focus_core.engine.prefill import ChunkPrefill
 from focus_core.engine.prepared import PreparedDocuments
+from focus_core.engine.reading_plan import ReadingPlan, Whereabouts, plan_of_documents, plan_of_lengths, timed
 from focus_core.engine.requests import AnyRequest, Notice, Progress, QuestionRequest, Request
 from focus_core.engine.sampling import Sampler
 from focus_core.engine.shared import SharedModel, shared_model
@@ -33,7 +34,7 @@ from focus_core.progress import Report, progress_bar, sign_of_life
 from focus_core.text.chat import Message
 from focus_core.text.chunking import Chunk
 from focus_core.text.documents import Document, TokenizedDocument, require_sequence
-from focus_core.text.layout import Layout
+from focus_core.text.layout import Layout, Prompt
 from focus_core.text.stream import TextStream
 
 Question = str | Sequence[Message]
@@ -42,6 +43,7 @@ Documents = AnyDocument | Sequence[AnyDocument]
 DocumentsOfEach = Sequence[Documents | None]
 
 STORE_VARIABLE = "FOCUSLLM_STORE"  # of the environment: the folder of engines that name none
+_SHORT = "What is this about, and what does it say?"  # the question of a plan for which none is given
 SHORT_QUESTION = 32  # tokens of a question with its template, where it is not known yet
 
 
@@ -328,6 +330,51 @@ class FocusEngine:
         """
         return self._planner.outline(documents, question, max_new_tokens, method)
 
+    def plan(
+        self,
+        documents: Documents | None,
+        question: Question | None = None,
+        *,
+        system: str | None = None,
+        max_new_tokens: int | None = None,
+        method: str | None = None,
+        calibrate: bool = True,
+    ) -> ReadingPlan:
+        """What a question about documents will take, without reading any of them.
+
+        Where it does not fit, the plan says why and what to change. The first plan measures the machine, for about two
+        seconds on a small model; on a busy machine its seconds are wrong.
+
+        Args:
+            question: by default a short one
+            calibrate: say seconds to the first token
+
+        Raises:
+            DocumentError: a document without text
+            ConfigError: an option with an impossible value
+        """
+        given = {"system": system, "max_new_tokens": max_new_tokens, "method": method}
+        options = CheckedOptions.of(given, called="plan")
+        listed = self._documents_of(documents)
+        prompt = self._prompt(_SHORT if question is None else question, options)
+        plan = self._planner.draft(listed, prompt, options.max_new_tokens, options.method)
+        refused = self._no_place if self.tokenizer.chat_template and (listed or plan.chunks) else None
+        found = Whereabouts.of(plan, self.store, self.shared.tiers, self.focus.device)
+        lengths = [len(document) for document in listed]
+        left = self._planner.positions_left(lengths, plan.method, plan.chunks)
+        disk = self.store.disk
+        planned = plan_of_documents(plan, found, self.focus.device, positions_left=left, disk=disk, refused=refused)
+        if not (calibrate and planned.fits):
+            return planned
+        with sign_of_life("measuring this machine", visible=self._progress):
+            return timed(planned, plan, found, self.shared.calibration, disk)
+
+    def plan_lengths(self, documents: Sequence[int]) -> ReadingPlan:
+        """The plan for a short question about documents of these numbers of tokens, without seconds."""
+        outline = self.outline(documents)
+        left = self._planner.positions_left(documents, outline.method)
+        return plan_of_lengths(outline, documents, SHORT_QUESTION, left, self.focus.device)
+
     def count_tokens(self, text: str) -> int:
         """Tokens of `text`, without special tokens."""
         return len(self.tokenize(text))
@@ -405,13 +452,10 @@ class FocusEngine:
         options: CheckedOptions,
         memo: ChunkMemo,
     ) -> QuestionRequest:
-        templated = options.chat_template and bool(self.tokenizer.chat_template)
+        templated = self._templated(options)
         if templated and documents:
             self._require_place()
-        messages, in_turn = _messages(question, options.system), templated and self.layout.in_turn
-        prompt = self.shared.tokenizer.prompt(messages, chat_template=options.chat_template, turn=in_turn)
-        if not len(prompt.tokens):
-            raise ConfigError("The question is empty: the tokenizer makes no tokens of it.")
+        prompt = self._prompt(question, options)
         plan = self._planner.plan(documents, prompt, options.max_new_tokens, options.method, memo=memo)
         if templated and plan.chunks:
             self._require_place()
@@ -427,6 +471,16 @@ class FocusEngine:
             text=TextStream(self.tokenizer, options.stops, strip_start=templated, after=None if templated else row[-1]),
             usage=Usage(tokens + len(prompt), document_tokens=tokens),
         )
+
+    def _templated(self, options: CheckedOptions) -> bool:
+        return options.chat_template and bool(self.tokenizer.chat_template)
+
+    def _prompt(self, question: Question, options: CheckedOptions) -> Prompt:
+        messages, in_turn = _messages(question, options.system), self._templated(options) and self.layout.in_turn
+        prompt = self.shared.tokenizer.prompt(messages, chat_template=options.chat_template, turn=in_turn)
+        if not len(prompt.tokens):
+            raise ConfigError("The question is empty: the tokenizer makes no tokens of it.")
+        return prompt
 
     def _note(self, chunks: Sequence[Chunk]) -> None:
         """Let the store on disk know the names of the documents that these chunks are of."""

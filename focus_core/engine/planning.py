@@ -33,6 +33,7 @@ class Outline:
 
     Attributes:
         new_tokens: tokens that the answer may have
+        reason: why this method
         notice: a warning for the user, if there is one
     """
 
@@ -40,6 +41,7 @@ class Outline:
     lengths: Lengths
     limits: Limits
     new_tokens: int
+    reason: str
     notice: str | None = None
 
     @property
@@ -100,6 +102,20 @@ class Planner:
         Raises:
             ContextOverflowError: it does not fit, with both numbers and what to change
         """
+        plan = self.draft(documents, prompt, max_new_tokens, method, memo=memo)
+        plan.limits.check(plan.new_tokens)
+        return plan
+
+    def draft(
+        self,
+        documents: Sequence[TokenizedDocument],
+        prompt: Prompt,
+        max_new_tokens: int | None = None,
+        method: str | None = None,
+        *,
+        memo: ChunkMemo | None = None,
+    ) -> Plan:
+        """Like `plan`, whether it fits or not."""
         layout = self._layout if prompt.turn is not None else replace(self._layout, turn_opening=None)
         lengths = measure(layout, [len(document) for document in documents], layout.lengths(prompt))
         outline = self._outline(lengths, max_new_tokens, method)
@@ -110,11 +126,23 @@ class Planner:
             listed, context = self._within(layout, prompt, outline.method).long_prompt(prompt)
             cut = tuple(listed)
         if cut:
-            lengths = lengths.with_chunks([len(chunk) for chunk in cut])
-            outline = self._outline(lengths, max_new_tokens, outline.method.name, notice=outline.notice)
-        outline.limits.check(outline.new_tokens)
+            outline = self._with_chunks(outline, [len(chunk) for chunk in cut], max_new_tokens)
         question = TokenizedQuestion(layout, tuple(documents), context, cut, outline.new_tokens)
-        return Plan(outline.method, cut, question, outline.limits, outline.new_tokens, outline.notice)
+        return Plan(
+            outline.method, cut, question, outline.limits, outline.new_tokens, outline.reason, notice=outline.notice
+        )
+
+    def positions_left(self, documents: Sequence[int], method: Method, chunks: Sequence[Chunk] = ()) -> int:
+        """Positions that the window leaves for question and answer; negative where there is no room for a question.
+
+        Args:
+            documents: tokens of each document
+            chunks: of them, where they are known
+        """
+        lengths = measure(self._layout, documents, self._layout.expected_lengths(0))
+        if chunks:
+            lengths = lengths.with_chunks([len(chunk) for chunk in chunks])
+        return method.limits(lengths).positions_left
 
     def cut(self, method: Method, documents: Sequence[TokenizedDocument]) -> tuple[Chunk, ...]:
         """The chunks that a method reads of documents."""
@@ -134,22 +162,36 @@ class Planner:
     def _within(layout: Layout, prompt: Prompt, method: Method) -> Layout:
         return layout.within(prompt.turn) if method.reading.own_opening and prompt.turn is not None else layout
 
-    def _outline(
-        self, lengths: Lengths, max_new_tokens: int | None, method: str | None, *, notice: str | None = None
-    ) -> Outline:
+    def _outline(self, lengths: Lengths, max_new_tokens: int | None, method: str | None) -> Outline:
         asked = checked_method(method or self._default)
-        chosen = self.method(self._choose(asked, lengths, max_new_tokens))
+        name, reason = self._choose(asked, lengths, max_new_tokens)
+        chosen = self.method(name)
         limits = chosen.limits(lengths)
-        if asked == AUTO and chosen.name == WITHOUT_ADAPTER:
-            notice = _NOTICE
+        notice = _NOTICE if asked == AUTO and name == WITHOUT_ADAPTER else chosen.notice
         new_tokens = resolve_max_new_tokens(max_new_tokens, limits.positions_left)
-        return Outline(chosen, lengths, limits, new_tokens, notice or chosen.notice)
+        return Outline(chosen, lengths, limits, new_tokens, reason, notice)
 
-    def _choose(self, asked: str, lengths: Lengths, max_new_tokens: int | None) -> str:
+    @staticmethod
+    def _with_chunks(outline: Outline, chunks: Sequence[int], max_new_tokens: int | None) -> Outline:
+        """The same with chunks of these lengths."""
+        lengths = outline.lengths.with_chunks(chunks)
+        limits = outline.method.limits(lengths)
+        new_tokens = resolve_max_new_tokens(max_new_tokens, limits.positions_left)
+        return replace(outline, lengths=lengths, limits=limits, new_tokens=new_tokens)
+
+    def _choose(self, asked: str, lengths: Lengths, max_new_tokens: int | None) -> tuple[str, str]:
+        """A method's name, and why this one."""
+        if not lengths.chunks:
+            return "plain", "nothing is read in chunks, so every method is the plain model"
         if asked != AUTO:
-            return asked if lengths.chunks else "plain"  # without chunks every method is the plain model
+            return asked, "as asked"
+        config = self._focus.config
         # If `max_new_tokens` is unset, the plain model runs only when an answer of the expected length fits.
-        expected = expected_answer(self._focus.config) if max_new_tokens is None else max_new_tokens
-        if reads_plainly(self._focus.config, lengths, expected):
-            return "plain"
-        return "focus" if self._focus.trained else WITHOUT_ADAPTER
+        expected = expected_answer(config) if max_new_tokens is None else max_new_tokens
+        if reads_plainly(config, lengths, expected):
+            return "plain", f"documents, question and answer fit the window of {config.window:,} positions"
+        limit = config.window if config.plain_up_to is None else min(config.plain_up_to, config.window)
+        too_long = f"a row of {lengths.whole:,} tokens and the answer is more than the plain model reads ({limit:,})"
+        if self._focus.trained:
+            return "focus", f"{too_long}, and there is an adapter"
+        return WITHOUT_ADAPTER, f"{too_long}, and there is no adapter"

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import torch
 
+from focus_core import device as machine
 from focus_core.cache.chunk_file import ChunkHeader
-from focus_core.cache.chunks import ChunkRow, ChunkSet
+from focus_core.cache.chunks import ChunkBlock, ChunkRow, ChunkSet
+from focus_core.cache.planner import Room, plan_tiers
 from focus_core.cache.store import ChunkKey, Tier
 from focus_core.cache.tiers import ChunkStore
-from focus_core.device import lacking_memory, require_memory
 from focus_core.methods.base import Method
 from focus_core.text.chunking import Chunk
 from focus_core.text.documents import TokenIds
@@ -95,15 +96,23 @@ class ChunkPrefill:
         """
         layers = self.method.cached_layers
         self.rows |= self._store.rows(self.wanted, layers=layers)
-        nbytes = self.missing_bytes + self._appended_tokens * self.method.bytes_per_token
-        lacking = lacking_memory(nbytes + others, self._device)
-        if lacking:
-            self._evict(lacking)
-            require_memory(nbytes, self._device, what=f"{sum(self._missing_tokens) + self._appended_tokens} tokens")
-            lacking = lacking_memory(nbytes + others, self._device)
-        self.begun = not lacking
+        in_use = {block for block, _ in self.rows.values()}
+        plan = plan_tiers(
+            {key: self.method.chunk_bytes(1, len(chunk)) for key, chunk in self.wanted.items()},
+            memory=self.rows,
+            besides=self._appended_tokens * self.method.bytes_per_token,
+            others=others,
+            free=machine.free_memory(self._device),
+            evictable=sum(tier.evictable(in_use) for tier in self._tiers),
+        )
+        self.begun = plan.room == Room()
+        if not self.begun:
+            self._evict(plan.room.evict, in_use)  # less memory is free than when the budget was set
+            tokens = sum(self._missing_tokens) + self._appended_tokens
+            machine.require_memory(plan.needed, self._device, what=f"{tokens} tokens")
+            self.begun = not machine.lacking_memory(plan.needed + others, self._device)
         if self.begun:
-            self._stored = self._store.stored(self.missing(set()), self._tokens_of, layers=layers)
+            self._stored = self._store.stored(plan.missing, self._tokens_of, layers=layers)
             self._warn_once_loaded()
         self._first_missing = len(self.wanted) - len(self.rows)
 
@@ -175,11 +184,7 @@ class ChunkPrefill:
     def _tokens_of(self, key: ChunkKey) -> TokenIds:
         return self.wanted[key].row
 
-    def _evict(self, nbytes: int) -> None:
-        """Evict stored chunks if less memory is free than when the budget was set."""
-        in_use = {block for block, _ in self.rows.values()}
-        if sum(tier.evictable(in_use) for tier in self._tiers) < nbytes:
-            return  # evicting everything would not be enough
+    def _evict(self, nbytes: int, in_use: Collection[ChunkBlock]) -> None:
         for tier in self._tiers:
             if nbytes > 0:
                 nbytes -= tier.drop(nbytes, in_use)

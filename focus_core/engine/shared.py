@@ -17,6 +17,7 @@ from focus_core.attention.candidates import CandidateProjections
 from focus_core.cache.disk import DiskTier
 from focus_core.cache.store import DeviceTier
 from focus_core.device import choose_device, choose_dtype, free_memory
+from focus_core.engine.calibration import Calibration
 from focus_core.engine.scheduler import Scheduler
 from focus_core.errors import ConfigError, UnsupportedModelError
 from focus_core.loading.adapters import fresh_projections
@@ -53,6 +54,7 @@ class SharedModel:
 
     def __post_init__(self) -> None:
         self.scheduler = Scheduler(self.loaded.model)
+        self.calibration = Calibration(self.scheduler, self.loaded.model.device, self.tokenizer)
 
     @classmethod
     def of(cls, loaded: LoadedModel, tokenizer: PreTrainedTokenizerBase, *, key: str | None = None) -> SharedModel:

@@ -161,6 +161,7 @@ class Plan:
     Attributes:
         chunks: to be prefilled; none for a method that reads no chunks
         new_tokens: tokens that the answer may have
+        reason: why this method
         notice: a warning for the user, if there is one
     """
 
@@ -169,6 +170,7 @@ class Plan:
     question: TokenizedQuestion
     limits: Limits
     new_tokens: int
+    reason: str
     notice: str | None = None
 
     @cached_property

@@ -54,6 +54,12 @@ class TierConformance(RuleBasedStateMachine):
         self.by_use.remove(newest)
         self.by_use.append(newest)
 
+    @rule(key=st.sampled_from(KEYS))
+    def peek(self, key: bytes) -> None:
+        newest = next((block for block in reversed(self.keys_of) if key in self.keys_of[block]), None)
+        found = self.store.peek(key)  # the order of use stays
+        assert (found[0] if found else None) is (newest if newest in self.by_use else None)
+
     @rule(blocks=st.integers(0, 7))
     def drop(self, blocks: int) -> None:
         freed = 0

@@ -1,4 +1,4 @@
-"""`focusllm info`, the planner and the rows that are really made agree, for any sizes, up to the edge of the window."""
+"""The plan from lengths, the planner and the rows that are made agree, for any sizes, up to the window's edge."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from focus_core.cli.info import Needs, needs_of
 from focus_core.config import ResolvedConfig
 from focus_core.engine.engine import SHORT_QUESTION
-from focus_core.engine.planning import Outline, Planner
+from focus_core.engine.planning import Planner
+from focus_core.engine.reading_plan import ReadingPlan, plan_of_lengths
 from focus_core.errors import ContextOverflowError
 from focus_core.methods.base import Plan
 from focus_core.methods.limits import Lengths, measure
@@ -50,13 +50,11 @@ def planner_of(layout: Layout, method: str = "auto") -> Planner:
     return Planner(model, layout, method)
 
 
-def engine_of(planner: Planner) -> Any:
-    """What `needs_of` asks an engine."""
-
-    def outline(documents: Sequence[int], question: int = SHORT_QUESTION, method: str | None = None) -> Outline:
-        return planner.outline(documents, question, method=method)
-
-    return SimpleNamespace(outline=outline, focus=SimpleNamespace(device=torch.device("cpu")))
+def plan_of(planner: Planner, lengths: Sequence[int]) -> ReadingPlan:
+    """As `FocusEngine.plan_lengths`."""
+    outline = planner.outline(lengths, SHORT_QUESTION)
+    left = planner.positions_left(lengths, outline.method)
+    return plan_of_lengths(outline, lengths, SHORT_QUESTION, left, torch.device("cpu"))
 
 
 @dataclass(frozen=True)
@@ -157,15 +155,15 @@ def test_info_says_what_the_engine_then_does(layout: Layout, lengths: list[int],
     rows = Rows.of(layout, documents, prompt)
     assert measure(layout, lengths, layout.expected_lengths(SHORT_QUESTION)) == rows.lengths
     for sized, planner in at_the_edge(layout, rows, answer):
-        needs, plan = needs_of(engine_of(planner), lengths), planned(planner, documents, prompt)
-        assert (needs.answer_tokens > 0) is (plan is not None)
+        needs, plan = plan_of(planner, lengths), planned(planner, documents, prompt)
+        assert (needs.answer_tokens > 0) is needs.fits is (plan is not None)
         # Counted in the rows themselves.
         assert needs.answer_tokens == max(min(sized.config.window - rows.longest(needs.method), 256), 0)
         if plan is not None:
             assert_as_planned(needs, plan, rows)
 
 
-def assert_as_planned(needs: Needs, plan: Plan, rows: Rows) -> None:
+def assert_as_planned(needs: ReadingPlan, plan: Plan, rows: Rows) -> None:
     chunks = rows.chunks if needs.method == "focus" else []
     assert (needs.method, needs.chunks, needs.answer_tokens) == (plan.method.name, len(chunks), plan.new_tokens)
     assert [chunk.row for chunk in plan.chunks] == [chunk.row for chunk in chunks]

@@ -1,0 +1,126 @@
+"""What `FocusEngine.plan` says of the seconds to the first token, beside what then happens.
+
+    python -m benchmarks.plan                                       embedded model, 8K and 32K tokens
+    python -m benchmarks.plan --model FOLDER --adapter FOLDER --tokens 8192 --runs 5 --json result.json
+
+Each run is a fresh store in a new folder: cold with the files written, half of the text in memory, all of it in memory,
+and all of it on disk (in the page cache of the system). Every time a plan is made and then the question asked. The
+machine is measured anew for every run. Ratios are happened / planned; the aim is between 0.7 and 1.3 for the medians.
+The plan knows nothing of other programs: on a loaded machine both figures jump, and so do their ratios.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from benchmarks import machine
+from benchmarks.prepared import text_of
+from focus_core import FocusEngine
+from focus_core.config import FocusConfig
+
+_QUESTION = "What is the access code of the amber falcon?"
+_AIM = 0.3  # at most so far from what was planned
+_CASES = ("cold", "half in memory", "in memory", "on disk")
+
+Pairs = dict[str, list[tuple[float, float]]]  # planned and happened, by case
+
+
+def run(options: argparse.Namespace, texts: Sequence[str]) -> Pairs:
+    """All cases once, with a machine that has not been measured yet."""
+    found: Pairs = {}
+    with tempfile.TemporaryDirectory() as folder:
+        engine = engine_of(options, folder)
+        engine.shared.calibration.clear()
+        engine.store.memory.clear()
+        for case in _CASES:
+            if case == "half in memory":
+                engine = engine_of(options)  # without the folder, where everything is by now
+                engine.store.memory.clear()
+                engine.prepare(texts[0])
+            elif case == "on disk":
+                engine = engine_of(options, folder)
+                engine.store.memory.clear()
+            found[case] = [planned_and_happened(engine, texts)]
+    return found
+
+
+def planned_and_happened(engine: FocusEngine, texts: Sequence[str]) -> tuple[float, float]:
+    plan = engine.plan(texts, _QUESTION, max_new_tokens=1, method="focus")
+    if plan.first_token is None:
+        raise SystemExit(plan.problem)
+    started = machine.now(engine.focus.device)
+    engine.generate(_QUESTION, texts, max_new_tokens=1, method="focus")
+    return plan.first_token.now, machine.now(engine.focus.device) - started
+
+
+def engine_of(options: argparse.Namespace, store: str = "") -> FocusEngine:
+    config = FocusConfig(chunk_size=options.chunk_size)
+    return FocusEngine.from_pretrained(
+        options.model, adapter=options.adapter, config=config, device=options.device, progress=False, store=store
+    )
+
+
+def summary(tokens: int, runs: Sequence[Pairs]) -> list[dict[str, Any]]:
+    """Medians of each case."""
+    rows = []
+    for case in _CASES:
+        pairs = [pair for of_run in runs for pair in of_run[case]]
+        ratios = [happened / planned for planned, happened in pairs]
+        planned, happened = (median(figures) for figures in zip(*pairs, strict=True))
+        row = {"tokens": tokens, "case": case, "planned": planned, "happened": happened, "ratio": median(ratios)}
+        rows.append({**row, "ratios": ratios, "met": abs(median(ratios) - 1) <= _AIM})
+    return rows
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    lines = ["| tokens | chunks are | planned, s | happened, s | happened / planned | from … to | within 30 % |"]
+    lines.append("|---|---|---|---|---|---|---|")
+    for row in rows:
+        lines.append(
+            f"| {row['tokens']:,} | {row['case']} | {row['planned']:.3f} | {row['happened']:.3f} | {row['ratio']:.2f} "
+            f"| {min(row['ratios']):.2f} … {max(row['ratios']):.2f} | {'yes' if row['met'] else 'NO'} |"
+        )
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = _options(arguments)
+    engine = engine_of(options)
+    conditions = {
+        **machine.conditions(engine.focus.device, engine.focus.dtype),
+        "model": engine.shared.loaded.model_id,
+        "chunk_size": engine.config.chunk_size,
+        "runs": options.runs,
+    }
+    rows: list[dict[str, Any]] = []
+    for tokens in options.tokens:
+        texts = [text_of(engine, tokens // 2, seed) for seed in (0, 1)]
+        counted = sum(map(engine.count_tokens, texts))
+        rows += summary(counted, [run(options, texts) for _ in range(options.runs)])
+    print("  ".join(f"{name}: {value}" for name, value in conditions.items() if value is not None))
+    print(f"\n{table(rows)}\n\nOther programs that run meanwhile spoil both figures and their ratio: see load_before.")
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps({"conditions": conditions, "rows": rows}, indent=1), encoding="utf-8")
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", help="folder or hub id (default: the embedded model)")
+    parser.add_argument("--adapter", help="folder or hub id")
+    parser.add_argument("--device", default="cpu", help="(default: %(default)s)")
+    parser.add_argument("--tokens", type=int, nargs="+", default=[8192, 32768], help="(default: %(default)s)")
+    parser.add_argument("--chunk-size", type=int, help="(default: what suits the model)")
+    parser.add_argument("--runs", type=int, default=3, help="(default: %(default)s)")
+    parser.add_argument("--json", type=Path, help="where the figures go, besides the table")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,347 @@
+"""What a question about documents will take, before anything is read: chunks, bytes, seconds, and whether it fits."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from focus_core import device as machine
+from focus_core.cache.chunk_file import ChunkHeader
+from focus_core.cache.disk import DiskTier, file_bytes
+from focus_core.cache.planner import TierPlan, plan_tiers
+from focus_core.cache.store import ChunkKey, Tier
+from focus_core.cache.tiers import ChunkStore
+from focus_core.engine.calibration import Calibration
+from focus_core.engine.planning import Outline
+from focus_core.errors import FocusError
+from focus_core.methods.base import Method, Plan
+from focus_core.text.chunking import Chunk
+from focus_core.text.documents import TokenIds
+
+
+@dataclass(frozen=True)
+class Share:
+    """Some of the chunks; one that occurs twice is read and held once.
+
+    Attributes:
+        tokens: as `Usage` counts them, without what the layout puts in front of a chunk
+        nbytes: of keys and values in memory
+    """
+
+    chunks: int = 0
+    tokens: int = 0
+    nbytes: int = 0
+
+
+@dataclass(frozen=True)
+class FolderPlan:
+    """What the folder of a store has to do with it.
+
+    Attributes:
+        there_bytes: keys and values in files of these chunks, also of those that are in memory
+        write_bytes: files that the reading would write, at most
+        remove_bytes: files of other chunks that would give way
+        lacking_bytes: by how much the limit is too small for all that would be written; what does not fit is read
+            anew by the next process
+    """
+
+    folder: str
+    limit_bytes: int
+    there_bytes: int
+    write_bytes: int
+    remove_bytes: int
+    lacking_bytes: int
+
+
+@dataclass(frozen=True)
+class FirstToken:
+    """Seconds to the first token, with the model loaded and the documents tokenized.
+
+    Attributes:
+        now: with the chunks that are there
+        cold: if none were
+        prepared: if all of them were in memory
+    """
+
+    now: float
+    cold: float
+    prepared: float
+
+
+@dataclass(frozen=True, repr=False)
+class ReadingPlan:
+    """What `FocusEngine.plan` returns. Printing it shows a table.
+
+    Attributes:
+        documents: how many
+        tokens: of all documents, or of the part of one long prompt that is read in chunks
+        question_tokens: of the question with its template
+        method: the method that answers, as in `methods.table.METHODS`
+        reason: why this one
+        chunks: of the documents; 0 where documents and question are read in one row
+        in_memory: chunks that are there
+        on_disk: chunks that are loaded from the folder
+        to_read: chunks that the model reads; without chunks, all of the documents
+        prompt_bytes: keys and values of question and answer
+        free_bytes: free memory of the device
+        evict_bytes: keys and values of other documents that would give way
+        lacking_bytes: bytes for which the device has no room
+        positions_left: positions that the window leaves for question and answer
+        answer_tokens: tokens that the answer may have; 0 if there is no room for any
+        folder: of the store, if there is one
+        first_token: if the machine was measured
+        problem: why it does not fit, and what to change; `None` if it fits
+    """
+
+    documents: int
+    tokens: int
+    question_tokens: int
+    method: str
+    reason: str
+    chunks: int
+    in_memory: Share
+    on_disk: Share
+    to_read: Share
+    prompt_bytes: int
+    free_bytes: int
+    evict_bytes: int
+    lacking_bytes: int
+    positions_left: int
+    answer_tokens: int
+    folder: FolderPlan | None = None
+    first_token: FirstToken | None = None
+    problem: str | None = None
+
+    @property
+    def cache_bytes(self) -> int:
+        """Keys and values of the documents."""
+        return self.in_memory.nbytes + self.on_disk.nbytes + self.to_read.nbytes
+
+    @property
+    def needed_bytes(self) -> int:
+        """All keys and values that the device holds for the question."""
+        return self.cache_bytes + self.prompt_bytes
+
+    @property
+    def fits(self) -> bool:
+        """Whether the question can be asked."""
+        return self.problem is None
+
+    def __repr__(self) -> str:
+        return "\n".join(self._lines())
+
+    def _lines(self) -> Iterator[str]:
+        plural = "" if self.documents == 1 else "s"
+        how = f"{self.chunks:,} chunks" if self.chunks else "one row with the question"
+        yield f"{self.documents} document{plural}, {self.tokens:,} tokens: {how}, method {self.method}."
+        yield f"Method: {self.reason}."
+        yield f"\n{'':12}{'chunks':>10}{'tokens':>14}{'keys and values':>20}"
+        for name, share in (("in memory", self.in_memory), ("on disk", self.on_disk), ("to be read", self.to_read)):
+            yield f"{name:12}{share.chunks:>10,}{share.tokens:>14,}{shown_bytes(share.nbytes):>20}"
+        yield (
+            f"\nDevice: {shown_bytes(self.cache_bytes)} of documents, up to {shown_bytes(self.prompt_bytes)} of "
+            f"question and answer; {shown_bytes(self.free_bytes)} are free."
+        )
+        if self.evict_bytes:
+            yield f"        {shown_bytes(self.evict_bytes)} of other documents give way."
+        if self.folder is not None:
+            yield from _folder_lines(self.folder)
+        if self.first_token is not None:
+            seconds = self.first_token
+            yield (
+                f"First token: after {shown_seconds(seconds.now)} now, {shown_seconds(seconds.cold)} cold, "
+                f"{shown_seconds(seconds.prepared)} prepared in memory."
+            )
+        yield "It fits." if self.fits else f"It does not fit. {self.problem}"
+
+
+def _folder_lines(folder: FolderPlan) -> Iterator[str]:
+    yield (
+        f"Store:  {shown_bytes(folder.there_bytes)} are there, up to {shown_bytes(folder.write_bytes)} would be "
+        f"written; the limit is {shown_bytes(folder.limit_bytes)}."
+    )
+    if folder.remove_bytes:
+        yield f"        {shown_bytes(folder.remove_bytes)} of other documents give way."
+    if folder.lacking_bytes:
+        yield f"        {shown_bytes(folder.lacking_bytes)} are over the limit and not kept. Raise store_limit."
+
+
+def shown_bytes(nbytes: int) -> str:
+    """For people: with the unit that suits."""
+    return f"{nbytes / 2**30:,.2f} GiB" if nbytes >= 2**30 else f"{nbytes / 2**20:,.1f} MiB"
+
+
+def shown_seconds(seconds: float) -> str:
+    """For people."""
+    return f"{seconds:,.0f} s" if seconds >= 100 else f"{seconds:.1f} s" if seconds >= 1 else f"{seconds:.2f} s"
+
+
+# --- from lengths alone -----------------------------------------------------------------------------------------------
+
+
+def plan_of_lengths(
+    outline: Outline, documents: Sequence[int], question: int, positions_left: int, device: torch.device
+) -> ReadingPlan:
+    """The plan for documents of which only the numbers of tokens are known, so that none of them is there.
+
+    Args:
+        outline: of a question of `question` tokens
+    """
+    method, limits, tokens = outline.method, outline.limits, sum(documents)
+    appended = limits.appended_tokens(outline.new_tokens)
+    chunks = method.chunk_bytes(outline.chunks, limits.chunk_tokens)
+    share = Share(outline.chunks, tokens, chunks if outline.chunks else tokens * method.bytes_per_token)
+    besides = chunks + appended * method.bytes_per_token
+    tiers = plan_tiers({}, memory=(), besides=besides, free=machine.free_memory(device))
+    missing = limits.chunk_tokens + appended
+    return _reading_plan(outline, tiers, device, positions_left, documents, question, missing, to_read=share)
+
+
+# --- from documents ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Whereabouts:
+    """Where the chunks of a plan are, without using any of them.
+
+    Attributes:
+        chunks: each once, by its key
+        stored: headers of the files of these chunks
+    """
+
+    chunks: Mapping[ChunkKey, Chunk]
+    stored: Mapping[ChunkKey, ChunkHeader]
+    tiers: TierPlan
+
+    @classmethod
+    def of(cls, plan: Plan, store: ChunkStore, tiers: Sequence[Tier], device: torch.device) -> Whereabouts:
+        """As `ChunkPrefill` would find them."""
+        chunks, method = {chunk.key: chunk for chunk in plan.chunks}, plan.method
+
+        def tokens_of(key: ChunkKey) -> TokenIds:
+            return chunks[key].row
+
+        rows, stored = store.look(chunks, tokens_of, layers=method.cached_layers)
+        in_use = {block for block, _ in rows.values()}
+        planned = plan_tiers(
+            {key: method.chunk_bytes(1, len(chunk)) for key, chunk in chunks.items()},
+            memory=rows,
+            disk=stored,
+            besides=plan.limits.appended_tokens(plan.new_tokens) * method.bytes_per_token,
+            free=machine.free_memory(device),
+            evictable=sum(tier.evictable(in_use) for tier in tiers),
+        )
+        return cls(chunks, stored, planned)
+
+    def share(self, keys: Collection[ChunkKey], method: Method) -> Share:
+        """Some of the chunks."""
+        chunks = [self.chunks[key] for key in keys]
+        tokens = sum(len(chunk.token_ids) for chunk in chunks)
+        return Share(len(chunks), tokens, method.chunk_bytes(len(chunks), sum(map(len, chunks))))
+
+    def file_bytes(self, keys: Collection[ChunkKey], method: Method) -> int:
+        """Bytes of the files of some chunks, once they are written, at most."""
+        lengths = [len(self.chunks[key]) for key in keys]
+        return sum(file_bytes(method.chunk_bytes(1, length), length) for length in lengths)
+
+
+def plan_of_documents(
+    plan: Plan,
+    found: Whereabouts,
+    device: torch.device,
+    *,
+    positions_left: int,
+    disk: DiskTier | None,
+    refused: FocusError | None,
+) -> ReadingPlan:
+    """The plan for documents whose chunks are known.
+
+    Args:
+        refused: why the question cannot be asked at all
+    """
+    method, question = plan.method, plan.question
+    shares = {
+        "in_memory": found.share(found.tiers.held, method),
+        "on_disk": found.share(found.tiers.load, method),
+        "to_read": found.share(found.tiers.prefill, method),
+    }
+    lengths = [len(document) for document in question.documents]
+    if not plan.chunks:
+        shares["to_read"] = Share(0, sum(lengths), sum(lengths) * method.bytes_per_token)
+    missing = sum(len(found.chunks[key]) for key in found.tiers.missing) + plan.limits.appended_tokens(plan.new_tokens)
+    asked = len(question.context)
+    made = _reading_plan(plan, found.tiers, device, positions_left, lengths, asked, missing, refused=refused, **shares)
+    return made if disk is None else replace(made, folder=_folder_plan(disk, found, method))
+
+
+def timed(
+    planned: ReadingPlan, plan: Plan, found: Whereabouts, calibration: Calibration, disk: DiskTier | None
+) -> ReadingPlan:
+    """The same with seconds, for which the machine is measured if it was not before."""
+    first = calibration.first_token(plan)(len(plan.chunks) or max(planned.tokens, 1))
+    if not plan.chunks:
+        return replace(planned, first_token=FirstToken(first, first, first))
+    each, read, write = calibration.prefill(plan), 0.0, 0.0
+    if disk is not None:
+        speed = calibration.disk(disk, [disk.path(key) for key in found.stored], plan)
+        read, write = speed.read, speed.write if disk.writes else 0.0
+    everything = found.share(found.chunks, plan.method)
+    now = planned.to_read.tokens * each + planned.to_read.nbytes * write + planned.on_disk.nbytes * read
+    cold = everything.tokens * each + everything.nbytes * write
+    return replace(planned, first_token=FirstToken(first + now, first + cold, first))
+
+
+def _folder_plan(disk: DiskTier, found: Whereabouts, method: Method) -> FolderPlan:
+    write = found.file_bytes(found.tiers.prefill, method) if disk.writes else 0
+    room = disk.room_for(write, found.chunks)
+    there = sum(header.nbytes for header in found.stored.values())
+    return FolderPlan(str(disk.folder), disk.limit, there, write, room.evict, room.lacking)
+
+
+def _reading_plan(
+    plan: Plan | Outline,
+    tiers: TierPlan,
+    device: torch.device,
+    positions_left: int,
+    documents: Sequence[int],
+    question: int,
+    missing: int,
+    *,
+    in_memory: Share = Share(),
+    on_disk: Share = Share(),
+    to_read: Share = Share(),
+    refused: FocusError | None = None,
+) -> ReadingPlan:
+    limits, free, per_token = plan.limits, machine.free_memory(device), plan.method.bytes_per_token
+    in_row = 0 if plan.chunks else sum(documents)  # of the appended tokens, those of documents
+    problem = refused or _problem(plan)
+    if problem is None and tiers.room.lacking:
+        problem = machine.lack_of_memory(tiers.needed, free, device, what=f"{missing} tokens")
+    return ReadingPlan(
+        documents=len(documents),
+        tokens=sum(documents) if documents else in_memory.tokens + on_disk.tokens + to_read.tokens,
+        question_tokens=question,
+        method=plan.method.name,
+        reason=plan.reason,
+        chunks=plan.chunks if isinstance(plan, Outline) else len(plan.chunks),
+        in_memory=in_memory,
+        on_disk=on_disk,
+        to_read=to_read,
+        prompt_bytes=(limits.appended_tokens(plan.new_tokens) - in_row) * per_token,
+        free_bytes=free,
+        evict_bytes=tiers.room.evict,
+        lacking_bytes=tiers.room.lacking,
+        positions_left=positions_left,
+        answer_tokens=max(min(limits.positions_left, plan.new_tokens), 0),
+        problem=None if problem is None else str(problem),
+    )
+
+
+def _problem(plan: Plan | Outline) -> FocusError | None:
+    try:
+        plan.limits.check(plan.new_tokens)
+    except FocusError as error:
+        return error
+    return None
