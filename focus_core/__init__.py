@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from focus_core.engine.prepared import PreparedDocuments
     from focus_core.loading.adapters import save_adapter
     from focus_core.methods.focus import FocusModel
+    from focus_core.progress import Reading
     from focus_core.text.documents import Document
     from focus_core.text.files import read_file, read_folder
 else:
@@ -38,6 +39,7 @@ else:
         "engine.prepared": ("PreparedDocuments",),
         "loading.adapters": ("save_adapter",),
         "methods.focus": ("FocusModel",),
+        "progress": ("Reading",),
         "text.documents": ("Document",),
         "text.files": ("read_file", "read_folder"),
     }
@@ -72,6 +74,7 @@ __all__ = [
     "OutOfMemoryError",
     "Piece",
     "PreparedDocuments",
+    "Reading",
     "UnsupportedModelError",
     "Usage",
     "__version__",

@@ -9,7 +9,7 @@ from typing import Any, TypedDict
 
 from focus_core.config import FocusConfig, SamplingConfig
 from focus_core.errors import ConfigError, shown
-from focus_core.progress import Report
+from focus_core.progress import OnReading, Report
 
 
 class Options(TypedDict, total=False):
@@ -36,6 +36,9 @@ class Options(TypedDict, total=False):
     """"focus", "plain", "select", "experts" or "auto"; by default the engine's."""
     report: Report | None
     """Called with the number of chunks prefilled so far and in all. It may be slow, and may ask the engine."""
+    on_reading: OnReading | None
+    """Called with a `Reading` once the chunks have been looked for, and after each pass over others; of questions about
+    the same chunks, for all of them together. Not called where the documents are read in one row with the question."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,7 @@ class CheckedOptions:
     sampling: SamplingConfig
     method: str | None
     report: Report | None
+    on_reading: OnReading | None = None
 
     @classmethod
     def of(cls, options: Mapping[str, Any], *, called: str) -> CheckedOptions:
@@ -75,6 +79,7 @@ class CheckedOptions:
             sampling=SamplingConfig(**sampling),
             method=options.get("method"),
             report=options.get("report"),
+            on_reading=options.get("on_reading"),
         )
 
 
@@ -83,6 +88,7 @@ _TYPES: dict[str, tuple[Any, str]] = {
     "chat_template": (bool, "True or False"),
     "method": (str, "a text"),
     "report": (Callable, "a function of two numbers"),
+    "on_reading": (Callable, "a function of one Reading"),
 }
 _OPTIONS = tuple(Options.__annotations__)
 _SETTINGS = tuple(field.name for field in fields(FocusConfig))
