@@ -34,11 +34,11 @@ class Options(TypedDict, total=False):
     """The same seed gives the same answer; without one, each answer is drawn anew."""
     method: str | None
     """"focus", "plain", "select", "experts" or "auto"; by default the engine's."""
-    report: Report | None
-    """Called with the number of chunks prefilled so far and in all. It may be slow, and may ask the engine."""
     on_reading: OnReading | None
     """Called with a `Reading` once the chunks have been looked for, and after each pass over others; of questions about
     the same chunks, for all of them together. Not called where the documents are read in one row with the question."""
+    report: Report | None
+    """Called with the number of chunks prefilled so far and in all. It may be slow, and may ask the engine."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,8 @@ class CheckedOptions:
     stops: tuple[str, ...]
     sampling: SamplingConfig
     method: str | None
+    on_reading: OnReading | None
     report: Report | None
-    on_reading: OnReading | None = None
 
     @classmethod
     def of(cls, options: Mapping[str, Any], *, called: str) -> CheckedOptions:
@@ -78,8 +78,8 @@ class CheckedOptions:
             stops=_checked_stop(options.get("stop")),
             sampling=SamplingConfig(**sampling),
             method=options.get("method"),
-            report=options.get("report"),
             on_reading=options.get("on_reading"),
+            report=options.get("report"),
         )
 
 
@@ -87,8 +87,8 @@ _TYPES: dict[str, tuple[Any, str]] = {
     "system": (str, "a text"),
     "chat_template": (bool, "True or False"),
     "method": (str, "a text"),
-    "report": (Callable, "a function of two numbers"),
     "on_reading": (Callable, "a function of one Reading"),
+    "report": (Callable, "a function of two numbers"),
 }
 _OPTIONS = tuple(Options.__annotations__)
 _SETTINGS = tuple(field.name for field in fields(FocusConfig))

@@ -190,8 +190,7 @@ class ChatFocusLLM(LangChainSettings, BaseChatModel):
                 yield chunk
 
     def _chunks(self, request: _ChatRequest, on_reading: OnReading | None) -> Iterator[ChatGenerationChunk]:
-        asked = self._events([request.conversation.messages], request.call, on_reading=on_reading)
-        with closing(asked) as events:
+        with closing(self._events([request.conversation.messages], request.call, on_reading=on_reading)) as events:
             for _, event in events:
                 yield ChatGenerationChunk(message=self._message_chunk(event))
 
@@ -208,7 +207,7 @@ class ChatFocusLLM(LangChainSettings, BaseChatModel):
     def _response_metadata(self, end: Answer | Finished) -> dict[str, Any]:
         return {"model_name": self.model, "model_provider": PROVIDER, **answer_metadata(end)}
 
-    # --- runs -------------------------------------------------------------------------------------------------------
+    # --- runs ---------------------------------------------------------------------------------------------------------
     # LangChain names the run of a stream to nobody; those who read must know whom to tell.
 
     def stream(

@@ -79,9 +79,21 @@ def test_a_size_that_is_changed_after_use_takes_effect(
     assert wrapper.engine is engine
 
 
+def test_how_chunks_are_kept_takes_effect_when_it_is_changed_after_use(
+    wrapper_class: Any, tiny_settings: dict[str, Any], engine: FocusEngine
+) -> None:
+    wrapper = wrapper_class(**tiny_settings)
+    assert wrapper.engine is engine
+    wrapper.kv_dtype = "int8"
+    assert (engine.config.kv_dtype, wrapper.engine.config.kv_dtype) == (None, "int8")
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("chunk_size", 24), ("model", "other"), ("dtype", "float64"), ("store", "folder"), ("store_limit", 9)],
+    [
+        *(("chunk_size", 24), ("model", "other"), ("dtype", "float64"), ("kv_dtype", "int8")),
+        *(("store", "folder"), ("store_limit", 9)),
+    ],
 )
 def test_settings_of_an_engine_that_is_given_are_refused(
     wrapper_class: Any, engine: FocusEngine, name: str, value: Any

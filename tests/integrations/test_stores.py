@@ -15,6 +15,7 @@ from llama_index.core.schema import Document as LlamaIndexes
 from llama_index.core.schema import NodeWithScore, TextNode
 
 from focus_core import ConfigError, FocusEngine
+from focus_core.cache.listing import list_documents
 from focus_integrations.langchain import ChatFocusLLM
 from focus_integrations.langchain import FocusLLM as LangChainLLM
 from focus_integrations.llama_index import FocusLLM as LlamaIndexLLM
@@ -136,6 +137,17 @@ def test_documents_of_langchain_have_their_source_or_id_for_name(
     by_source = LangChains("One.", metadata={"source": "one.txt"}, id="1")
     chat.invoke("Who?", documents=[by_source, LangChains("Two.", id="2"), "Three."])
     assert names_of(spy) == ["one.txt", "2", None]
+
+
+def test_the_store_lists_documents_under_their_names(
+    wrapper_class: Any, tiny_settings: dict[str, Any], folder: Path
+) -> None:
+    wrapper = wrapper_class(**{**tiny_settings, "max_tokens": 1}, method="focus", store=folder)
+    if wrapper_class is LlamaIndexLLM:
+        wrapper.complete("Who?", documents=[LlamaIndexes(text=DOCUMENT, metadata={"file_name": "gates.txt"})])
+    else:
+        wrapper.invoke("Who?", documents=[LangChains(DOCUMENT, metadata={"source": "gates.txt"})])
+    assert [listed.document.name for listed in list_documents(folder)] == ["gates.txt"]
 
 
 def test_text_blocks_have_their_title_for_name(tiny_settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
