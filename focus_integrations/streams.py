@@ -10,11 +10,12 @@ from functools import partial
 from threading import Event as Flag
 from typing import Any, Generic, TypeVar
 
-from focus_core import Answer
+from focus_core import Answer, Reading
 from focus_core.engine.answers import AnswersFromEvents, Event
 
 Item = TypeVar("Item")
 Told = TypeVar("Told")
+OnReading = Callable[[Reading], None]
 
 _abandoned: ContextVar[Flag | None] = ContextVar("_abandoned", default=None)  # set once nobody waits for the item
 

@@ -18,7 +18,6 @@ from pydantic import ConfigDict, model_validator
 from focus_core import Answer, Document, Finished
 from focus_core.engine.answers import Event
 from focus_core.errors import ConfigError
-from focus_core.progress import OnReading
 from focus_integrations.langchain.base import PROVIDER, LangChainSettings, answer_metadata, usage_metadata
 from focus_integrations.langchain.bound import BoundChatModel
 from focus_integrations.langchain.documents import CARRIERS, whole_documents_of
@@ -33,7 +32,7 @@ from focus_integrations.langchain.readings import (
 )
 from focus_integrations.langchain.structured import structured_output
 from focus_integrations.settings import Call, content_digest, without_duplicates
-from focus_integrations.streams import answers_in_thread, in_thread
+from focus_integrations.streams import OnReading, answers_in_thread, in_thread
 
 # Names that LangChain passes to any chat model; a local one has no use for them.
 _WITHOUT_EFFECT = {"api_key", "base_url", "max_retries", "timeout"}
@@ -236,13 +235,25 @@ class ChatFocusLLM(LangChainSettings, BaseChatModel):
             async for chunk in chunks:
                 yield chunk
 
-    def _generate_with_cache(self, *args: Any, run_manager: Any = None, **kwargs: Any) -> ChatResult:
+    def _generate_with_cache(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
         with present_run(run_manager):  # with `streaming` it streams
-            return super()._generate_with_cache(*args, run_manager=run_manager, **kwargs)
+            return super()._generate_with_cache(messages, stop, run_manager, **kwargs)
 
-    async def _agenerate_with_cache(self, *args: Any, run_manager: Any = None, **kwargs: Any) -> ChatResult:
+    async def _agenerate_with_cache(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
         with present_run(run_manager):
-            return await super()._agenerate_with_cache(*args, run_manager=run_manager, **kwargs)
+            return await super()._agenerate_with_cache(messages, stop, run_manager, **kwargs)
 
     # --- batches ------------------------------------------------------------------------------------------------------
 

@@ -12,12 +12,11 @@ from langchain_core.outputs import Generation, GenerationChunk, LLMResult
 from pydantic import ConfigDict, PrivateAttr
 
 from focus_core import Answer, Finished
-from focus_core.progress import OnReading
 from focus_integrations.langchain.base import LangChainSettings, answer_metadata, usage_metadata
 from focus_integrations.langchain.bound import BoundModel
 from focus_integrations.langchain.readings import relaying, telling
 from focus_integrations.settings import Call, content_digest
-from focus_integrations.streams import answers_in_thread, in_thread
+from focus_integrations.streams import OnReading, answers_in_thread, in_thread
 
 _OF_THE_RUN = {"tags", "metadata", "run_name", "run_id"}
 

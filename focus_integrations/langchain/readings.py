@@ -18,8 +18,8 @@ from langchain_core.language_models import BaseChatModel
 from langchain_core.runnables import RunnableConfig, ensure_config
 from langchain_core.utils.uuid import uuid7
 
-from focus_core.progress import OnReading, Reading
-from focus_integrations.streams import Relay
+from focus_core import Reading
+from focus_integrations.streams import OnReading, Relay
 
 Item = TypeVar("Item")
 

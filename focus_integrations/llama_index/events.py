@@ -7,7 +7,7 @@ from dataclasses import asdict
 from llama_index.core.instrumentation import get_dispatcher  # type: ignore[attr-defined]
 from llama_index.core.instrumentation.events import BaseEvent
 
-from focus_core.progress import Reading
+from focus_core import Reading
 from focus_integrations.streams import Relay
 
 dispatcher = get_dispatcher(__name__)

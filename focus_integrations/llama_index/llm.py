@@ -29,13 +29,12 @@ from pydantic.json_schema import SkipJsonSchema
 from focus_core import Answer, Document, Finished, PreparedDocuments
 from focus_core.engine.engine import Question
 from focus_core.errors import ConfigError, DocumentError
-from focus_core.progress import OnReading
 from focus_integrations.conversations import merged
 from focus_integrations.llama_index.events import relaying, tell
 from focus_integrations.llama_index.inputs import of_messages, warn_of_pictures
 from focus_integrations.llama_index.structured import StructuredAnswers
 from focus_integrations.settings import Call, FocusSettings, WholeText, documents_from, kind_of
-from focus_integrations.streams import answers_in_thread, in_thread
+from focus_integrations.streams import OnReading, answers_in_thread, in_thread
 
 _ROLES = {
     MessageRole.SYSTEM: "system",
