@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from focus_core.engine.reading_plan import ReadingPlan
     from focus_core.loading.adapters import save_adapter
     from focus_core.methods.focus import FocusModel
+    from focus_core.progress import Reading
     from focus_core.text.documents import Document
     from focus_core.text.files import read_file, read_folder
 else:
@@ -40,6 +41,7 @@ else:
         "engine.reading_plan": ("ReadingPlan",),
         "loading.adapters": ("save_adapter",),
         "methods.focus": ("FocusModel",),
+        "progress": ("Reading",),
         "text.documents": ("Document",),
         "text.files": ("read_file", "read_folder"),
     }
@@ -74,6 +76,7 @@ __all__ = [
     "OutOfMemoryError",
     "Piece",
     "PreparedDocuments",
+    "Reading",
     "ReadingPlan",
     "UnsupportedModelError",
     "Usage",

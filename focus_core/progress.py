@@ -1,4 +1,4 @@
-"""Signs of life over what takes longer than two seconds, on a terminal."""
+"""How reading goes on: for programs, and on a terminal over what takes longer than two seconds."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from rich.console import Console
 from rich.progress import (
@@ -20,6 +21,27 @@ from rich.progress import (
 )
 
 Report = Callable[[int, int], None]  # done, in all
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How far the documents of a question have been read.
+
+    Attributes:
+        total: chunks of the documents, equal ones once
+        cached: of these, found in memory or in the store's folder, where nothing has to be read; fewer later if a file
+            turns out to be damaged
+        read: of the others, read so far; all are there when `cached + read == total`
+        seconds: since they were looked for
+    """
+
+    total: int
+    cached: int
+    read: int
+    seconds: float
+
+
+OnReading = Callable[[Reading], None]
 
 _PATIENCE = 2.0  # seconds without a sign of life
 _spinner = threading.Lock()  # held while there is one: two would overwrite each other

@@ -15,6 +15,7 @@ from uuid import uuid4
 from weakref import WeakKeyDictionary
 
 from focus_core import ConfigError, FocusConfig, FocusEngine
+from focus_core.engine.engine import STORE_VARIABLE
 from focus_core.loading.embedded import EMBEDDED
 from focus_core.loading.peek import settings_on_disk
 from focus_core.methods.limits import check_sizes, longest_documents
@@ -33,11 +34,18 @@ class EngineSettings:
     device: str = "auto"
     dtype: str = "auto"
     config: FocusConfig = field(default_factory=FocusConfig)
+    store: str | None = None
+    store_limit: int | None = None
 
 
 def default_model() -> str:
     """The model named in the environment as `FOCUSLLM_MODEL`, else the embedded one."""
     return os.environ.get(MODEL_VARIABLE) or EMBEDDED
+
+
+def chosen_store(store: str | None) -> str | None:
+    """The folder that is given, else the one named in the environment as `FOCUSLLM_STORE`, else none."""
+    return (os.environ.get(STORE_VARIABLE) or None) if store is None else store
 
 
 _engines: OrderedDict[EngineSettings, FocusEngine] = OrderedDict()
@@ -83,6 +91,8 @@ def _load(settings: EngineSettings) -> FocusEngine:
         device=settings.device,
         dtype=settings.dtype,
         config=settings.config,
+        store=settings.store,
+        store_limit=settings.store_limit,
         **revision,
     )
 

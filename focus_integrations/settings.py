@@ -31,20 +31,28 @@ from focus_core.engine.options import CheckedOptions, nearest
 from focus_core.errors import ConfigError, DocumentError, warn
 from focus_core.methods.table import checked_method
 from focus_core.text.documents import require_sequence, way_out
-from focus_integrations.engines import EngineSettings, default_model, longest_input, name_of, shared_engine
+from focus_integrations.engines import (
+    EngineSettings,
+    chosen_store,
+    default_model,
+    longest_input,
+    name_of,
+    shared_engine,
+)
 from focus_integrations.streams import stop_if_abandoned
 
 WholeText = Document | PreparedDocuments
 Wrapper = TypeVar("Wrapper", bound="FocusSettings")
 
 _RENAMED = {"max_new_tokens": "max_tokens", "system": "system_prompt"}  # as LangChain and LlamaIndex call them
-_ONLY_ENGINE = {"report", "stop"}  # a call's `stop` is an argument of the frameworks
+_ONLY_ENGINE = {"report", "on_reading", "stop"}  # a call's `stop` is an argument of the frameworks
 PER_CALL = tuple(_RENAMED.get(name, name) for name in Options.__annotations__ if name not in _ONLY_ENGINE)
 _CONFIG = (
     *("chunk_size", "local_window", "dynamic_prompt", "parallel_chunks", "layout", "boundaries", "pack"),
     *("select_tokens", "experts", "mixing", "kv_dtype"),
 )
-_OF_AN_ENGINE = ("revision", "device", "dtype", *_CONFIG)  # an engine that is given has these already
+_STORE = ("store", "store_limit")
+_OF_AN_ENGINE = ("revision", "device", "dtype", *_STORE, *_CONFIG)  # an engine that is given has these already
 
 _LONG = 80  # characters of a value that messages show
 
@@ -107,6 +115,10 @@ class FocusSettings(BaseModel):
     """How they do: "pced" or "nbce"."""
     kv_dtype: str | None = None
     """"int8": what was read of documents is kept in a quarter or half of the bytes, rounded."""
+    store: PathOrName | None = None
+    """A folder in which what was read is kept for the next process; by default that of `FOCUSLLM_STORE`, else none."""
+    store_limit: int | None = Field(default=None, ge=0)
+    """Bytes that the folder may take with everything in it; by default half of the free disk."""
     max_tokens: int | None = Field(default=None, validation_alias=AliasChoices("max_tokens", "max_new_tokens"))
     """Tokens that an answer may have; by default 256, less if the window is smaller."""
     temperature: float = 0.0
@@ -141,14 +153,14 @@ class FocusSettings(BaseModel):
 
     @model_validator(mode="after")
     def _checked(self: Wrapper) -> Wrapper:
+        if self.given_engine is not None:
+            self._fits(self.given_engine)
         assert self.engine_settings  # checks the sizes
         if self.max_tokens is not None and self.max_tokens < 1:
             raise ConfigError(f"max_tokens={self.max_tokens}: must be at least 1, or None for the default.")
         checked_method(self.method)
         options = {name: getattr(self, name) for name in PER_CALL if name not in _RENAMED.values()}
         CheckedOptions.of({**options, "stop": self.stop}, called=type(self).__name__)
-        if self.given_engine is not None:
-            self._fits(self.given_engine)
         return self
 
     def _fits(self, engine: FocusEngine) -> None:
@@ -234,7 +246,16 @@ class FocusSettings(BaseModel):
     def engine_settings(self) -> EngineSettings:
         """Everything that an engine is made from."""
         config = FocusConfig(**{name: getattr(self, name) for name in _CONFIG})
-        return EngineSettings(self.model, self.adapter, self.revision, self.device, self.dtype, config)
+        store = chosen_store(self.store)
+        if store == "":
+            raise ConfigError("store='': name a folder, or leave it out.")
+        if self.store_limit is not None and store is None:
+            raise ConfigError(
+                f"store_limit={self.store_limit} without a store has no effect. Name its folder: store=…."
+            )
+        return EngineSettings(
+            self.model, self.adapter, self.revision, self.device, self.dtype, config, store, self.store_limit
+        )
 
     @property
     def longest_answer(self) -> int:
@@ -249,7 +270,7 @@ class FocusSettings(BaseModel):
     @property
     def identifying(self) -> dict[str, Any]:
         """Every setting that can change an answer, for response caches and traces."""
-        without_effect = ("parallel_chunks", "given_engine")
+        without_effect = ("parallel_chunks", *_STORE, "given_engine")
         settings = {name: getattr(self, name) for name in FocusSettings.model_fields if name not in without_effect}
         if self.given_engine is not None:
             settings["engine"] = name_of(self.given_engine)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import aclosing
 from contextvars import ContextVar, copy_context
 from functools import partial
 from threading import Event as Flag
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
-from focus_core import Answer
+from focus_core import Answer, Reading
 from focus_core.engine.answers import AnswersFromEvents, Event
 
 Item = TypeVar("Item")
+Told = TypeVar("Told")
+OnReading = Callable[[Reading], None]
 
 _abandoned: ContextVar[Flag | None] = ContextVar("_abandoned", default=None)  # set once nobody waits for the item
 
@@ -33,8 +35,33 @@ def stop_if_abandoned(done: int, total: int) -> None:
         raise AbandonedError
 
 
-async def in_thread(iterator: Iterator[Item]) -> AsyncGenerator[Item, None]:
-    """The items of `iterator`, each computed in a thread; closing this, or cancelling the task, closes it too."""
+class Relay(Generic[Told]):
+    """Carries what is told in a thread to the event loop, in order. Made in the loop; called in any thread.
+
+    Args:
+        handle: awaited in the loop with everything that is told
+    """
+
+    def __init__(self, handle: Callable[[Told], Awaitable[None]]) -> None:
+        self._loop, self._handle = asyncio.get_running_loop(), handle
+        self._told: asyncio.Queue[Told | None] = asyncio.Queue()
+
+    def __call__(self, told: Told) -> None:
+        self._loop.call_soon_threadsafe(self._told.put_nowait, told)
+
+    async def until(self, done: asyncio.Future[Any]) -> None:
+        """Handle what is told before `done`."""
+        done.add_done_callback(lambda _: self._told.put_nowait(None))
+        while (told := await self._told.get()) is not None:
+            await self._handle(told)
+
+
+async def in_thread(iterator: Iterator[Item], relay: Relay[Any] | None = None) -> AsyncGenerator[Item, None]:
+    """The items of `iterator`, each computed in a thread; closing this, or cancelling the task, closes it too.
+
+    Args:
+        relay: what the iterator tells meanwhile is handled before the next item
+    """
     loop, end = asyncio.get_running_loop(), object()
     pending: asyncio.Future[Any] | None = None
     flag = Flag()
@@ -43,6 +70,8 @@ async def in_thread(iterator: Iterator[Item]) -> AsyncGenerator[Item, None]:
             context = copy_context()
             context.run(_abandoned.set, flag)
             pending = loop.run_in_executor(None, partial(context.run, next, iterator, end))
+            if relay is not None:
+                await relay.until(pending)
             item = await asyncio.shield(pending)  # a cancelled task does not stop the thread
             if item is end:
                 return
@@ -55,13 +84,15 @@ async def in_thread(iterator: Iterator[Item]) -> AsyncGenerator[Item, None]:
             pending.add_done_callback(partial(_close_after, iterator))
 
 
-async def answers_in_thread(events: Iterator[tuple[int, Event]], questions: int) -> list[Answer]:
+async def answers_in_thread(
+    events: Iterator[tuple[int, Event]], questions: int, relay: Relay[Any] | None = None
+) -> list[Answer]:
     """Whole answers from the events of `FocusEngine.stream_batch`.
 
     One event at a time, so that cancelling the task stops the work at the next token.
     """
     collected = AnswersFromEvents(questions)
-    async with aclosing(in_thread(events)) as stream:
+    async with aclosing(in_thread(events, relay)) as stream:
         async for index, event in stream:
             collected.add(index, event)
     return collected.answers()

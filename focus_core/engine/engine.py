@@ -30,7 +30,7 @@ from focus_core.errors import ConfigError, DocumentError, UnsupportedModelError,
 from focus_core.loading.models import LoadedModel
 from focus_core.methods.base import Method, PlanKey
 from focus_core.methods.focus import FocusModel
-from focus_core.progress import Report, progress_bar, sign_of_life
+from focus_core.progress import Reading, Report, progress_bar, sign_of_life
 from focus_core.text.chat import Message
 from focus_core.text.chunking import Chunk
 from focus_core.text.documents import Document, TokenizedDocument, require_sequence
@@ -402,11 +402,15 @@ class FocusEngine:
         requests = self._requests(questions, documents, options, batch=batch)
         index_of = {id(request): index for index, request in enumerate(requests)}
         reading = {id(request) for request in requests if request.plan.chunks}
+        tell_reading = options.on_reading or (lambda reading: None)
         with ExitStack() as bar, closing(self._notices(requests)) as notices:
             progress = bar.enter_context(progress_bar("reading chunks", visible=self._progress, report=options.report))
             for request, notice in notices:
                 if isinstance(notice, Progress):
                     progress(notice.done, notice.total)
+                    continue
+                if isinstance(notice, Reading):
+                    tell_reading(notice)
                     continue
                 reading.discard(id(request))
                 if not reading:

@@ -9,7 +9,7 @@ from typing import Any, TypedDict
 
 from focus_core.config import FocusConfig, SamplingConfig
 from focus_core.errors import ConfigError, shown
-from focus_core.progress import Report
+from focus_core.progress import OnReading, Report
 
 
 class Options(TypedDict, total=False):
@@ -34,6 +34,9 @@ class Options(TypedDict, total=False):
     """The same seed gives the same answer; without one, each answer is drawn anew."""
     method: str | None
     """"focus", "plain", "select", "experts" or "auto"; by default the engine's."""
+    on_reading: OnReading | None
+    """Called with a `Reading` once the chunks have been looked for, and after each pass over others; of questions about
+    the same chunks, for all of them together. Not called where the documents are read in one row with the question."""
     report: Report | None
     """Called with the number of chunks prefilled so far and in all. It may be slow, and may ask the engine."""
 
@@ -48,6 +51,7 @@ class CheckedOptions:
     stops: tuple[str, ...]
     sampling: SamplingConfig
     method: str | None
+    on_reading: OnReading | None
     report: Report | None
 
     @classmethod
@@ -74,6 +78,7 @@ class CheckedOptions:
             stops=_checked_stop(options.get("stop")),
             sampling=SamplingConfig(**sampling),
             method=options.get("method"),
+            on_reading=options.get("on_reading"),
             report=options.get("report"),
         )
 
@@ -82,6 +87,7 @@ _TYPES: dict[str, tuple[Any, str]] = {
     "system": (str, "a text"),
     "chat_template": (bool, "True or False"),
     "method": (str, "a text"),
+    "on_reading": (Callable, "a function of one Reading"),
     "report": (Callable, "a function of two numbers"),
 }
 _OPTIONS = tuple(Options.__annotations__)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import torch
@@ -13,6 +14,7 @@ from focus_core.cache.planner import Room, plan_tiers
 from focus_core.cache.store import ChunkKey, Tier
 from focus_core.cache.tiers import ChunkStore
 from focus_core.methods.base import Method
+from focus_core.progress import Reading
 from focus_core.text.chunking import Chunk
 from focus_core.text.documents import TokenIds
 
@@ -51,6 +53,8 @@ class ChunkPrefill:
         self._passes: Iterator[Mapping[ChunkKey, ChunkRow]] | None = None
         self._prefilled_tokens = 0
         self._first_missing = 0
+        self._found: set[ChunkKey] = set()  # where nothing has to be read
+        self._began = 0.0
 
     # --- progress -----------------------------------------------------------------------------------------------------
 
@@ -63,6 +67,12 @@ class ChunkPrefill:
         """Chunks prefilled or loaded since `begin`, and in all."""
         missing = len(self.wanted) - len(self.rows)
         return self._first_missing - missing, self._first_missing
+
+    @property
+    def reading(self) -> Reading:
+        """How far it is, for whoever wants to know more than `progress`."""
+        read = len(self.rows.keys() - self._found)
+        return Reading(len(self.wanted), len(self._found), read, time.perf_counter() - self._began)
 
     @property
     def chunk_set(self) -> ChunkSet:
@@ -114,6 +124,7 @@ class ChunkPrefill:
         if self.begun:
             self._stored = self._store.stored(plan.missing, self._tokens_of, layers=layers)
             self._warn_once_loaded()
+            self._found, self._began = {*self.rows, *self._stored}, time.perf_counter()
         self._first_missing = len(self.wanted) - len(self.rows)
 
     def find(self, rows: Mapping[ChunkKey, ChunkRow]) -> bool:
@@ -174,6 +185,8 @@ class ChunkPrefill:
         found = {key: self._stored[key] for key in keys}
         for key, rows in zip(keys, self._store.load(found, self._tokens_of, self._device), strict=True):
             del self._stored[key]
+            if not rows:
+                self._found.discard(key)
             self._warn_once_loaded()
             yield rows
 

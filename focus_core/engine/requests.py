@@ -10,6 +10,7 @@ from focus_core.engine.answers import Event, Finished, FinishReason, Piece, Usag
 from focus_core.engine.prefill import ChunkPrefill
 from focus_core.engine.sampling import Sampler
 from focus_core.methods.base import ChunkScore, Plan, TokenizedQuestion
+from focus_core.progress import Reading
 from focus_core.text.stream import TextStream
 
 
@@ -33,7 +34,7 @@ class Failed:
     error: Exception
 
 
-Notice = Event | Progress | Ready | Failed
+Notice = Event | Progress | Reading | Ready | Failed
 
 
 class Request:

@@ -193,11 +193,14 @@ class Scheduler:
         """Let a request prefill, unless it must wait for the memory that others are about to take."""
         others = sum(prefill.missing_bytes for prefill in self._prefills() if prefill.begun)
         try:
-            request.prefill.begin(others)
             for running in self._prefills():
                 request.prefill.find(running.rows)  # of blocks that are not kept yet
+            request.prefill.begin(others)
         except Exception as error:
             self._fail(self._sharing(request.prefill), error)
+            return
+        if request.prefill.begun and request.prefill.wanted:
+            self._tell(request, request.prefill.reading)
 
     def _prefill_pass(self, prefill: ChunkPrefill, elsewhere: set[ChunkKey]) -> None:
         self._prefilled_last = prefill
@@ -208,6 +211,8 @@ class Scheduler:
             self._fail(self._sharing(prefill), error)
             return
         changed = {prefill, *(other for other in self._prefills() if rows and other.begun and other.find(rows))}
+        for one in changed:
+            self._tell(self._sharing(one)[0], one.reading)
         for request in list(self._prefilling):
             if request.prefill in changed:
                 self._tell(request, Progress(*request.prefill.progress))

@@ -15,12 +15,14 @@ if TYPE_CHECKING:
     from focus_integrations.langchain.chat_model import ChatFocusLLM
     from focus_integrations.langchain.documents import FocusPromptValue
     from focus_integrations.langchain.llm import FocusLLM
+    from focus_integrations.langchain.readings import READING_EVENT
     from focus_integrations.langchain.retriever import WholeDocumentRetriever
 else:
     _MODULE_OF = {
         "ChatFocusLLM": "chat_model",
         "FocusLLM": "llm",
         "FocusPromptValue": "documents",
+        "READING_EVENT": "readings",
         "WholeDocumentRetriever": "retriever",
         "create_focus_documents_chain": "chains",
     }
@@ -34,4 +36,11 @@ else:
         return value
 
 
-__all__ = ["ChatFocusLLM", "FocusLLM", "FocusPromptValue", "WholeDocumentRetriever", "create_focus_documents_chain"]
+__all__ = [
+    "READING_EVENT",
+    "ChatFocusLLM",
+    "FocusLLM",
+    "FocusPromptValue",
+    "WholeDocumentRetriever",
+    "create_focus_documents_chain",
+]

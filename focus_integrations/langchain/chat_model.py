@@ -22,9 +22,17 @@ from focus_integrations.langchain.base import PROVIDER, LangChainSettings, answe
 from focus_integrations.langchain.bound import BoundChatModel
 from focus_integrations.langchain.documents import CARRIERS, whole_documents_of
 from focus_integrations.langchain.messages import Conversation, conversation_from, countable
+from focus_integrations.langchain.readings import (
+    begun_in,
+    begun_later_in,
+    present_run,
+    relaying,
+    run_of_stream,
+    telling,
+)
 from focus_integrations.langchain.structured import structured_output
 from focus_integrations.settings import Call, content_digest, without_duplicates
-from focus_integrations.streams import answers_in_thread, in_thread
+from focus_integrations.streams import OnReading, answers_in_thread, in_thread
 
 # Names that LangChain passes to any chat model; a local one has no use for them.
 _WITHOUT_EFFECT = {"api_key", "base_url", "max_retries", "timeout"}
@@ -107,7 +115,7 @@ class ChatFocusLLM(LangChainSettings, BaseChatModel):
         if not messages:
             return 0
         conversation = countable(messages, self.system_prompt)
-        documents = sum(map(self.engine.count_tokens, dict.fromkeys(conversation.documents)))
+        documents = sum(map(self.engine.count_tokens, dict.fromkeys(text for text, _ in conversation.documents)))
         try:
             spoken = self.engine.count_question_tokens(conversation.messages, chat_template=self.chat_template)
         except ConfigError:  # the template refuses it, or nothing is left to answer
@@ -119,7 +127,8 @@ class ChatFocusLLM(LangChainSettings, BaseChatModel):
     def _request(self, messages: list[BaseMessage], stop: list[str] | None, given: dict[str, Any]) -> _ChatRequest:
         call = self.call_with(given, stop)
         conversation = conversation_from(messages, call.system_prompt)
-        return _ChatRequest(conversation, Call([*map(Document, conversation.documents), *call.documents], call.options))
+        in_messages = [Document(text, name=name) for text, name in conversation.documents]
+        return _ChatRequest(conversation, Call([*in_messages, *call.documents], call.options))
 
     def _generate(
         self,
@@ -129,7 +138,8 @@ class ChatFocusLLM(LangChainSettings, BaseChatModel):
         **kwargs: Any,
     ) -> ChatResult:
         request = self._request(messages, stop, kwargs)
-        answer = self.engine.generate(request.conversation.messages, **request.call.arguments)
+        on_reading = telling(run_manager)
+        answer = self.engine.generate(request.conversation.messages, **request.call.arguments, on_reading=on_reading)
         return self._result(answer)
 
     async def _agenerate(
@@ -140,7 +150,9 @@ class ChatFocusLLM(LangChainSettings, BaseChatModel):
         **kwargs: Any,
     ) -> ChatResult:
         request = self._request(messages, stop, kwargs)
-        (answer,) = await answers_in_thread(self._events([request.conversation.messages], request.call), 1)
+        relay = relaying(run_manager)
+        events = self._events([request.conversation.messages], request.call, on_reading=relay)
+        (answer,) = await answers_in_thread(events, 1, relay)
         return self._result(answer)
 
     def _result(self, answer: Answer) -> ChatResult:
@@ -156,7 +168,7 @@ class ChatFocusLLM(LangChainSettings, BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
-        for chunk in self._chunks(self._request(messages, stop, kwargs)):
+        for chunk in self._chunks(self._request(messages, stop, kwargs), telling(run_manager)):
             if run_manager is not None:
                 run_manager.on_llm_new_token(chunk.text, chunk=chunk)
             yield chunk
@@ -168,14 +180,16 @@ class ChatFocusLLM(LangChainSettings, BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
-        async with aclosing(in_thread(self._chunks(self._request(messages, stop, kwargs)))) as chunks:
+        relay = relaying(run_manager)
+        made = self._chunks(self._request(messages, stop, kwargs), relay)
+        async with aclosing(in_thread(made, relay)) as chunks:
             async for chunk in chunks:
                 if run_manager is not None:
                     await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
                 yield chunk
 
-    def _chunks(self, request: _ChatRequest) -> Iterator[ChatGenerationChunk]:
-        with closing(self._events([request.conversation.messages], request.call)) as events:
+    def _chunks(self, request: _ChatRequest, on_reading: OnReading | None) -> Iterator[ChatGenerationChunk]:
+        with closing(self._events([request.conversation.messages], request.call, on_reading=on_reading)) as events:
             for _, event in events:
                 yield ChatGenerationChunk(message=self._message_chunk(event))
 
@@ -191,6 +205,55 @@ class ChatFocusLLM(LangChainSettings, BaseChatModel):
 
     def _response_metadata(self, end: Answer | Finished) -> dict[str, Any]:
         return {"model_name": self.model, "model_provider": PROVIDER, **answer_metadata(end)}
+
+    # --- runs ---------------------------------------------------------------------------------------------------------
+    # LangChain names the run of a stream to nobody; those who read must know whom to tell.
+
+    def stream(
+        self,
+        input: LanguageModelInput,
+        config: RunnableConfig | None = None,
+        *,
+        stop: list[str] | None = None,
+        **kwargs: Any,
+    ) -> Iterator[AIMessageChunk]:
+        """LangChain's `stream`."""
+        config, run = run_of_stream(self, config)
+        yield from begun_in(run, super().stream(input, config, stop=stop, **kwargs))
+
+    async def astream(
+        self,
+        input: LanguageModelInput,
+        config: RunnableConfig | None = None,
+        *,
+        stop: list[str] | None = None,
+        **kwargs: Any,
+    ) -> AsyncIterator[AIMessageChunk]:
+        """LangChain's `astream`."""
+        config, run = run_of_stream(self, config)
+        async with aclosing(begun_later_in(run, super().astream(input, config, stop=stop, **kwargs))) as chunks:
+            async for chunk in chunks:
+                yield chunk
+
+    def _generate_with_cache(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        with present_run(run_manager):  # with `streaming` it streams
+            return super()._generate_with_cache(messages, stop, run_manager, **kwargs)
+
+    async def _agenerate_with_cache(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        with present_run(run_manager):
+            return await super()._agenerate_with_cache(messages, stop, run_manager, **kwargs)
 
     # --- batches ------------------------------------------------------------------------------------------------------
 

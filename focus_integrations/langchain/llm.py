@@ -14,8 +14,9 @@ from pydantic import ConfigDict, PrivateAttr
 from focus_core import Answer, Finished
 from focus_integrations.langchain.base import LangChainSettings, answer_metadata, usage_metadata
 from focus_integrations.langchain.bound import BoundModel
+from focus_integrations.langchain.readings import relaying, telling
 from focus_integrations.settings import Call, content_digest
-from focus_integrations.streams import answers_in_thread, in_thread
+from focus_integrations.streams import OnReading, answers_in_thread, in_thread
 
 _OF_THE_RUN = {"tags", "metadata", "run_name", "run_id"}
 
@@ -94,7 +95,11 @@ class FocusLLM(LangChainSettings, BaseLLM):
         **kwargs: Any,
     ) -> LLMResult:
         call = self.call_with(kwargs, stop)
-        return self._result(self.engine.generate(list(prompts), system=call.system_prompt, **call.arguments))
+        on_reading = telling(run_manager)
+        answers = self.engine.generate(
+            list(prompts), system=call.system_prompt, **call.arguments, on_reading=on_reading
+        )
+        return self._result(answers)
 
     async def _agenerate(
         self,
@@ -104,8 +109,9 @@ class FocusLLM(LangChainSettings, BaseLLM):
         **kwargs: Any,
     ) -> LLMResult:
         call = self.call_with(kwargs, stop)
-        events = self._events(prompts, call, system=call.system_prompt)
-        return self._result(await answers_in_thread(events, len(prompts)))
+        relay = relaying(run_manager)
+        events = self._events(prompts, call, system=call.system_prompt, on_reading=relay)
+        return self._result(await answers_in_thread(events, len(prompts), relay))
 
     def _result(self, answers: list[Answer]) -> LLMResult:
         return LLMResult(
@@ -120,7 +126,7 @@ class FocusLLM(LangChainSettings, BaseLLM):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[GenerationChunk]:
-        for chunk in self._chunks(prompt, self.call_with(kwargs, stop)):
+        for chunk in self._chunks(prompt, self.call_with(kwargs, stop), telling(run_manager)):
             if run_manager is not None:
                 run_manager.on_llm_new_token(chunk.text, chunk=chunk)
             yield chunk
@@ -132,14 +138,17 @@ class FocusLLM(LangChainSettings, BaseLLM):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[GenerationChunk]:
-        async with aclosing(in_thread(self._chunks(prompt, self.call_with(kwargs, stop)))) as chunks:
+        relay = relaying(run_manager)
+        made = self._chunks(prompt, self.call_with(kwargs, stop), relay)
+        async with aclosing(in_thread(made, relay)) as chunks:
             async for chunk in chunks:
                 if run_manager is not None:
                     await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
                 yield chunk
 
-    def _chunks(self, prompt: str, call: Call) -> Iterator[GenerationChunk]:
-        with closing(self._events([prompt], call, system=call.system_prompt)) as events:
+    def _chunks(self, prompt: str, call: Call, on_reading: OnReading | None) -> Iterator[GenerationChunk]:
+        asked = self._events([prompt], call, system=call.system_prompt, on_reading=on_reading)
+        with closing(asked) as events:
             for _, event in events:
                 info = _info(event) if isinstance(event, Finished) else None
                 yield GenerationChunk(text=event.text, generation_info=info)

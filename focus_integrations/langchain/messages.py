@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from langchain_core.messages import AIMessage, BaseMessage, ChatMessage, HumanMessage, SystemMessage
 
@@ -14,12 +15,19 @@ from focus_integrations.conversations import merged
 _ROLES: dict[type[BaseMessage], str] = {HumanMessage: "user", AIMessage: "assistant", SystemMessage: "system"}
 
 
+class NamedText(NamedTuple):
+    """What a `text-plain` block holds, and its title."""
+
+    text: str
+    name: str | None
+
+
 @dataclass(frozen=True)
 class Conversation:
-    """Messages of alternating roles, and the texts that came as `text-plain` blocks, in their order."""
+    """Messages of alternating roles, and the documents that came as `text-plain` blocks, in their order."""
 
     messages: list[Message]
-    documents: list[str]
+    documents: list[NamedText]
 
 
 def conversation_from(messages: Sequence[BaseMessage], system_prompt: str | None = None) -> Conversation:
@@ -30,14 +38,14 @@ def conversation_from(messages: Sequence[BaseMessage], system_prompt: str | None
     """
     if not messages:
         raise ConfigError("There are no messages to answer.")
-    documents: list[str] = []
+    documents: list[NamedText] = []
     spoken = [(_role(message), _text(message, documents)) for message in messages]
     return Conversation(merged(spoken, system_prompt), documents)
 
 
 def countable(messages: Sequence[BaseMessage], system_prompt: str | None = None) -> Conversation:
     """As `conversation_from`, of any messages: what this model cannot read is there with its text, as the user's."""
-    documents: list[str] = []
+    documents: list[NamedText] = []
     spoken: list[tuple[str, str]] = []
     for message in messages:
         try:
@@ -59,11 +67,11 @@ def _role(message: BaseMessage) -> str:
     return role
 
 
-def _text(message: BaseMessage, documents: list[str]) -> str:
+def _text(message: BaseMessage, documents: list[NamedText]) -> str:
     """What the message says; the texts of its documents are added to `documents`."""
     blocks = [message.content] if isinstance(message.content, str) else message.content
     parts: list[str] = []
-    found: list[str] = []
+    found: list[NamedText] = []
     for block in blocks:
         if isinstance(block, str):
             parts.append(block)
@@ -86,10 +94,10 @@ def _text_of(block: dict[str, object]) -> str:
     return text
 
 
-def _document(block: dict[str, object]) -> str:
+def _document(block: dict[str, object]) -> NamedText:
     """The block's title and context, where it has them, and its text."""
     text = block.get("text")
     if not isinstance(text, str):
         raise DocumentError("A text-plain block without `text`: url, file id and base64 are not read. Give the text.")
     lead = [str(block[name]) for name in ("title", "context") if block.get(name)]
-    return "\n\n".join([*lead, text])
+    return NamedText("\n\n".join([*lead, text]), str(block["title"]) if block.get("title") else None)

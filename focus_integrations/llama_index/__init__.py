@@ -13,12 +13,14 @@ except ImportError as error:
     ) from error
 
 if TYPE_CHECKING:
+    from focus_integrations.llama_index.events import FocusReadingEvent
     from focus_integrations.llama_index.llm import FocusLLM
     from focus_integrations.llama_index.postprocessor import WholeDocumentPostprocessor
     from focus_integrations.llama_index.synthesizer import FocusSynthesizer
 else:
     _MODULE_OF = {
         "FocusLLM": "llm",
+        "FocusReadingEvent": "events",
         "FocusSynthesizer": "synthesizer",
         "WholeDocumentPostprocessor": "postprocessor",
     }
@@ -32,4 +34,4 @@ else:
         return value
 
 
-__all__ = ["FocusLLM", "FocusSynthesizer", "WholeDocumentPostprocessor"]
+__all__ = ["FocusLLM", "FocusReadingEvent", "FocusSynthesizer", "WholeDocumentPostprocessor"]

@@ -30,10 +30,11 @@ from focus_core import Answer, Document, Finished, PreparedDocuments
 from focus_core.engine.engine import Question
 from focus_core.errors import ConfigError, DocumentError
 from focus_integrations.conversations import merged
+from focus_integrations.llama_index.events import relaying, tell
 from focus_integrations.llama_index.inputs import of_messages, warn_of_pictures
 from focus_integrations.llama_index.structured import StructuredAnswers
 from focus_integrations.settings import Call, FocusSettings, WholeText, documents_from, kind_of
-from focus_integrations.streams import answers_in_thread, in_thread
+from focus_integrations.streams import OnReading, answers_in_thread, in_thread
 
 _ROLES = {
     MessageRole.SYSTEM: "system",
@@ -131,7 +132,8 @@ class FocusLLM(FocusSettings, StructuredAnswers):
 
     @llm_completion_callback()
     async def astream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponseAsyncGen:
-        return in_thread(self._completions(self._prompt_request(prompt, formatted, kwargs)))
+        relay = relaying()
+        return in_thread(self._completions(self._prompt_request(prompt, formatted, kwargs), relay), relay)
 
     @of_messages
     @llm_chat_callback()
@@ -151,7 +153,8 @@ class FocusLLM(FocusSettings, StructuredAnswers):
     @of_messages
     @llm_chat_callback()
     async def astream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseAsyncGen:
-        return in_thread(self._chats(self._chat_request(messages, kwargs)))
+        relay = relaying()
+        return in_thread(self._chats(self._chat_request(messages, kwargs), relay), relay)
 
     # --- requests -----------------------------------------------------------------------------------------------------
 
@@ -184,24 +187,28 @@ class FocusLLM(FocusSettings, StructuredAnswers):
     # --- answers ------------------------------------------------------------------------------------------------------
 
     def _answer(self, request: _LlamaRequest) -> Answer:
-        return self.engine.generate(request.question, **request.call.arguments)
+        return self.engine.generate(request.question, **request.call.arguments, on_reading=tell)
 
     async def _aanswer(self, request: _LlamaRequest) -> Answer:
-        (answer,) = await answers_in_thread(self._events([request.question], request.call), 1)
+        relay = relaying()
+        events = self._events([request.question], request.call, on_reading=relay)
+        (answer,) = await answers_in_thread(events, 1, relay)
         return answer
 
-    def _completions(self, request: _LlamaRequest) -> CompletionResponseGen:
-        for text, delta, raw in self._pieces(request):
+    def _completions(self, request: _LlamaRequest, on_reading: OnReading = tell) -> CompletionResponseGen:
+        for text, delta, raw in self._pieces(request, on_reading):
             yield CompletionResponse(text=text, delta=delta, raw=raw)
 
-    def _chats(self, request: _LlamaRequest) -> ChatResponseGen:
-        for text, delta, raw in self._pieces(request):
+    def _chats(self, request: _LlamaRequest, on_reading: OnReading = tell) -> ChatResponseGen:
+        for text, delta, raw in self._pieces(request, on_reading):
             yield ChatResponse(message=_message(text), delta=delta, raw=raw)
 
-    def _pieces(self, request: _LlamaRequest) -> Iterator[tuple[str, str, dict[str, Any] | None]]:
+    def _pieces(
+        self, request: _LlamaRequest, on_reading: OnReading
+    ) -> Iterator[tuple[str, str, dict[str, Any] | None]]:
         """Text so far, its newest part, and at the end the content of `raw`."""
         text = ""
-        with closing(self._events([request.question], request.call)) as events:
+        with closing(self._events([request.question], request.call, on_reading=on_reading)) as events:
             for _, event in events:
                 text += event.text
                 yield text, event.text, _raw(event) if isinstance(event, Finished) else None

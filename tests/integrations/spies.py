@@ -49,7 +49,8 @@ class Spy:
             batch = name == "stream_batch" or _is_batch(question)
             given = list(documents or [])
             texts = [one.text if isinstance(one, Document) else one for one in given]
-            self.calls.append(EngineCall(list(question) if batch else [question], texts, given, options))
+            asked = {option: value for option, value in options.items() if option != "on_reading"}
+            self.calls.append(EngineCall(list(question) if batch else [question], texts, given, asked))
             return self.answer(name, engine, question, documents, **options)
 
         return method

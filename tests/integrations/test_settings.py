@@ -24,6 +24,10 @@ IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
     ({"stop": [""]}, "stop holds an empty string"),
     ({"method": "beam"}, "method='beam': choose from 'auto', 'focus', 'plain'"),
     ({"chunk_size": 0}, "chunk_size=0: must be at least 1"),
+    ({"store_limit": -1}, "store_limit=-1: Input should be greater than or equal to 0"),
+    ({"store_limit": 9}, "store_limit=9 without a store has no effect"),
+    ({"store": ""}, "store='': name a folder"),
+    ({"store": 3}, "store=3: Input should be a valid string"),
     ({"model": 3}, "model=3: Input should be a valid string"),
     ({"system_prompt": 3}, "system_prompt=3: Input should be a valid string"),
 ]
@@ -75,7 +79,22 @@ def test_a_size_that_is_changed_after_use_takes_effect(
     assert wrapper.engine is engine
 
 
-@pytest.mark.parametrize(("name", "value"), [("chunk_size", 24), ("model", "other"), ("dtype", "float64")])
+def test_how_chunks_are_kept_takes_effect_when_it_is_changed_after_use(
+    wrapper_class: Any, tiny_settings: dict[str, Any], engine: FocusEngine
+) -> None:
+    wrapper = wrapper_class(**tiny_settings)
+    assert wrapper.engine is engine
+    wrapper.kv_dtype = "int8"
+    assert (engine.config.kv_dtype, wrapper.engine.config.kv_dtype) == (None, "int8")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("chunk_size", 24), ("model", "other"), ("dtype", "float64"), ("kv_dtype", "int8")),
+        *(("store", "folder"), ("store_limit", 9)),
+    ],
+)
 def test_settings_of_an_engine_that_is_given_are_refused(
     wrapper_class: Any, engine: FocusEngine, name: str, value: Any
 ) -> None:
