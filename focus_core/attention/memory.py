@@ -31,18 +31,22 @@ class Memory:
         """What transformers takes as `past_key_values`: masks and positions of the local context follow from it."""
         return Cache(layers=[_MemoryLayer(k, v) for k, v in zip(self.keys, self.values, strict=True)])
 
-    def decoder_inputs(self, local_ids: Tensor, padding: Tensor | None) -> dict[str, Any]:
+    def decoder_inputs(self, local_ids: Tensor, padding: Tensor | None, hidden: Tensor | None = None) -> dict[str, Any]:
         """Arguments of the decoder for a pass over local contexts after this memory; logits of the last token only.
 
         Args:
             local_ids: `[questions, tokens]`; positions follow the last slot
             padding: `[questions]`, unused tokens at the left of each row; `None` stands for none in any row
+            hidden: `[questions, chunks]`, slots that no token of the row sees; `None` stands for none in any row
         """
         mask = position_ids = None
-        if padding is not None:
-            columns = torch.arange(local_ids.shape[1], device=local_ids.device) - padding[:, None]
+        if padding is not None or hidden is not None:
+            unused = local_ids.new_zeros(len(local_ids)) if padding is None else padding
+            columns = torch.arange(local_ids.shape[1], device=local_ids.device) - unused[:, None]
             position_ids = (self.slots + columns).clamp(min=0)
             mask = nn.functional.pad((columns >= 0).long(), (self.slots, 0), value=1)
+            if hidden is not None:
+                mask[:, : self.slots].masked_fill_(hidden, 0)
         return {
             "input_ids": local_ids,
             "attention_mask": mask,

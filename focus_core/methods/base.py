@@ -16,6 +16,7 @@ from torch import Tensor
 
 from focus_core.cache.chunks import ChunkRow, ChunkSet
 from focus_core.errors import UnsupportedModelError
+from focus_core.methods.evidence import Evidence, ReadChunks
 from focus_core.methods.limits import Lengths, Limits
 from focus_core.text.chunking import Chunk
 from focus_core.text.documents import TokenIds, TokenizedDocument
@@ -59,6 +60,11 @@ class TokenizedQuestion:
     def whole(self) -> TokenIds:
         """Documents and local context in one row, with the answer so far."""
         return [*self.layout.plain(self.documents, self.context), *self.generated]
+
+    @property
+    def asked(self) -> TokenizedQuestion:
+        """The same question with nothing of its answer generated."""
+        return replace(self, generated=())
 
     def continued(self, tokens: Sequence[int]) -> TokenizedQuestion:
         """The same question with more of its answer generated."""
@@ -149,6 +155,16 @@ class Method(Protocol):
 
     def decoding(self, chunks: ChunkSet, questions: Sequence[TokenizedQuestion]) -> Decoding:
         """A batch of questions about these chunks (or, with `cached_layers == 0`, about their own documents)."""
+
+    def evidence(self, question: TokenizedQuestion, scores: Sequence[ChunkScore], chunks: ReadChunks) -> Evidence:
+        """What the answer of a question owes to its chunks.
+
+        Args:
+            question: with its answer in `generated`, and with chunks that the method has read; of a method that reads
+                no chunks, with parts of its documents that stand for them
+            scores: of its decoding, where the method scores chunks
+            chunks: called if their keys and values are needed
+        """
 
 
 PlanKey = tuple[int, tuple[bytes, ...]]  # a method's instance and the keys of its chunks

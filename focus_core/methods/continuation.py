@@ -11,7 +11,8 @@ from torch import Tensor
 from focus_core.cache.chunks import ChunkSet
 from focus_core.errors import ConfigError
 from focus_core.methods.base import Decoding, TokenizedQuestion, likeliest
-from focus_core.methods.focus import FocusMethod, FocusModel
+from focus_core.methods.focus import FocusModel
+from focus_core.methods.focus_method import FocusMethod
 from focus_core.methods.limits import measure, reads_plainly
 from focus_core.methods.plain import PlainMethod
 from focus_core.text.documents import TokenizedDocument

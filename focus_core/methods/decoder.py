@@ -21,7 +21,7 @@ from focus_core.device import tokens_per_pass
 from focus_core.errors import ConfigError, UnsupportedModelError
 from focus_core.methods.limits import check_sizes
 
-_LOGIT_BYTES = 2**28  # of one pass that scores tokens; a vocabulary may be large
+LOGIT_BYTES = 2**28  # of one pass that scores tokens; a vocabulary may be large
 
 Store = Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -206,7 +206,7 @@ class Decoder:
         starts, stops = (torch.tensor(ends, device=self.device)[:, None] for ends in zip(*spans, strict=True))
         counted = (columns >= starts) & (columns < stops)
         logit_bytes = questions * (tokens - first) * self.model.get_output_embeddings().weight.shape[0] * 4
-        size = min(self.rows_per_pass(token_ids.numel(), self.tokens_per_pass), max(1, _LOGIT_BYTES // logit_bytes))
+        size = min(self.rows_per_pass(token_ids.numel(), self.tokens_per_pass), max(1, LOGIT_BYTES // logit_bytes))
         found = []
         for start in range(0, len(chunks), size):
             part = chunks.part(start, min(start + size, len(chunks)))

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,11 +32,9 @@ from focus_core.device import require_memory
 from focus_core.errors import ConfigError
 from focus_core.loading.adapters import fresh_projections
 from focus_core.loading.models import load_model
-from focus_core.methods.base import ChunkScore, Prefilling, Reading, TokenizedQuestion, pad_left, without_unused
+from focus_core.methods.base import ChunkScore, pad_left, without_unused
 from focus_core.methods.decoder import Decoder, visible_columns
-from focus_core.methods.limits import FocusLimits, Lengths
 from focus_core.progress import Report
-from focus_core.text.chunking import Chunk
 
 
 class FocusModel(Decoder):
@@ -173,7 +171,9 @@ class FocusModel(Decoder):
         return self._place_in_memory(keys, values, positions, chunks.slots.to(self.device))
 
     @torch.no_grad()
-    def next_token_logits(self, local_ids: Tensor, memory: Memory, *, padding: Tensor | None = None) -> Tensor:
+    def next_token_logits(
+        self, local_ids: Tensor, memory: Memory, *, padding: Tensor | None = None, hidden: Tensor | None = None
+    ) -> Tensor:
         """One pass of the frozen decoder over the local context after the memory (paper §2.3).
 
         Args:
@@ -181,12 +181,13 @@ class FocusModel(Decoder):
                 memory's last slot
             memory: one slot per chunk
             padding: `[questions]`, unused tokens at the left of each row; `None` where no row has any
+            hidden: `[questions, chunks]`, slots that are left out, others keep their positions; `None` where none is
 
         Returns:
             next-token logits `[questions, vocab]`
         """
-        padding = None if padding is None else padding.to(self.device)
-        logits: Tensor = self.model(**memory.decoder_inputs(local_ids.to(self.device), padding)).logits[:, -1]
+        padding, hidden = (None if given is None else given.to(self.device) for given in (padding, hidden))
+        logits: Tensor = self.model(**memory.decoder_inputs(local_ids.to(self.device), padding, hidden)).logits[:, -1]
         return logits
 
     @torch.no_grad()
@@ -373,43 +374,3 @@ def _shifts(mine: int, theirs: int) -> tuple[int, int]:
 
 def _shifted(padding: tuple[list[int], list[int]], shifts: tuple[int, int]) -> list[int]:
     return [columns + shift for rows, shift in zip(padding, shifts, strict=True) for columns in rows]
-
-
-class FocusMethod:
-    """FocusLLM as a `Method`."""
-
-    name: ClassVar[str] = "focus"
-    reading: ClassVar[Reading] = Reading()
-
-    def __init__(self, model: FocusModel) -> None:
-        self._model = model
-
-    @property
-    def cached_layers(self) -> int:
-        return self._model.cached_layers
-
-    @property
-    def bytes_per_token(self) -> int:
-        return self.cached_layers * self._model.bytes_per_layer
-
-    @property
-    def notice(self) -> str | None:
-        if self._model.trained:
-            return None
-        return (
-            "no adapter is loaded, so its candidate projections are untrained copies of the model's own maps, which "
-            "find little in chunks. Name an adapter, or train one with `focusllm train`."
-        )
-
-    def chunk_bytes(self, chunks: int, tokens: int) -> int:
-        return self._model.chunk_bytes(chunks, tokens)
-
-    def limits(self, lengths: Lengths) -> FocusLimits:
-        return FocusLimits(self._model.config, lengths)
-
-    def prefill(self, chunks: Sequence[Chunk]) -> Prefilling:
-        return self._model.prefill_passes([chunk.row for chunk in chunks], layers=self.cached_layers)
-
-    def decoding(self, chunks: ChunkSet, questions: Sequence[TokenizedQuestion]) -> FocusDecoding:
-        local_contexts = [question.local_context for question in questions]
-        return FocusDecoding(self._model, chunks, local_contexts, [question.dynamic_prompt for question in questions])

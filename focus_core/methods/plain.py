@@ -12,6 +12,8 @@ from transformers import DynamicCache
 from focus_core.cache.chunks import ChunkRow, ChunkRun, ChunkSet
 from focus_core.methods.base import ChunkScore, Prefilling, Reading, TokenizedQuestion, pad_left
 from focus_core.methods.decoder import Decoder
+from focus_core.methods.evidence import ReadChunks
+from focus_core.methods.hidden_tokens import RowEvidence
 from focus_core.methods.limits import Lengths, PlainLimits
 from focus_core.text.chunking import Chunk
 
@@ -134,3 +136,6 @@ class PlainMethod:
 
     def decoding(self, chunks: ChunkSet, questions: Sequence[TokenizedQuestion]) -> PlainDecoding:
         return PlainDecoding(self._decoder, [question.whole for question in questions])
+
+    def evidence(self, question: TokenizedQuestion, scores: Sequence[ChunkScore], chunks: ReadChunks) -> RowEvidence:
+        return RowEvidence(self._decoder, question, range(len(question.chunks)))

@@ -96,6 +96,11 @@ def best_first(scores: Sequence[float]) -> list[int]:
     return sorted(range(len(scores)), key=lambda index: -scores[index])
 
 
+def chunks_read(scores: Sequence[ChunkScore]) -> list[int]:
+    """Indices of the chunks that an answer was read from."""
+    return [index for index, score in enumerate(scores) if score.read]
+
+
 def question_scores(decoder: Decoder, chunks: ChunkSet, questions: Sequence[TokenizedQuestion]) -> list[list[float]]:
     """Of each question, for each chunk in order: the mean log-probability of the question's words after it."""
     suffixes, padding = pad_left([question.layout.after(question.context) for question in questions])

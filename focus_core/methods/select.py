@@ -16,10 +16,12 @@ from torch import Tensor
 
 from focus_core.cache.chunks import ChunkSet
 from focus_core.config import DEFAULT_SELECTED, ResolvedConfig
-from focus_core.methods.base import Reading, TokenizedQuestion
+from focus_core.methods.base import ChunkScore, Reading, TokenizedQuestion
+from focus_core.methods.evidence import ReadChunks
+from focus_core.methods.hidden_tokens import RowEvidence
 from focus_core.methods.limits import Lengths, RowLimits
 from focus_core.methods.plain import PlainDecoding
-from focus_core.methods.scored import ScoredDecoding, ScoringMethod, best_first
+from focus_core.methods.scored import ScoredDecoding, ScoringMethod, best_first, chunks_read
 
 
 class SelectDecoding(ScoredDecoding[PlainDecoding]):
@@ -51,6 +53,9 @@ class SelectMethod(ScoringMethod):
 
     def decoding(self, chunks: ChunkSet, questions: Sequence[TokenizedQuestion]) -> SelectDecoding:
         return SelectDecoding(self._decoder, chunks, questions)
+
+    def evidence(self, question: TokenizedQuestion, scores: Sequence[ChunkScore], chunks: ReadChunks) -> RowEvidence:
+        return RowEvidence(self._decoder, question, chunks_read(scores))
 
 
 def select(question: TokenizedQuestion, scores: Sequence[float], config: ResolvedConfig) -> list[int]:

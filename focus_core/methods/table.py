@@ -7,7 +7,8 @@ from collections.abc import Callable
 from focus_core.errors import ConfigError
 from focus_core.methods.base import Method
 from focus_core.methods.experts import ExpertsMethod
-from focus_core.methods.focus import FocusMethod, FocusModel
+from focus_core.methods.focus import FocusModel
+from focus_core.methods.focus_method import FocusMethod
 from focus_core.methods.plain import PlainMethod
 from focus_core.methods.select import SelectMethod
 

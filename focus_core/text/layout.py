@@ -219,6 +219,15 @@ class Layout:
             row += [*(() if chunk.continues(before) else self.separator), *chunk.token_ids]
         return [*row, *self.after(local_context)]
 
+    def selection_starts(self, chunks: Sequence[Chunk], local_context: Prompt) -> list[int]:
+        """Where in `selection` each of the chunks begins, its opening not counted."""
+        starts, place = list[int](), len(self.before(local_context))
+        for number, chunk in enumerate(chunks):
+            place += 0 if number == 0 or chunk.continues(chunks[number - 1]) else len(self.separator)
+            starts.append(place)
+            place += len(chunk.token_ids)
+        return starts
+
     # --- lengths ------------------------------------------------------------------------------------------------------
 
     def lengths(self, prompt: Prompt) -> PromptLengths:

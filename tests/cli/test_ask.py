@@ -11,7 +11,7 @@ import pytest
 from typer.testing import Result
 
 from focus_core import FocusConfig, FocusEngine
-from focus_core.methods.focus import FocusMethod
+from focus_core.methods.focus_method import FocusMethod
 from tests.cli.conftest import Focusllm
 from tests.tiny import CHUNK, WINDOW
 

@@ -17,7 +17,7 @@ import pytest
 
 from focus_core import ContextOverflowError, FocusEngine, Usage
 from focus_core.errors import ConfigError
-from focus_core.methods.focus import FocusMethod
+from focus_core.methods.focus_method import FocusMethod
 from focus_core.methods.plain import PlainMethod
 from focus_core.methods.table import METHODS
 from focus_integrations.engines import EngineSettings, shared_engine

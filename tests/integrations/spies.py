@@ -11,7 +11,8 @@ import pytest
 
 from focus_core import Answer, Document, Finished, FocusEngine, Piece, Usage
 from focus_core.engine.answers import FinishReason
-from focus_core.methods.focus import FocusDecoding, FocusMethod
+from focus_core.methods.focus import FocusDecoding
+from focus_core.methods.focus_method import FocusMethod
 
 
 @dataclass

@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 
 from focus_core.cache.chunks import ChunkSet
+from focus_core.errors import ConfigError
 from focus_core.methods.base import ChunkScore, Prefilling, Reading, TokenizedQuestion, pad_left, without_unused
 from focus_core.methods.decoder import Decoder
+from focus_core.methods.evidence import Evidence, ReadChunks
 from focus_core.methods.limits import FocusLimits, Lengths
 from focus_core.text.chunking import Chunk
 
@@ -79,3 +81,6 @@ class SurestMethod:
 
     def decoding(self, chunks: ChunkSet, questions: Sequence[TokenizedQuestion]) -> SurestDecoding:
         return SurestDecoding(self._decoder, chunks, questions)
+
+    def evidence(self, question: TokenizedQuestion, scores: Sequence[ChunkScore], chunks: ReadChunks) -> Evidence:
+        raise ConfigError("method='surest' does not tell what an answer owes to its chunks. Ask without sources.")

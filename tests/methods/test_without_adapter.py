@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from focus_core import FocusEngine
-from focus_core.methods.experts import Nbce, Pced, contrast_weights, nucleus
+from focus_core.methods.mixing import Nbce, Pced, contrast_weights, nucleus
 from focus_core.text.chunking import Chunk
 from tests.engines import QUESTION, A, B, C, make_engine
 

@@ -1,0 +1,85 @@
+"""What an answer owes to the text: its log-probability again, with parts of the text left out.
+
+A part is a `Passage`: some tokens of a chunk, or all of them. What leaving it out means is defined by each method:
+
+    focus             a whole chunk: its slot of the memory is hidden; all other slots keep their positions
+                      a part of a chunk: the chunk is read anew without these tokens, and fills the same slot
+    plain, select     the tokens are hidden in the row that the answer was read from; all others keep their positions
+    experts           a whole chunk: its row takes no part; a part of a chunk: hidden in its row, as above
+
+The answer's tokens are given, so that they pass the model together and none is generated again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+from torch import Tensor
+
+from focus_core.cache.chunks import ChunkSet
+from focus_core.text.documents import TokenIds
+
+
+@dataclass(frozen=True, order=True)
+class Passage:
+    """The tokens `start` to `stop - 1` of a chunk, counted in its `token_ids`."""
+
+    chunk: int
+    start: int
+    stop: int
+
+
+LeftOut = frozenset[Passage]  # what is left out together; nothing, if it is empty
+NOTHING: LeftOut = frozenset()
+
+ReadChunks = Callable[[], ChunkSet]  # gives the chunks of a question, and prefills those that are not there
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What passes the model.
+
+    Attributes:
+        passes: of the model
+        tokens: in all of them, padding not counted
+    """
+
+    passes: int = 0
+    tokens: int = 0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(self.passes + other.passes, self.tokens + other.tokens)
+
+
+class Evidence(Protocol):
+    """A finished answer, of which parts of the text can be left out."""
+
+    def cost(self, left_out: Sequence[LeftOut]) -> Cost:
+        """What `log_probs` of these will take, without the prefill of chunks that have been evicted."""
+
+    def log_probs(self, left_out: Sequence[LeftOut]) -> Tensor:
+        """Log-probability (nats) of each token of the answer without each of these, `[left_out, answer]`, float32.
+
+        The model's own, before sampling options. Each entry depends on its own passages alone.
+        """
+
+
+Item = TypeVar("Item")
+
+
+def groups(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
+    """Consecutive items, at most `size` together."""
+    return (items[start : start + size] for start in range(0, len(items), max(size, 1)))
+
+
+def tokens_left(token_ids: Sequence[int], left_out: Iterable[Passage]) -> TokenIds:
+    """A chunk's tokens without some passages of it."""
+    gone = {token for passage in left_out for token in range(passage.start, passage.stop)}
+    return [token for place, token in enumerate(token_ids) if place not in gone]
+
+
+def by_chunk(left_out: LeftOut) -> dict[int, LeftOut]:
+    """The passages of each chunk that has any."""
+    return {chunk: frozenset(p for p in left_out if p.chunk == chunk) for chunk in {p.chunk for p in left_out}}
