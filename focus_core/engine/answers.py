@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from focus_core.methods.base import ChunkScore
+from focus_core.engine.sources import Explanation, Source
+from focus_core.methods.base import ChunkScore, Plan
 
 FinishReason = Literal["stop", "length"]
 
@@ -50,6 +51,8 @@ class _Ended:
         method: the method that answered, as in `methods.table.METHODS`
         tokens: all generated tokens
         chunk_scores: what methods that score chunks made of each, in order; of other methods none
+        explanation: with `sources=True`: what the answer owes to its documents
+        plan: how it was made, for `FocusEngine.explain`
     """
 
     text: str
@@ -58,6 +61,18 @@ class _Ended:
     method: str
     tokens: tuple[int, ...] = field(default=(), repr=False)
     chunk_scores: tuple[ChunkScore, ...] = field(default=(), repr=False)
+    explanation: Explanation | None = field(default=None, repr=False)
+    plan: Plan | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """The passages that the answer rests on, the best first; none without `sources=True`."""
+        return () if self.explanation is None else self.explanation.sources
+
+    @property
+    def supported(self) -> bool | None:
+        """Whether the text carries the answer; `None` without `sources=True`, and without documents."""
+        return None if self.explanation is None else self.explanation.supported
 
 
 class Finished(_Ended):
@@ -92,7 +107,4 @@ class AnswersFromEvents:
     def answers(self) -> list[Answer]:
         """All answers, once each of them has finished."""
         ends = (self._ends[index] for index in range(len(self._texts)))
-        return [
-            Answer(text, end.finish_reason, end.usage, end.method, end.tokens, end.chunk_scores)
-            for text, end in zip(self._texts, ends, strict=True)
-        ]
+        return [Answer(**{**vars(end), "text": text}) for text, end in zip(self._texts, ends, strict=True)]

@@ -13,11 +13,14 @@ from typing import Any, Unpack, cast, overload
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from focus_core.cache.chunks import ChunkSet
 from focus_core.cache.store import DeviceTier
 from focus_core.cache.tiers import ChunkStore
 from focus_core.config import CHUNK_WITHOUT_ADAPTER, LARGEST_CHUNK, FocusConfig, ResolvedConfig
-from focus_core.engine.answers import Answer, AnswersFromEvents, Event, Usage
+from focus_core.engine.answers import Answer, AnswersFromEvents, Event, Finished, Usage
+from focus_core.engine.attribution import explain, first_parts
 from focus_core.engine.options import CheckedOptions, Options, split_settings
+from focus_core.engine.places import with_pieces
 from focus_core.engine.planning import ChunkMemo, Outline, Planner
 from focus_core.engine.prefill import ChunkPrefill
 from focus_core.engine.prepared import PreparedDocuments
@@ -25,10 +28,12 @@ from focus_core.engine.reading_plan import ReadingPlan, Whereabouts, plan_of_doc
 from focus_core.engine.requests import AnyRequest, Notice, Progress, QuestionRequest, Request
 from focus_core.engine.sampling import Sampler
 from focus_core.engine.shared import SharedModel, shared_model
+from focus_core.engine.sources import Explanation
 from focus_core.engine.verification import Verification, compare
 from focus_core.errors import ConfigError, DocumentError, UnsupportedModelError, shown, warn
 from focus_core.loading.models import LoadedModel
-from focus_core.methods.base import Method, PlanKey
+from focus_core.methods.base import Method, Plan, PlanKey, TokenizedQuestion
+from focus_core.methods.evidence import Cost, Evidence, ReadChunks
 from focus_core.methods.focus import FocusModel
 from focus_core.progress import Reading, Report, progress_bar, sign_of_life
 from focus_core.text.chat import Message
@@ -255,6 +260,54 @@ class FocusEngine:
         checked = CheckedOptions.of(options, called="stream_batch")
         return self._run(questions, documents, checked, batch=True)
 
+    # --- sources ------------------------------------------------------------------------------------------------------
+
+    def explain(self, answer: Answer | Finished) -> Explanation:
+        """Which passages an answer of this engine rests on: its log-probability again, without parts of the text.
+
+        What leaving a part out means for each method: docs/sources.md. Chunks that have been evicted since are read
+        anew.
+
+        Raises:
+            ConfigError: the answer was not made by this model, or its method has no sources
+            OutOfMemoryError: the documents' keys and values do not fit the memory
+        """
+        return answer.explanation or self._explain(answer, lambda: self._chunks_again(self._plan_of(answer)))
+
+    def cost_of_sources(self, answer: Answer | Finished) -> Cost:
+        """What the losses of all chunks will take, by lengths alone; the sentences of the best ones come on top."""
+        question = self._question_of(answer)
+        if not question.chunks or not question.generated:
+            return Cost()
+        return self._evidence(answer, question, lambda: ChunkSet.of([])).cost(first_parts(question))
+
+    def _explain(self, answer: Answer | Finished, chunks: ReadChunks) -> Explanation:
+        question = self._question_of(answer)
+        evidence = self._evidence(answer, question, chunks)
+        return explain(question, evidence, self._decoded, self.shared.scheduler.run)
+
+    def _evidence(self, answer: Answer | Finished, question: TokenizedQuestion, chunks: ReadChunks) -> Evidence:
+        return self._plan_of(answer).method.evidence(question, answer.chunk_scores, chunks)
+
+    def _question_of(self, answer: Answer | Finished) -> TokenizedQuestion:
+        """The question with its answer, and with parts of documents that can be left out."""
+        return with_pieces(self._plan_of(answer).question).continued(answer.tokens)
+
+    def _plan_of(self, answer: Answer | Finished) -> Plan:
+        if answer.plan is None or answer.plan.method is not self._planner.method(answer.method):
+            raise ConfigError("This answer was made by another engine, or put together by hand: ask this engine again.")
+        return answer.plan
+
+    def _chunks_again(self, plan: Plan) -> ChunkSet:
+        request = Request(self._prefill(plan.method, plan.chunks))
+        for _ in self._notices([request]):
+            pass
+        return request.prefill.chunk_set
+
+    def _decoded(self, tokens: Sequence[int]) -> str:
+        text: str = self.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return text
+
     # --- reading ------------------------------------------------------------------------------------------------------
 
     def prepare(self, documents: Documents, *, report: Report | None = None) -> PreparedDocuments:
@@ -415,6 +468,8 @@ class FocusEngine:
                 reading.discard(id(request))
                 if not reading:
                     bar.close()  # gone before the answer is shown
+                if isinstance(notice, Finished) and options.sources:
+                    notice = replace(notice, explanation=self._explain(notice, request.prefill.chunks_read))
                 if isinstance(notice, Event):
                     yield index_of[id(request)], notice
 

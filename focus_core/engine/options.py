@@ -39,6 +39,8 @@ class Options(TypedDict, total=False):
     the same chunks, for all of them together. Not called where the documents are read in one row with the question."""
     report: Report | None
     """Called with the number of chunks prefilled so far and in all. It may be slow, and may ask the engine."""
+    sources: bool
+    """Also tell which passages the answer rests on: after its last token it is explained, as by `explain`."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,7 @@ class CheckedOptions:
     method: str | None
     on_reading: OnReading | None
     report: Report | None
+    sources: bool = False
 
     @classmethod
     def of(cls, options: Mapping[str, Any], *, called: str) -> CheckedOptions:
@@ -80,6 +83,7 @@ class CheckedOptions:
             method=options.get("method"),
             on_reading=options.get("on_reading"),
             report=options.get("report"),
+            sources=options.get("sources") is True,
         )
 
 
@@ -89,6 +93,7 @@ _TYPES: dict[str, tuple[Any, str]] = {
     "method": (str, "a text"),
     "on_reading": (Callable, "a function of one Reading"),
     "report": (Callable, "a function of two numbers"),
+    "sources": (bool, "True or False"),
 }
 _OPTIONS = tuple(Options.__annotations__)
 _SETTINGS = tuple(field.name for field in fields(FocusConfig))
@@ -102,6 +107,8 @@ _OTHER_NAMES = {
     "stop_strings": "stop",
     "progress": "report",
     "callback": "report",
+    "citations": "sources",
+    "return_sources": "sources",
 }
 
 

@@ -79,6 +79,10 @@ class ChunkPrefill:
         """All chunks, once they are there."""
         return ChunkSet.of([self.rows[chunk.key] for chunk in self.chunks])
 
+    def chunks_read(self) -> ChunkSet:
+        """`chunk_set`, for those who call for it later."""
+        return self.chunk_set
+
     @property
     def missing_bytes(self) -> int:
         """Bytes of keys and values that are not there yet; those of a running block count to its end.

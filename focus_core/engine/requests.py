@@ -128,4 +128,4 @@ class QuestionRequest(Request):
             return Piece(text) if text else None
         usage = replace(self.usage, output_tokens=len(self.tokens))
         method, tokens = self.plan.method.name, tuple(self.tokens)
-        return Finished(text + self._text.finish(), reason, usage, method, tokens, self.scores)
+        return Finished(text + self._text.finish(), reason, usage, method, tokens, self.scores, plan=self.plan)

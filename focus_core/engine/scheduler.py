@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
 from transformers import PreTrainedModel
@@ -27,6 +28,8 @@ from focus_core.engine.prefill import ChunkPrefill
 from focus_core.engine.requests import AnyRequest, Failed, Notice, Progress, QuestionRequest, Ready, Request
 from focus_core.engine.sampling import choose
 from focus_core.methods.base import Decoding, Method, PlanKey
+
+Result = TypeVar("Result")
 
 
 @dataclass(eq=False)
@@ -103,6 +106,17 @@ class Scheduler:
                     yield request, notice
         finally:
             self._leave(open_requests)
+
+    def run(self, work: Callable[[], Result]) -> Result:
+        """Passes of the model that belong to no request, in the thread of the caller, while no step runs."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._stepping)
+            self._stepping = True
+        try:
+            with naming_lack_of_memory():
+                return work()
+        finally:
+            self._end_step()
 
     def _take(self, requests: Sequence[AnyRequest]) -> list[tuple[AnyRequest, Notice]]:
         """The notices of some requests; runs steps, or waits for another client's, until there are any."""

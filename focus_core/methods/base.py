@@ -66,6 +66,10 @@ class TokenizedQuestion:
         """The same question with nothing of its answer generated."""
         return replace(self, generated=())
 
+    def with_chunks(self, chunks: Sequence[Chunk]) -> TokenizedQuestion:
+        """The same question over other chunks."""
+        return replace(self, chunks=tuple(chunks))
+
     def continued(self, tokens: Sequence[int]) -> TokenizedQuestion:
         """The same question with more of its answer generated."""
         return replace(self, generated=(*self.generated, *tokens))

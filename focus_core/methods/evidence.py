@@ -53,8 +53,14 @@ class Cost:
         return Cost(self.passes + other.passes, self.tokens + other.tokens)
 
 
+NO_COST = Cost()
+
+
 class Evidence(Protocol):
     """A finished answer, of which parts of the text can be left out."""
+
+    def begin(self) -> None:
+        """Call for the chunks, if they are needed: before the passes, because it may wait for those of others."""
 
     def cost(self, left_out: Sequence[LeftOut]) -> Cost:
         """What `log_probs` of these will take, without the prefill of chunks that have been evicted."""

@@ -42,6 +42,8 @@ class ExpertsEvidence:
         }
         self._amateur = HiddenTokens(decoder, question.context.row, self._answer)
 
+    def begin(self) -> None: ...
+
     def cost(self, left_out: Sequence[LeftOut]) -> Cost:
         cost = Cost()
         if "_whole_rows" not in self.__dict__:

@@ -37,6 +37,9 @@ class FocusEvidence:
         asked = question.asked
         self._local, self._prompt = asked.local_context, asked.dynamic_prompt
 
+    def begin(self) -> None:
+        _ = self._chunks
+
     def cost(self, left_out: Sequence[LeftOut]) -> Cost:
         local = [len(self._local) + target for target in range(len(self._answer))]
         passes = sum(-(-len(left_out) // self._rows_of(tokens)) for tokens in local)
@@ -74,7 +77,11 @@ class FocusEvidence:
     @cached_property
     def _memory(self) -> Memory:
         """Of every token of the answer: `[layers, answer, kv_heads, chunks, head_dim]`."""
-        return self._memory_after(self._read())
+        return self._memory_after(self._chunks)
+
+    @cached_property
+    def _chunks(self) -> ChunkSet:
+        return self._read()
 
     def _memory_after(self, chunks: ChunkSet) -> Memory:
         appended, new, found = self._model.start_answer(chunks), self._prompt, list[Memory]()

@@ -81,6 +81,8 @@ class RowEvidence:
         self._first = dict(zip(read, layout.selection_starts(chunks, question.context), strict=True))
         self._rows = HiddenTokens(decoder, row, question.generated)
 
+    def begin(self) -> None: ...
+
     def cost(self, left_out: Sequence[LeftOut]) -> Cost:
         return self._rows.cost(len({self._hidden(one) for one in left_out}))
 

@@ -1,0 +1,109 @@
+"""What an answer owes to its documents: sources, losses of chunks and documents, whether the text supports it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from focus_core.methods.evidence import NO_COST, Cost
+
+Role = Literal["sole", "needed", "redundant"]
+
+_SHOWN = 60  # characters of an excerpt that a repr shows
+
+
+@dataclass(frozen=True)
+class Source:
+    """A passage that an answer rests on.
+
+    Attributes:
+        document: index among the documents of the question, counted from 0; those of a prepared handle one by one
+        name: the document's
+        start: first character in the document's text; `None` where characters are not known
+        end: the character after the last
+        excerpt: the characters from `start` to `end`
+        score: what the answer's log-probability loses (nats) when the passage is left out. Of a redundant passage:
+            when it is left out after the passages that say the same
+        role: "sole": nothing else supports the answer; "needed": one of several that the answer needs together;
+            "redundant": another passage supports the answer by itself too
+        chunk: index of the chunk that it stands in
+        metadata: the document's
+    """
+
+    document: int
+    name: str | None
+    start: int | None
+    end: int | None
+    excerpt: str
+    score: float
+    role: Role
+    chunk: int
+    metadata: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    def __str__(self) -> str:
+        where = self.name or f"document {self.document + 1}"
+        if self.start is not None:
+            where = f"{where}, characters {self.start:,}–{self.end:,}"
+        text = " ".join(self.excerpt.split())
+        shown = text if len(text) <= _SHOWN else f"{text[: _SHOWN - 1]}…"
+        return f"{where} ({self.score:.2f} nats): {shown}"
+
+
+@dataclass(frozen=True)
+class ChunkLoss:
+    """What the answer loses without one chunk.
+
+    Attributes:
+        documents: indices of the documents that stand in it
+        start: first character in the document's text; `None` where characters are not known, or of several documents
+        end: the character after the last
+        loss: of the whole answer, nats
+        token_losses: of each of its tokens
+    """
+
+    documents: tuple[int, ...]
+    start: int | None
+    end: int | None
+    loss: float
+    token_losses: tuple[float, ...] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class DocumentLoss:
+    """The sum of the losses of a document's chunks, nats.
+
+    Where documents share a chunk, the loss without the document's part of it; 0 if that chunk is no source.
+    """
+
+    document: int
+    name: str | None
+    loss: float
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What `FocusEngine.explain` finds.
+
+    Attributes:
+        sources: the passages that the answer rests on, the one with the highest score first
+        supported: whether the text carries the answer: `support` reaches the threshold that was measured
+            (docs/sources.md); `None` where nothing can be left out, because there are no documents
+        support: what the answer loses, in nats, when all its sources are left out together
+        chunks: of all chunks, in order
+        documents: of all documents, in order
+        pieces: the answer's tokens as text
+        log_probs: of the answer's tokens, with nothing left out
+        without_documents: what each token of the answer loses without any document
+        cost: what all this took
+    """
+
+    sources: tuple[Source, ...] = ()
+    supported: bool | None = None
+    support: float = 0.0
+    chunks: tuple[ChunkLoss, ...] = field(default=(), repr=False)
+    documents: tuple[DocumentLoss, ...] = field(default=(), repr=False)
+    pieces: tuple[str, ...] = field(default=(), repr=False)
+    log_probs: tuple[float, ...] = field(default=(), repr=False)
+    without_documents: tuple[float, ...] = field(default=(), repr=False)
+    cost: Cost = NO_COST

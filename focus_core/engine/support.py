@@ -1,0 +1,104 @@
+"""Which of some passages an answer rests on: those it needs, and those that would do by themselves.
+
+    necessity(u)    loss without u, all others kept
+    sufficiency(u)  what u alone restores of the loss without all of them
+
+Two passages that say the same hide each other: neither is necessary, and each is sufficient. Of two that are both
+needed each is necessary, and neither sufficient. So both are asked; sufficiency only where the necessary ones do not
+explain what the answer owes to the passages together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from focus_core.engine.sources import Role
+from focus_core.methods.evidence import LeftOut, Passage
+
+Losses = Callable[[Sequence[LeftOut]], list[float]]  # of the answer without each of these, nats
+
+NOTICEABLE = 1.0  # nats; passages without which an answer loses less are no sources
+_EXPLAINED = 0.5  # of the loss without all passages: if the necessary ones explain so much, no other is looked for
+_SUFFICIENT = 0.7  # of the same: what a passage restores that supports the answer by itself
+
+
+@dataclass(frozen=True)
+class Member:
+    """A passage that an answer rests on.
+
+    Attributes:
+        unit: index among the passages that were asked about
+        score: its necessity; of a redundant one, given that the passages that say the same are left out
+    """
+
+    unit: int
+    score: float
+    role: Role
+
+
+@dataclass(frozen=True)
+class Support:
+    """The passages that an answer rests on, and what it loses without all of these."""
+
+    members: tuple[Member, ...]
+    loss: float
+
+
+def find_support(units: Sequence[Passage], given: LeftOut, necessity: Sequence[float], losses: Losses) -> Support:
+    """The support of an answer among some passages.
+
+    Args:
+        given: what is left out anyway
+        necessity: of each passage
+        losses: of the answer
+    """
+    before, without_all = losses([given, given | frozenset(units)])
+    whole = without_all - before
+    needed = [unit for unit, loss in enumerate(necessity) if loss >= NOTICEABLE]
+    explained = losses([given | {units[unit] for unit in needed}])[0] - before if needed else 0.0
+    alone = [] if explained >= _EXPLAINED * whole else sufficient(units, given, without_all, whole, losses)
+    chosen = sorted({*needed, *alone}) or _best(necessity)
+    return _support(units, chosen, alone, given, losses)
+
+
+def sufficient(units: Sequence[Passage], given: LeftOut, without_all: float, whole: float, losses: Losses) -> list[int]:
+    """The passages that support the answer by themselves."""
+    if whole < NOTICEABLE:
+        return []
+    only = losses([given | (frozenset(units) - {unit}) for unit in units])
+    return [unit for unit, loss in enumerate(only) if without_all - loss >= _SUFFICIENT * whole]
+
+
+def _support(
+    units: Sequence[Passage], chosen: Sequence[int], alone: Sequence[int], given: LeftOut, losses: Losses
+) -> Support:
+    """Scores and roles of the passages that were found."""
+    together = frozenset(units[unit] for unit in chosen)
+    # Of each: the loss without it, the loss without those that do its work, and without these and it.
+    rivals = [frozenset(units[other] for other in alone if other != unit) for unit in chosen]
+    before, joint, *rest = losses(
+        [
+            given,
+            given | together,
+            *(given | {units[unit]} for unit in chosen),
+            *(given | others for others in rivals),
+            *(given | others | {units[unit]} for unit, others in zip(chosen, rivals, strict=True)),
+        ]
+    )
+    count = len(chosen)
+    necessity, without, without_both = ([*rest[part * count : (part + 1) * count]] for part in range(3))
+    members = list[Member]()
+    redundant = [
+        unit in alone and bool(others) and loss - before < _EXPLAINED * (both - other)
+        for unit, others, loss, other, both in zip(chosen, rivals, necessity, without, without_both, strict=True)
+    ]
+    role: Role = "needed" if redundant.count(False) > 1 else "sole"
+    for place, unit in enumerate(chosen):
+        score = without_both[place] - without[place] if redundant[place] else necessity[place] - before
+        members.append(Member(unit, score, "redundant" if redundant[place] else role))
+    return Support(tuple(sorted(members, key=lambda member: -member.score)), joint - before)
+
+
+def _best(necessity: Sequence[float]) -> list[int]:
+    return sorted(range(len(necessity)), key=lambda unit: -necessity[unit])[:1]
