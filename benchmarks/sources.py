@@ -158,9 +158,8 @@ def ask(engine: FocusEngine, item: Item, method: str | None) -> tuple[Answer, fl
 
 def outcome(condition: str, item: Item, answer: str, found: Explanation) -> dict[str, Any]:
     """What the sources of an answer are worth, without what they cost."""
-    stating = [
-        span for span in item.gold if item.given or any(a in item.text[slice(*span)] for a in _said(item, answer))
-    ]
+    said = _said(item, answer)
+    stating = [span for span in item.gold if item.given or any(one in item.text[slice(*span)] for one in said)]
     named = [span for span in item.gold if any(_overlap((s.start, s.end), span) for s in found.sources)]
     first = found.sources[0] if found.sources else None
     best = max(found.chunks, key=lambda chunk: chunk.loss)
