@@ -67,13 +67,10 @@ def explain(question: TokenizedQuestion, evidence: Evidence, decode: Decode, exc
     """What an answer owes to its documents.
 
     Args:
-        question: with its answer, and with chunks, or pieces that stand for them
+        question: with its answer, and with chunks, or pieces that stand for them; at least one
         decode: tokens to text
         exclusively: runs passes of the model
     """
-    pieces = tuple(decode([token]) for token in question.generated)
-    if not question.chunks or not question.generated:
-        return Explanation(pieces=pieces)
     evidence.begin()
     ledger, places = Ledger(evidence, exclusively), chunk_places(question)
     parts = first_parts(question)
@@ -91,7 +88,7 @@ def explain(question: TokenizedQuestion, evidence: Evidence, decode: Decode, exc
             for of, loss, tokens in zip(places, losses, of_chunks, strict=True)
         ),
         documents=_document_losses(places, losses, support, ledger),
-        pieces=pieces,
+        pieces=tuple(decode([token]) for token in question.generated),
         log_probs=tuple(ledger.log_probs.tolist()),
         without_documents=tuple(without.tolist()),
         cost=ledger.cost,

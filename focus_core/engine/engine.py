@@ -33,7 +33,7 @@ from focus_core.engine.verification import Verification, compare
 from focus_core.errors import ConfigError, DocumentError, UnsupportedModelError, shown, warn
 from focus_core.loading.models import LoadedModel
 from focus_core.methods.base import Method, Plan, PlanKey, TokenizedQuestion
-from focus_core.methods.evidence import Cost, Evidence, ReadChunks
+from focus_core.methods.evidence import NO_COST, Cost, Evidence, ReadChunks
 from focus_core.methods.focus import FocusModel
 from focus_core.progress import Reading, Report, progress_bar, sign_of_life
 from focus_core.text.chat import Message
@@ -277,12 +277,14 @@ class FocusEngine:
     def cost_of_sources(self, answer: Answer | Finished) -> Cost:
         """What the losses of all chunks will take, by lengths alone; the sentences of the best ones come on top."""
         question = self._question_of(answer)
-        if not question.chunks or not question.generated:
-            return Cost()
+        if not question.chunks:
+            return NO_COST
         return self._evidence(answer, question, lambda: ChunkSet.of([])).cost(first_parts(question))
 
     def _explain(self, answer: Answer | Finished, chunks: ReadChunks) -> Explanation:
         question = self._question_of(answer)
+        if not question.chunks:
+            return Explanation()
         evidence = self._evidence(answer, question, chunks)
         return explain(question, evidence, self._decoded, self.shared.scheduler.run)
 

@@ -1,0 +1,214 @@
+"""Sources of answers: exact losses, right characters, whatever was read before and however it is batched."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pytest
+import torch
+
+from focus_core import ConfigError, Document, Finished, FocusEngine, FocusModel
+from focus_core.engine import attribution
+from focus_core.engine.answers import Answer
+from focus_core.engine.places import chunk_places, sentence_places, with_pieces
+from focus_core.engine.sources import Explanation
+from focus_core.methods.evidence import NO_COST
+from tests.embedded import FACTS, book, needs_embedded, question_about
+from tests.engines import QUESTION, A, B, make_engine
+
+METHODS = ["focus", "plain", "select", "experts"]
+
+
+def _ask(engine: FocusEngine, documents: Any, **options: Any) -> Answer:
+    return engine.generate(QUESTION, documents, max_new_tokens=4, sources=True, **options)
+
+
+def _explained(answer: Answer) -> Explanation:
+    assert answer.explanation is not None
+    return answer.explanation
+
+
+def _losses(answer: Answer) -> list[float]:
+    return [chunk.loss for chunk in _explained(answer).chunks]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_log_probabilities_are_the_answers_own(method: str) -> None:
+    """Nothing left out: what the decoding computes when it is fed with the answer."""
+    engine = make_engine(method=method)
+    answer = _ask(engine, [A, B])
+    plan = answer.plan
+    assert plan is not None
+    chunks = engine._chunks_again(plan)
+    decoding = plan.method.decoding(chunks, [plan.question])
+    logits = [decoding.start(), *(decoding.step(torch.tensor([token])) for token in answer.tokens[:-1])]
+    wanted = [float(of[0].log_softmax(-1)[token]) for of, token in zip(logits, answer.tokens, strict=True)]
+    assert _explained(answer).log_probs == pytest.approx(wanted, abs=1e-4)
+    assert any(abs(loss) > 0.01 for loss in _losses(answer))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_prepared_documents_and_batches_have_the_sources_of_cold_ones(
+    method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cold = _explained(_ask(make_engine(method=method), [A, B]))
+    engine = make_engine(method=method)
+    documents = [A, B] if method == "plain" else [engine.prepare(A), engine.prepare(B)]
+    warm = _explained(_ask(engine, documents))
+    small = make_engine(method=method, store_bytes=0)
+    monkeypatch.setattr(FocusModel, "tokens_per_pass", 1)
+    one_by_one = small.explain(small.generate(QUESTION, [A, B], max_new_tokens=4))
+    for other in (warm, one_by_one):
+        assert [chunk.loss for chunk in other.chunks] == pytest.approx([c.loss for c in cold.chunks], abs=1e-4)
+        assert [(s.document, s.start, s.end, s.role) for s in other.sources] == [
+            (s.document, s.start, s.end, s.role) for s in cold.sources
+        ]
+        assert other.support == pytest.approx(cold.support, abs=1e-4)
+
+
+def test_streams_and_batches_carry_sources() -> None:
+    engine = make_engine()
+    alone = _ask(engine, [A, B])
+    *_, end = engine.stream(QUESTION, [A, B], max_new_tokens=4, sources=True)
+    assert isinstance(end, Finished)
+    assert end.explanation is not None
+    assert end.sources == alone.sources
+    batch = engine.generate([QUESTION, "Why?"], [A, B], max_new_tokens=4, sources=True)
+    assert _losses(batch[0]) == pytest.approx(_losses(alone), abs=1e-4)
+    assert _losses(batch[1]) != pytest.approx(_losses(alone), abs=1e-4)
+
+
+def test_without_the_option_nothing_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attribution, "explain", None)  # whatever calls it fails
+    monkeypatch.setattr(FocusEngine, "_explain", None)
+    answer = make_engine().generate(QUESTION, [A, B], max_new_tokens=4)
+    assert (answer.explanation, answer.sources, answer.supported) == (None, (), None)
+
+
+def test_documents_have_the_sums_of_their_chunks() -> None:
+    explanation = _explained(_ask(make_engine(), [Document(A, name="a"), B, A]))
+    sums = [0.0, 0.0, 0.0]
+    for chunk in explanation.chunks:
+        (document,) = chunk.documents
+        sums[document] += chunk.loss
+    assert [document.loss for document in explanation.documents] == pytest.approx(sums)
+    assert [(document.document, document.name) for document in explanation.documents] == [
+        (0, "a"),
+        (1, None),
+        (2, None),
+    ]
+
+
+def test_chunks_have_the_characters_of_their_documents() -> None:
+    texts = [A, B]
+    explanation = _explained(_ask(make_engine(), texts))
+    joined = ["", ""]
+    for chunk in explanation.chunks:
+        joined[chunk.documents[0]] += texts[chunk.documents[0]][chunk.start : chunk.end]
+    assert joined == texts
+
+
+def test_an_answer_without_documents_has_no_sources() -> None:
+    engine = make_engine()
+    answer = engine.generate(QUESTION, max_new_tokens=3, sources=True)
+    assert (answer.sources, answer.supported) == ((), None)
+    assert engine.cost_of_sources(answer) == NO_COST
+
+
+def test_a_foreign_answer_is_refused() -> None:
+    answer = make_engine().generate(QUESTION, [A], max_new_tokens=2)
+    with pytest.raises(ConfigError, match="another engine"):
+        make_engine().explain(answer)
+
+
+def test_the_cost_is_said_before() -> None:
+    engine = make_engine()
+    answer = engine.generate(QUESTION, [A, B], max_new_tokens=4)
+    before = engine.cost_of_sources(answer)
+    spent = engine.explain(answer).cost
+    assert 0 < before.tokens <= spent.tokens
+    assert 0 < before.passes <= spent.passes
+
+
+def test_explaining_while_others_are_answered() -> None:
+    engine = make_engine()
+    answer = engine.generate(QUESTION, [A, B], max_new_tokens=4)
+    alone, texts = engine.explain(answer), list[str]()
+    thread = threading.Thread(target=lambda: texts.append(engine.generate("Why?", [A], max_new_tokens=8).text))
+    thread.start()
+    meanwhile = engine.explain(answer)
+    thread.join()
+    assert texts == [make_engine().generate("Why?", [A], max_new_tokens=8).text]
+    assert meanwhile.support == pytest.approx(alone.support, abs=1e-4)
+
+
+# --- places -----------------------------------------------------------------------------------------------------------
+
+PAGES = Document(
+    "Seite 1.\nDie Ä-Frage ist offen.\f\n“Who signed?”  Nobody did.\n\n東京は首都です。京都は古い。 End", name="p.pdf"
+)
+SENTENCES = [
+    "Seite 1.",
+    "Die Ä-Frage ist offen.",
+    "“Who signed?”",
+    "Nobody did.",
+    "東京は首都です。",
+    "京都は古い。",
+    "End",
+]
+
+
+@pytest.mark.parametrize("pack", [False, True])
+def test_sentences_are_the_characters_of_the_right_document(pack: bool) -> None:
+    """Also where small documents share a chunk, and the same document comes twice."""
+    documents = ["Alpha one two three. Beta four five six.", PAGES, "Gamma.", PAGES]
+    engine = make_engine(chunk_size=512 if pack else 64, pack=pack, window=1024)
+    answer = engine.generate(QUESTION, documents, max_new_tokens=1)
+    assert answer.plan is not None
+    question = answer.plan.question
+    assert any(chunk.parts for chunk in question.chunks) == pack
+    found: dict[int, list[str]] = {}
+    for of_chunk in chunk_places(question):
+        for place in sentence_places(question, of_chunk):
+            chunk, passage = question.chunks[place.passage.chunk], place.passage
+            said = engine.tokenizer.decode(chunk.token_ids[passage.start : passage.stop])
+            assert place.excerpt is not None
+            assert said.strip() == place.excerpt
+            found.setdefault(place.index, []).append(place.excerpt)
+    if pack:
+        assert found[0] == ["Alpha one two three.", "Beta four five six."]
+        assert (
+            found[1]
+            == found[3]
+            == [SENTENCES[0], SENTENCES[1], " ".join(SENTENCES[2:4]).replace("” ", "”  "), *SENTENCES[4:]]
+        )
+    assert sorted(found) == [0, 1, 2, 3]
+
+
+def test_pieces_stand_for_chunks_where_the_plain_model_reads() -> None:
+    engine = make_engine(method="plain")
+    answer = engine.generate(QUESTION, [A, B], max_new_tokens=1)
+    assert answer.plan is not None
+    question = with_pieces(answer.plan.question)
+    assert question.layout.selection(question.chunks, question.context) == answer.plan.question.whole
+    assert len(question.chunks) > 4
+
+
+# --- right answers ----------------------------------------------------------------------------------------------------
+
+
+@needs_embedded
+def test_the_embedded_models_answer_names_its_sentence() -> None:
+    fact = FACTS[1]
+    engine = FocusEngine.from_pretrained(progress=False)
+    sentences = book().split(". ")
+    place = next(number for number, sentence in enumerate(sentences) if fact.value in sentence)
+    text = ". ".join(sentences[place - 20 : place + 60])
+    answer = engine.generate(question_about(fact), text, max_new_tokens=24, sources=True, method="focus")
+    (source,) = answer.sources
+    assert fact.value in source.excerpt
+    assert fact.entity in source.excerpt
+    assert source.role == "sole"
+    assert text[source.start : source.end] == source.excerpt
+    assert answer.supported

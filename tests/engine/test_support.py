@@ -1,0 +1,62 @@
+"""Which passages support an answer, from losses that are made up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import pytest
+
+from focus_core.engine.support import Support, find_support
+from focus_core.methods.evidence import NOTHING, LeftOut, Passage
+
+UNITS = [Passage(chunk, 0, 10) for chunk in range(5)]
+Left = set[int]  # chunks that are still there
+
+
+def _support(loss: Callable[[Left], float]) -> tuple[Support, list[LeftOut]]:
+    asked = list[LeftOut]()
+
+    def losses(left_out: Sequence[LeftOut]) -> list[float]:
+        asked.extend(left_out)
+        return [loss({unit.chunk for unit in set(UNITS) - one}) for one in left_out]
+
+    necessity = losses([frozenset({unit}) for unit in UNITS])
+    return find_support(UNITS, NOTHING, necessity, losses), asked
+
+
+def _found(support: Support) -> dict[int, tuple[float, str]]:
+    return {member.unit: (member.score, member.role) for member in support.members}
+
+
+def test_one_passage_is_the_sole_support() -> None:
+    support, _ = _support(lambda left: 0.0 if 3 in left else 9.0)
+    assert _found(support) == {3: (9.0, "sole")}
+    assert support.loss == 9.0
+
+
+def test_two_that_say_the_same_hide_each_other() -> None:
+    support, _ = _support(lambda left: 0.0 if left & {1, 4} else 9.0)
+    assert _found(support) == {1: (9.0, "redundant"), 4: (9.0, "redundant")}
+    assert support.loss == 9.0
+
+
+def test_three_that_say_the_same() -> None:
+    support, _ = _support(lambda left: 0.0 if left & {0, 1, 4} else 6.0)
+    assert {unit for unit, (_, role) in _found(support).items() if role == "redundant"} == {0, 1, 4}
+
+
+def test_two_that_are_both_needed() -> None:
+    support, asked = _support(lambda left: 4.0 * (1 not in left) + 5.0 * (4 not in left))
+    assert _found(support) == {4: (5.0, "needed"), 1: (4.0, "needed")}
+    assert [member.unit for member in support.members] == [4, 1]
+    assert support.loss == 9.0
+    assert len([one for one in asked if len(one) == 4]) == 0  # they explain all: no passage is asked about alone
+
+
+def test_an_answer_from_no_passage_loses_little() -> None:
+    """Any of them lets the model go on as it would."""
+    support, _ = _support(lambda left: 0.3 * (2 not in left) + (0.0 if left else 4.0))
+    assert support.loss == pytest.approx(4.3)  # all of them together are a text, and none of them is needed
+    support, _ = _support(lambda left: 0.3 * (2 not in left))
+    assert _found(support) == {2: (0.3, "sole")}
+    assert support.loss == 0.3
