@@ -5,19 +5,23 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from focus_core.cli import options
 from focus_core.cli.loading import config_of, load_engine, read_documents
+from focus_core.cli.source_page import source_page
+from focus_core.errors import ConfigError
 
 if TYPE_CHECKING:
     from focus_core.engine.answers import Event, Finished
     from focus_core.engine.engine import FocusEngine
+    from focus_core.text.documents import Document
 
 
 def ask(
@@ -55,6 +59,10 @@ def ask(
     raw: Annotated[bool, typer.Option("--raw", help="Continue the question as it stands, no chat template.")] = False,
     store: options.Store = None,
     store_limit: options.StoreLimit = None,
+    sources: Annotated[bool, typer.Option("--sources", help="Also say which passages the answer rests on.")] = False,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write answer and sources to one page, for a browser.")
+    ] = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Ask a question about documents of any length, or without documents.
@@ -82,12 +90,35 @@ def ask(
         min_p=min_p,
         repetition_penalty=repetition_penalty,
         seed=seed,
+        sources=sources or html is not None,
     )
     text, end = _collect(events, clock, show=not as_json)
+    if html is not None:
+        _write_page(html, question, text, documents, end)
+    if sources and not as_json:
+        typer.echo(sources_as_text(end))
     if as_json:
         typer.echo(json.dumps(_as_json(text, end, engine, clock)))
     elif sys.stderr.isatty():
         typer.secho(_footer(end, clock), err=True, dim=True)
+
+
+def sources_as_text(end: Finished) -> str:
+    """Sources, numbered, a line each; and whether the text supports the answer."""
+    if end.supported is None or end.explanation is None:
+        return "\nThere are no documents that the answer could rest on."
+    lines = [f"[{number}] {source}" for number, source in enumerate(end.sources, 1)]
+    word = "Supported" if end.supported else "Not supported"
+    return "\n".join(["", *lines, f"{word} by the text: {end.explanation.support:.2f} nats rest on these sources."])
+
+
+def _write_page(path: Path, question: str, text: str, documents: Sequence[Document], end: Finished) -> None:
+    if end.explanation is None:
+        return
+    try:
+        path.write_text(source_page(question, text, documents, end.explanation), encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"--html {path}: cannot be written ({error.strerror}). Name a file in a folder.") from error
 
 
 class _Clock:
@@ -141,6 +172,7 @@ def _as_json(text: str, end: Finished, engine: FocusEngine, clock: _Clock) -> di
             }
             for found in end.chunk_scores
         ],
+        **_sources_as_json(end),
         "timings": {
             "loading_seconds": round(clock.loading, 3),
             "first_text_seconds": round(clock.first_text, 3),
@@ -148,6 +180,13 @@ def _as_json(text: str, end: Finished, engine: FocusEngine, clock: _Clock) -> di
         },
         "model": {"id": loaded.model_id, "adapter": loaded.adapter_id, "device": str(engine.focus.device)},
     }
+
+
+def _sources_as_json(end: Finished) -> dict[str, Any]:
+    if end.explanation is None:
+        return {}
+    sources = [{**asdict(source), "score": round(source.score, 4)} for source in end.sources]
+    return {"sources": sources, "supported": end.supported, "support": round(end.explanation.support, 4)}
 
 
 def _footer(end: Finished, clock: _Clock) -> str:

@@ -1,0 +1,175 @@
+"""`focusllm ask --html report.html`: an answer with its sources as one page that needs nothing else.
+
+No script, no font, no picture from elsewhere. Every colour stands beside a number or a word, so that nobody needs it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from html import escape
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from focus_core.engine.sources import ChunkLoss, Explanation, Source
+    from focus_core.text.documents import Document
+
+_MOST_ROWS = 20  # chunks of the table
+_STRIP = 1000  # units that a document's strip is wide
+_ROLES = {
+    "sole": "the only support",
+    "needed": "needed together with others",
+    "redundant": "others say the same",
+}
+_STYLE = """
+:root { color-scheme: light dark; --page: #fff; --text: #1a1a1a; --soft: #595959; --line: #8a8a8a; --mark: #0072b2 }
+@media (prefers-color-scheme: dark) {
+  :root { --page: #16181c; --text: #ececec; --soft: #b0b0b0; --line: #80858f; --mark: #56b4e9 }
+}
+body { background: var(--page); color: var(--text); font: 1rem/1.5 system-ui, sans-serif; margin: 2rem auto;
+  max-width: 62rem; padding: 0 1rem }
+blockquote { border-left: .25rem solid var(--mark); margin: .25rem 0 1rem; padding: .1rem 0 .1rem 1rem;
+  white-space: pre-wrap }
+.answer { font-size: 1.2rem; white-space: pre-wrap }
+.note, caption, figcaption { color: var(--soft); font-size: .9rem; text-align: left }
+a { color: var(--mark) } a:focus-visible, [tabindex]:focus-visible { outline: .2rem solid var(--mark) }
+figure { margin: 1rem 0 } svg { display: block; height: auto; width: 100% }
+svg text { fill: var(--text); font-size: 14px } svg .edge { fill: none; stroke: var(--line) }
+svg .loss { fill: var(--mark) }
+.scroll { overflow-x: auto } table { border-collapse: collapse; font-size: .85rem }
+th, td { border: 1px solid var(--line); padding: .15rem .4rem; text-align: right; white-space: pre }
+th { font-weight: 600 } td { background: color-mix(in srgb, var(--mark) calc(var(--v) * 55%), transparent) }
+@media print { body { max-width: none } .scroll { overflow: visible } td, svg { print-color-adjust: exact } }
+"""
+
+
+def source_page(question: str, answer: str, documents: Sequence[Document], found: Explanation) -> str:
+    """The page, as HTML.
+
+    Args:
+        documents: of the question, in order
+        found: what the answer owes to them
+    """
+    numbers = " ".join(f'<a href="#source-{n}">[{n}]</a>' for n in range(1, len(found.sources) + 1))
+    return "".join(
+        [
+            '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">',
+            "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">",
+            '<meta name="viewport" content="width=device-width, initial-scale=1">',
+            f"<title>{escape(question)} – sources</title><style>{_STYLE}</style></head><body><main>\n",
+            f'<h1>{escape(question)}</h1>\n<p class="answer">{escape(answer)} {numbers}</p>\n',
+            f'<p class="note">{_verdict(found)}</p>\n',
+            *_sources(found.sources),
+            *_strips(documents, found),
+            *_table(documents, found),
+            "</main></body></html>\n",
+        ]
+    )
+
+
+def _verdict(found: Explanation) -> str:
+    if found.supported is None:
+        return "Without documents there is nothing that could support the answer."
+    word = "supported" if found.supported else "not supported"
+    return (
+        f"The answer is <strong>{word}</strong> by the documents: without its sources its log-probability is "
+        f"{found.support:.1f} nats lower."
+    )
+
+
+def _sources(sources: Sequence[Source]) -> Iterator[str]:
+    yield "<h2>Sources</h2>\n"
+    if not sources:
+        yield "<p>No passage was found that the answer rests on.</p>\n"
+        return
+    yield "<ol>\n"
+    for number, source in enumerate(sources, 1):
+        where = escape(source.name or f"document {source.document + 1}")
+        if source.start is not None:
+            where += f", characters {source.start:,} to {source.end:,}"
+        yield (
+            f'<li id="source-{number}">{where}: {source.score:.1f} nats, {_ROLES[source.role]}'
+            f"<blockquote>{escape(source.excerpt)}</blockquote></li>\n"
+        )
+    yield "</ol>\n"
+
+
+# --- the documents as strips ------------------------------------------------------------------------------------------
+
+
+def _strips(documents: Sequence[Document], found: Explanation) -> Iterator[str]:
+    if not found.chunks:
+        return
+    yield "<h2>Where in the documents</h2>\n"
+    highest = max(chunk.loss for chunk in found.chunks)
+    for index, document in enumerate(documents):
+        chunks = [chunk for chunk in found.chunks if chunk.documents == (index,) and chunk.start is not None]
+        if document.text is not None and chunks:
+            marks = [(n, s) for n, s in enumerate(found.sources, 1) if s.document == index and s.start is not None]
+            yield _strip(document.name or f"document {index + 1}", len(document.text), chunks, marks, highest)
+
+
+def _strip(
+    name: str, characters: int, chunks: Sequence[ChunkLoss], marks: Sequence[tuple[int, Source]], highest: float
+) -> str:
+    def x(character: int | None) -> float:
+        return round((character or 0) * _STRIP / characters, 1)
+
+    boxes = "".join(
+        f'<rect class="loss" x="{x(c.start)}" y="20" width="{round(x(c.end) - x(c.start), 1)}" height="20" '
+        f'fill-opacity="{_share(c.loss, highest):.2f}"><title>characters {c.start:,} to {c.end:,}: {_number(c.loss)} nats'
+        f'</title></rect><rect class="edge" x="{x(c.start)}" y="20" width="{round(x(c.end) - x(c.start), 1)}" '
+        'height="20"/>'
+        for c in chunks
+    )
+    labels = "".join(f'<text x="{x(s.start)}" y="15">[{n}]</text>' for n, s in marks)
+    told = ", ".join(f"source {n} at {100 * (s.start or 0) // characters} %" for n, s in marks) or "no source in it"
+    label = escape(f"{name}: {told}", quote=True)
+    return (
+        f'<figure><svg role="img" aria-label="{label}" viewBox="0 0 {_STRIP} 42">'
+        f"{boxes}{labels}</svg><figcaption>{escape(name)}, {characters:,} characters: {escape(told)}</figcaption>"
+        "</figure>\n"
+    )
+
+
+# --- tokens by chunks -------------------------------------------------------------------------------------------------
+
+
+def _table(documents: Sequence[Document], found: Explanation) -> Iterator[str]:
+    if not found.chunks:
+        return
+    order = sorted(range(len(found.chunks)), key=lambda number: -found.chunks[number].loss)
+    shown = sorted(order[:_MOST_ROWS])
+    highest = max(max(chunk.token_losses) for chunk in found.chunks)
+    yield "<h2>Every token of the answer, without each part of the text</h2>\n"
+    yield '<div class="scroll" role="region" tabindex="0" aria-label="Losses of tokens by parts of the text">'
+    yield f"<table><caption>Loss in log-probability (nats). {_shown(len(shown), len(order))}</caption>\n<thead><tr>"
+    yield '<th scope="col">part</th><th scope="col">all</th>'
+    yield "".join(f'<th scope="col">{escape(piece) or "·"}</th>' for piece in found.pieces)
+    yield "</tr></thead>\n<tbody>"
+    for number in shown:
+        chunk = found.chunks[number]
+        cells = "".join(
+            f'<td style="--v:{_share(loss, highest):.2f}">{_number(loss)}</td>' for loss in chunk.token_losses
+        )
+        total = f'<td style="--v:0">{_number(chunk.loss)}</td>'
+        yield f'<tr><th scope="row">{_part(documents, number, chunk)}</th>{total}{cells}</tr>\n'
+    yield "</tbody></table></div>\n"
+
+
+def _shown(shown: int, there: int) -> str:
+    return "" if shown == there else f"Of {there:,} parts the {shown} without which the answer loses most."
+
+
+def _part(documents: Sequence[Document], number: int, chunk: ChunkLoss) -> str:
+    names = [documents[index].name or f"document {index + 1}" for index in chunk.documents if index < len(documents)]
+    where = "" if chunk.start is None else f" {chunk.start:,}–{chunk.end:,}"
+    return escape(f"{number + 1}: {', '.join(names)}{where}")
+
+
+def _number(loss: float) -> str:
+    """Without a minus in front of 0."""
+    return f"{loss:.2f}".replace("-0.00", "0.00")
+
+
+def _share(loss: float, highest: float) -> float:
+    return max(loss, 0.0) / highest if highest > 0 else 0.0
