@@ -136,6 +136,8 @@ class FocusSettings(BaseModel):
     method: str = "auto"
     """"focus", "plain", "select", "experts" or "auto": the plain model for texts that fit its window with the question;
     for longer ones FocusLLM if there is an adapter, else "select"."""
+    sources: bool = False
+    """Also tell which passages an answer rests on."""
     given_engine: SkipJsonSchema[FocusEngine | None] = Field(default=None, exclude=True, repr=False)
     """An engine that is there already, instead of one by the name of a model: see `from_engine`."""
 

@@ -114,13 +114,7 @@ def _strip(
     def x(character: int | None) -> float:
         return round((character or 0) * _STRIP / characters, 1)
 
-    boxes = "".join(
-        f'<rect class="loss" x="{x(c.start)}" y="20" width="{round(x(c.end) - x(c.start), 1)}" height="20" '
-        f'fill-opacity="{_share(c.loss, highest):.2f}"><title>characters {c.start:,} to {c.end:,}: {_number(c.loss)} nats'
-        f'</title></rect><rect class="edge" x="{x(c.start)}" y="20" width="{round(x(c.end) - x(c.start), 1)}" '
-        'height="20"/>'
-        for c in chunks
-    )
+    boxes = "".join(_box(chunk, x(chunk.start), x(chunk.end), _share(chunk.loss, highest)) for chunk in chunks)
     labels = "".join(f'<text x="{x(s.start)}" y="15">[{n}]</text>' for n, s in marks)
     told = ", ".join(f"source {n} at {100 * (s.start or 0) // characters} %" for n, s in marks) or "no source in it"
     label = escape(f"{name}: {told}", quote=True)
@@ -129,6 +123,12 @@ def _strip(
         f"{boxes}{labels}</svg><figcaption>{escape(name)}, {characters:,} characters: {escape(told)}</figcaption>"
         "</figure>\n"
     )
+
+
+def _box(chunk: ChunkLoss, left: float, right: float, share: float) -> str:
+    at = f'x="{left}" y="20" width="{round(right - left, 1)}" height="20"'
+    told = f"characters {chunk.start:,} to {chunk.end:,}: {_number(chunk.loss)} nats"
+    return f'<rect class="loss" {at} fill-opacity="{share:.2f}"><title>{told}</title></rect><rect class="edge" {at}/>'
 
 
 # --- tokens by chunks -------------------------------------------------------------------------------------------------

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from langchain_core.language_models import LangSmithParams
 from langchain_core.messages.ai import InputTokenDetails, UsageMetadata
+from langchain_core.messages.content import Citation, TextContentBlock
 
 from focus_core import Answer, Finished, Usage
+from focus_core.engine.sources import Source
 from focus_integrations.langchain.documents import CARRIERS, whole_documents_of
 from focus_integrations.settings import Call, FocusSettings
+from focus_integrations.sources import source_fields, sources_metadata
 
 PROVIDER = "focusllm"
 
@@ -45,6 +49,37 @@ def usage_metadata(usage: Usage) -> UsageMetadata:
     )
 
 
-def answer_metadata(end: Answer | Finished) -> dict[str, str]:
-    """Why an answer ended, and the method that gave it."""
-    return {"finish_reason": end.finish_reason, "method": end.method}
+def answer_metadata(end: Answer | Finished) -> dict[str, Any]:
+    """Why an answer ended, the method that gave it, and its sources if they were asked for."""
+    return {"finish_reason": end.finish_reason, "method": end.method, **sources_metadata(end)}
+
+
+def cited_text(text: str, sources: Sequence[Source], *, length: int, index: int | None = None) -> TextContentBlock:
+    """A text block with LangChain's standard citations, one for each source, the best first.
+
+    Args:
+        length: characters of the whole answer, which every citation is about
+        index: of the block that pieces of a stream are put together in
+    """
+    block = TextContentBlock(type="text", text=text)
+    if index is not None:
+        block["index"] = index
+    if sources:
+        block["annotations"] = [_citation(source, length) for source in sources]
+    return block
+
+
+def _citation(source: Source, length: int) -> Citation:
+    citation = Citation(
+        type="citation",
+        start_index=0,
+        end_index=length,
+        cited_text=source.excerpt,
+        extras=source_fields(source),
+    )
+    if source.name:
+        citation["title"] = source.name
+    url = str(source.metadata.get("source", ""))
+    if "://" in url:  # LangChain's loaders put paths there too
+        citation["url"] = url
+    return citation

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import aclosing, closing
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel, LangSmithParams, LanguageModelInput, ModelProfile
@@ -18,7 +18,7 @@ from pydantic import ConfigDict, model_validator
 from focus_core import Answer, Document, Finished
 from focus_core.engine.answers import Event
 from focus_core.errors import ConfigError
-from focus_integrations.langchain.base import PROVIDER, LangChainSettings, answer_metadata, usage_metadata
+from focus_integrations.langchain.base import PROVIDER, LangChainSettings, answer_metadata, cited_text, usage_metadata
 from focus_integrations.langchain.bound import BoundChatModel
 from focus_integrations.langchain.documents import CARRIERS, whole_documents_of
 from focus_integrations.langchain.messages import Conversation, conversation_from, countable
@@ -156,8 +156,11 @@ class ChatFocusLLM(LangChainSettings, BaseChatModel):
         return self._result(answer)
 
     def _result(self, answer: Answer) -> ChatResult:
+        cited = cited_text(answer.text, answer.sources, length=len(answer.text))
         message = AIMessage(
-            answer.text, usage_metadata=usage_metadata(answer.usage), response_metadata=self._response_metadata(answer)
+            answer.text if answer.explanation is None else [cast(dict[str, Any], cited)],
+            usage_metadata=usage_metadata(answer.usage),
+            response_metadata=self._response_metadata(answer),
         )
         return ChatResult(generations=[ChatGeneration(message=message, generation_info={})])
 
@@ -189,15 +192,26 @@ class ChatFocusLLM(LangChainSettings, BaseChatModel):
                 yield chunk
 
     def _chunks(self, request: _ChatRequest, on_reading: OnReading | None) -> Iterator[ChatGenerationChunk]:
+        cited, length = bool(request.call.options["sources"]), 0
         with closing(self._events([request.conversation.messages], request.call, on_reading=on_reading)) as events:
             for _, event in events:
-                yield ChatGenerationChunk(message=self._message_chunk(event))
+                length += len(event.text)
+                yield ChatGenerationChunk(message=self._message_chunk(event, length if cited else None))
 
-    def _message_chunk(self, event: Event) -> AIMessageChunk:
+    def _message_chunk(self, event: Event, length: int | None) -> AIMessageChunk:
+        """A piece of the answer.
+
+        Args:
+            length: characters so far, where citations are wanted: then all pieces are of one block
+        """
+        content: str | list[str | dict[str, Any]] = event.text
+        if length is not None:
+            sources = event.sources if isinstance(event, Finished) else ()
+            content = [cast(dict[str, Any], cited_text(event.text, sources, length=length, index=0))]
         if not isinstance(event, Finished):
-            return AIMessageChunk(content=event.text)
+            return AIMessageChunk(content=content)
         return AIMessageChunk(
-            content=event.text,
+            content=content,
             usage_metadata=usage_metadata(event.usage),
             response_metadata=self._response_metadata(event),
             chunk_position="last",

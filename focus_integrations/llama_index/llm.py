@@ -34,6 +34,7 @@ from focus_integrations.llama_index.events import relaying, tell
 from focus_integrations.llama_index.inputs import of_messages, warn_of_pictures
 from focus_integrations.llama_index.structured import StructuredAnswers
 from focus_integrations.settings import Call, FocusSettings, WholeText, documents_from, kind_of
+from focus_integrations.sources import sources_metadata
 from focus_integrations.streams import OnReading, answers_in_thread, in_thread
 
 _ROLES = {
@@ -270,7 +271,12 @@ def _raw(end: Answer | Finished) -> dict[str, Any]:
     usage = end.usage
     counts = {"prompt_tokens": usage.input_tokens, "completion_tokens": usage.output_tokens}
     total = {"total_tokens": usage.input_tokens + usage.output_tokens}
-    return {"usage": {**counts, **total, **asdict(usage)}, "finish_reason": end.finish_reason, "method": end.method}
+    return {
+        "usage": {**counts, **total, **asdict(usage)},
+        "finish_reason": end.finish_reason,
+        "method": end.method,
+        **sources_metadata(end),
+    }
 
 
 def _completion(answer: Answer) -> CompletionResponse:

@@ -21,7 +21,7 @@ from llama_index.core.prompts import BasePromptTemplate, PromptTemplate, Selecto
 from llama_index.core.prompts.default_prompt_selectors import DEFAULT_TEXT_QA_PROMPT_SEL
 from llama_index.core.prompts.mixin import PromptDictType
 from llama_index.core.response_synthesizers.base import BaseSynthesizer, QueryTextType
-from llama_index.core.schema import NodeWithScore, TextNode
+from llama_index.core.schema import MetadataMode, NodeWithScore, TextNode
 from llama_index.core.types import RESPONSE_TEXT_TYPE
 from pydantic import BaseModel, PrivateAttr
 
@@ -59,6 +59,7 @@ _WITHOUT_USE = {
     "documents": "Give them to the model: FocusLLM(documents=…), or as nodes to synthesize().",
 }
 
+_OF_SOURCES = ("sources", "documents", "supported", "support")  # in a response's metadata, where they are asked for
 _FORMATTED = "string_to_format"  # the only name that LlamaIndex's formatter keeps for itself
 
 UsageRecord = dict[str, Any]
@@ -68,7 +69,9 @@ class FocusSynthesizer(BaseSynthesizer):
     """Answers from the whole documents that the nodes belong to, in one call.
 
     Nodes are put together by document. The source nodes of the response are the nodes that came in, and its metadata
-    hold the usage of the call under `"focus"` (once a stream has ended).
+    hold the usage of the call under `"focus"` (once a stream has ended). With `FocusLLM(sources=True)` that record also
+    has the sources of the answer, and the source nodes have the scores of the passages in them, the best first (unless
+    the answer is streamed: they are handed over before it).
 
     Another model than `FocusLLM` works too, with a warning: it gets the documents joined in its prompt.
     """
@@ -241,7 +244,8 @@ class FocusSynthesizer(BaseSynthesizer):
         first = source_nodes[0].node
         assert isinstance(first, _WholeNode)
         additional = [source for source in source_nodes if not isinstance(source.node, _WholeNode)]
-        response = super()._prepare_response_output(response_str, [*first._found, *additional])
+        found = _by_evidence(first._found, first._usage)
+        response = super()._prepare_response_output(response_str, [*found, *additional])
         return _with_usage(response, first._usage)
 
     # --- answers ------------------------------------------------------------------------------------------------------
@@ -381,6 +385,19 @@ async def _adeltas(responses: AsyncGenerator[ChatResponse, None], usage: UsageRe
             yield response.delta or ""
 
 
+def _by_evidence(hits: list[NodeWithScore], usage: UsageRecord) -> list[NodeWithScore]:
+    """With sources: the nodes with the scores of the passages in them, the best first; else as they came."""
+    if "sources" not in usage:
+        return hits
+    rescored = [NodeWithScore(node=hit.node, score=_evidence(hit, usage["sources"])) for hit in hits]
+    return sorted(rescored, key=lambda hit: -(hit.score or 0.0))
+
+
+def _evidence(hit: NodeWithScore, sources: Sequence[dict[str, Any]]) -> float:
+    text = hit.node.get_content(MetadataMode.NONE)
+    return float(sum(source["score"] for source in sources if source["excerpt"] in text))
+
+
 def _note_usage(response: ChatResponse, usage: UsageRecord) -> None:
     if isinstance(response.raw, dict):
         usage.update(
@@ -388,3 +405,4 @@ def _note_usage(response: ChatResponse, usage: UsageRecord) -> None:
             finish_reason=response.raw.get("finish_reason"),
             method=response.raw.get("method"),
         )
+        usage.update({name: response.raw[name] for name in _OF_SOURCES if name in response.raw})
