@@ -21,7 +21,7 @@ from pathlib import Path
 from tempfile import gettempdir
 
 from focus_core import Document, FocusEngine
-from focus_core.cli.source_page import source_page
+from focus_core.engine.source_page import source_page
 from focus_core.evaluation.facts import filler_sentences
 
 engine = FocusEngine.from_pretrained()

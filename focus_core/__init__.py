@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from focus_core.engine.options import Options
     from focus_core.engine.prepared import PreparedDocuments
     from focus_core.engine.reading_plan import ReadingPlan
+    from focus_core.engine.sources import Explanation, Source
     from focus_core.loading.adapters import save_adapter
     from focus_core.methods.focus import FocusModel
     from focus_core.progress import Reading
@@ -39,6 +40,7 @@ else:
         "engine.options": ("Options",),
         "engine.prepared": ("PreparedDocuments",),
         "engine.reading_plan": ("ReadingPlan",),
+        "engine.sources": ("Explanation", "Source"),
         "loading.adapters": ("save_adapter",),
         "methods.focus": ("FocusModel",),
         "progress": ("Reading",),
@@ -66,6 +68,7 @@ __all__ = [
     "ContextOverflowError",
     "Document",
     "DocumentError",
+    "Explanation",
     "Finished",
     "FocusConfig",
     "FocusEngine",
@@ -78,6 +81,7 @@ __all__ = [
     "PreparedDocuments",
     "Reading",
     "ReadingPlan",
+    "Source",
     "UnsupportedModelError",
     "Usage",
     "__version__",

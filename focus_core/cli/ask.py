@@ -15,7 +15,7 @@ import typer
 
 from focus_core.cli import options
 from focus_core.cli.loading import config_of, load_engine, read_documents
-from focus_core.cli.source_page import source_page
+from focus_core.engine.source_page import source_page
 from focus_core.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from focus_core.cli.source_page import source_page
+from focus_core.engine.source_page import source_page
 from focus_core.engine.sources import ChunkLoss, Explanation, Source
 from focus_core.text.documents import Document
 from tests.cli.conftest import Focusllm

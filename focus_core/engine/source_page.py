@@ -1,4 +1,4 @@
-"""`focusllm ask --html report.html`: an answer with its sources as one page that needs nothing else.
+"""An answer with its sources as one page that needs nothing else: `focusllm ask --html report.html`.
 
 No script, no font, no picture from elsewhere. Every colour stands beside a number or a word, so that nobody needs it.
 """
