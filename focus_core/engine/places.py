@@ -44,7 +44,7 @@ def with_pieces(question: TokenizedQuestion) -> TokenizedQuestion:
     if question.chunks or not question.documents:
         return question
     longest = max(_SMALLEST, sum(map(len, question.documents)) // _PIECES)
-    return question.with_chunks(question.layout.chunks_of(question.documents, Cutting(longest, paragraphs=True)))
+    return question.with_chunks(question.layout.chunks_of(question.documents, Cutting(longest, "paragraph")))
 
 
 def chunk_places(question: TokenizedQuestion) -> list[list[Place]]:

@@ -109,14 +109,16 @@ class Scheduler:
 
     def run(self, work: Callable[[], Result]) -> Result:
         """Passes of the model that belong to no request, in the thread of the caller, while no step runs."""
-        with self._changed:
-            self._changed.wait_for(lambda: not self._stepping)
-            self._stepping = True
+        mine = False
         try:
+            with self._changed:
+                self._changed.wait_for(lambda: self._stepping is None)
+                mine, self._stepping = True, threading.get_ident()
             with naming_lack_of_memory():
                 return work()
         finally:
-            self._end_step()
+            if mine:
+                self._end_step()
 
     def _take(self, requests: Sequence[AnyRequest]) -> list[tuple[AnyRequest, Notice]]:
         """The notices of some requests; runs steps, or waits for another client's, until there are any."""

@@ -21,6 +21,8 @@ Losses = Callable[[Sequence[LeftOut]], list[float]]  # of the answer without eac
 NOTICEABLE = 1.0  # nats; passages without which an answer loses less are no sources
 _EXPLAINED = 0.5  # of the loss without all passages: if the necessary ones explain so much, no other is looked for
 _SUFFICIENT = 0.7  # of the same: what a passage restores that supports the answer by itself
+_COMMON = 0.5  # of the passages: what more of them restore is the form of an answer, which any text gives
+_FEW = 3  # so many may all say the same
 
 
 @dataclass(frozen=True)
@@ -63,11 +65,12 @@ def find_support(units: Sequence[Passage], given: LeftOut, necessity: Sequence[f
 
 
 def sufficient(units: Sequence[Passage], given: LeftOut, without_all: float, whole: float, losses: Losses) -> list[int]:
-    """The passages that support the answer by themselves."""
+    """The passages that support the answer by themselves; none, if nearly any passage would do."""
     if whole < NOTICEABLE:
         return []
     only = losses([given | (frozenset(units) - {unit}) for unit in units])
-    return [unit for unit, loss in enumerate(only) if without_all - loss >= _SUFFICIENT * whole]
+    found = [unit for unit, loss in enumerate(only) if without_all - loss >= _SUFFICIENT * whole]
+    return found if len(found) <= max(_FEW, len(units) * _COMMON) else []
 
 
 def _support(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from focus_core.cache.chunks import ChunkSet
+from focus_core.cache.chunks import ChunkRow, ChunkSet
 from focus_core.config import FocusConfig
 from focus_core.methods.base import ChunkScore, Method, TokenizedQuestion
 from focus_core.methods.evidence import NOTHING, Evidence, LeftOut, Passage
@@ -60,12 +60,10 @@ def _evidence(method: Method, question: TokenizedQuestion, read: Sequence[int] =
     scores = [ChunkScore(chunk, -1.0 - index, index in read) for index, chunk in enumerate(question.chunks)]
 
     def chunks() -> ChunkSet:
-        passes = method.prefill(question.chunks)
-        while True:
-            try:
-                next(passes)
-            except StopIteration as finished:
-                return ChunkSet.of(finished.value)
+        rows: dict[int, ChunkRow] = {}
+        for read in method.prefill(question.chunks):
+            rows |= read
+        return ChunkSet.of([rows[index] for index in range(len(question.chunks))])
 
     return method.evidence(question, scores if read else (), chunks)
 
