@@ -87,7 +87,7 @@ async def test_an_answer_is_counted_once_and_right(llm: FocusLLM, engine: FocusE
     assert response.raw["usage"]["document_tokens"] == sum(map(engine.count_tokens, DOCUMENTS))
     kind = "LLMChat" if endpoint.endswith("chat") else "LLMCompletion"
     names = [event.class_name() for event in events.seen if "InProgress" not in event.class_name()]
-    assert names == [f"{kind}StartEvent", f"{kind}EndEvent"]
+    assert names == [f"{kind}StartEvent", "FocusReadingEvent", f"{kind}EndEvent"]  # the documents had been read
 
 
 def test_stream_items_hold_the_text_so_far_and_what_is_new(llm: FocusLLM) -> None:
