@@ -112,11 +112,17 @@ class DiskTier:
             else:
                 yield {}
 
-    def touch(self, keys: Collection[ChunkKey]) -> None:
-        """Note that chunks were used."""
+    def touch(self, keys: Collection[ChunkKey]) -> set[ChunkKey]:
+        """Note that chunks were used; those that are not there."""
+        missing = set()
         for key in keys:
-            with suppress(OSError):  # not there, or not ours to change
+            try:
                 os.utime(self.path(key))
+            except FileNotFoundError:
+                missing.add(key)
+            except OSError:  # not ours to change
+                continue
+        return missing
 
     def warn_of_unusable(self) -> None:
         """One warning for all files that could not be used since the last time."""

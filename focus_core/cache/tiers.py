@@ -25,11 +25,15 @@ class ChunkStore:
     memory: DeviceTier
     disk: DiskTier | None = None
 
-    def rows(self, keys: Collection[ChunkKey], *, layers: int) -> dict[ChunkKey, ChunkRow]:
-        """Chunks in memory with at least so many layers; they and their files count as used now."""
+    def rows(self, keys: Collection[ChunkKey], tokens_of: TokensOf, *, layers: int) -> dict[ChunkKey, ChunkRow]:
+        """Chunks in memory with at least so many layers; they and their files count as used now.
+
+        What was read before the folder was named, by another engine of the model, is written now.
+        """
         found = {key: row for key in keys if (row := self.memory.get(key)) and row[0].layers >= layers}
         if self.disk is not None:
-            self.disk.touch(keys)
+            missing = self.disk.touch(keys)
+            self.disk.save({key: found[key] for key in found if key in missing}, tokens_of)
         return found
 
     def stored(self, keys: Collection[ChunkKey], tokens_of: TokensOf, *, layers: int) -> dict[ChunkKey, ChunkHeader]:

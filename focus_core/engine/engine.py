@@ -131,6 +131,9 @@ class FocusEngine:
             ConfigError: an unknown device, dtype or method, or sizes that cannot work
         """
         config, arguments = split_settings(config, settings)
+        store = os.environ.get(STORE_VARIABLE) if store is None else store
+        if store_limit is not None and not store:
+            raise ConfigError(f"store_limit={shown(store_limit)}: there is no store. Name its folder with store=.")
         shared = shared_model(model, adapter=adapter, device=device, dtype=dtype, progress=progress, **arguments)
         return cls(
             shared,
@@ -138,7 +141,7 @@ class FocusEngine:
             method=method,
             progress=progress,
             store_bytes=store_bytes,
-            store=os.environ.get(STORE_VARIABLE) if store is None else store,
+            store=store,
             store_limit=store_limit,
         )
 

@@ -109,7 +109,7 @@ class ChunkPrefill:
             OutOfMemoryError: before any work, with both numbers
         """
         layers = self.method.cached_layers
-        self.rows |= self._store.rows(self.wanted, layers=layers)
+        self.rows |= self._store.rows(self.wanted, self._tokens_of, layers=layers)
         in_use = {block for block, _ in self.rows.values()}
         plan = plan_tiers(
             {key: self.method.chunk_bytes(1, len(chunk)) for key, chunk in self.wanted.items()},

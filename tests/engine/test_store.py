@@ -17,7 +17,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule
 
-from focus_core import ConfigError, FocusEngine, FocusWarning
+from focus_core import ConfigError, FocusConfig, FocusEngine, FocusWarning
 from focus_core.cache import disk as disk_module
 from focus_core.engine.verification import Verification
 from tests.engines import QUESTION, A, B, C, cold, make_engine
@@ -176,6 +176,22 @@ def test_an_impossible_sample(sample: Any) -> None:
     engine = make_engine()
     with pytest.raises(ConfigError, match="sample="):
         engine.verify(engine.prepare(A), sample=sample)
+
+
+def test_what_was_read_before_the_folder_was_named_is_written(folder: Path) -> None:
+    """LMCache #2876: the disk was silently idle, because everything was in memory already."""
+    first = make_engine(store=folder.with_name("other"))
+    first.prepare([A, B])
+    config = FocusConfig(layout="raw", chunk_size=64, plain_up_to=0)
+    second = FocusEngine(first.shared, config=config, method="focus", store=folder)
+    assert second.generate(QUESTION, [A], max_new_tokens=1).usage.cache_creation == 0
+    assert make_engine(store=folder).generate(QUESTION, [A], max_new_tokens=1).usage.cache_creation == 0
+
+
+def test_a_limit_without_a_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("FOCUSLLM_STORE", raising=False)
+    with pytest.raises(ConfigError, match="store_limit=5: there is no store"):
+        FocusEngine.from_pretrained(store_limit=5)
 
 
 def test_a_model_that_was_handed_over_has_no_files() -> None:
