@@ -26,7 +26,7 @@ from focus_core.config import FocusConfig
 
 _QUESTION = "What is the access code of the amber falcon?"
 _AIM = 0.3  # at most so far from what was planned
-_CASES = ("cold", "half in memory", "in memory", "on disk")
+CASES = ("cold", "half in memory", "in memory", "on disk")
 
 Pairs = dict[str, list[tuple[float, float]]]  # planned and happened, by case
 
@@ -38,7 +38,7 @@ def run(options: argparse.Namespace, texts: Sequence[str]) -> Pairs:
         engine = engine_of(options, folder)
         engine.shared.calibration.clear()
         engine.store.memory.clear()
-        for case in _CASES:
+        for case in CASES:
             if case == "half in memory":
                 engine = engine_of(options)  # without the folder, where everything is by now
                 engine.store.memory.clear()
@@ -69,7 +69,7 @@ def engine_of(options: argparse.Namespace, store: str = "") -> FocusEngine:
 def summary(tokens: int, runs: Sequence[Pairs]) -> list[dict[str, Any]]:
     """Medians of each case."""
     rows = []
-    for case in _CASES:
+    for case in CASES:
         pairs = [pair for of_run in runs for pair in of_run[case]]
         ratios = [happened / planned for planned, happened in pairs]
         planned, happened = (median(figures) for figures in zip(*pairs, strict=True))

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import compare, decode, edits, floors, report
+from benchmarks import compare, decode, edits, floors, plan, report
 from benchmarks.floors import Shape, Work
 from benchmarks.machine import Rates
 from benchmarks.ways import FULL_ATTENTION, ONE_BY_ONE, OURS
@@ -105,6 +105,25 @@ def test_edits_read_few_chunks_again_where_the_text_ends_them(
     assert rows["tokens"]["count"] == 47 < rows["tokens"]["chunks"]["new first page"][0]
     assert all(rows["content"]["chunks"][kind][0] <= 8 for kind in rows["content"]["chunks"])
     assert "| 128 | `content` |" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@needs_embedded
+def test_every_case_is_planned_and_happens(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """How near the two are depends on what else the machine does, so no ratio is asked for here."""
+    path = tmp_path / "new" / "result.json"
+    plan.main(["--tokens", "4000", "--runs", "1", "--json", str(path)])
+    rows = {row["case"]: row for row in json.loads(path.read_text())["rows"]}
+    assert list(rows) == ["cold", "half in memory", "in memory", "on disk"]
+    assert rows["cold"]["planned"] > rows["half in memory"]["planned"] > rows["in memory"]["planned"] > 0
+    assert "Other programs that run meanwhile spoil both figures" in capsys.readouterr().out
+
+
+def test_a_plan_that_is_far_from_what_happens_is_said() -> None:
+    runs = [{case: [(2.0, happened)] for case in plan.CASES} for happened in (2.0, 3.0, 3.2)]
+    row = plan.summary(100, runs)[0]
+    assert (row["planned"], row["happened"], row["ratio"], row["met"]) == (2.0, 3.0, 1.5, False)
+    assert "| 100 | cold | 2.000 | 3.000 | 1.50 | 1.00 … 1.60 | NO |" in plan.table([row])
 
 
 def test_an_edit_replaces_characters() -> None:

@@ -103,6 +103,8 @@ def _explain(plan: ReadingPlan) -> str:
         )
     if not plan.answer_tokens:
         lines.append("It does not fit the window. Use fewer documents or a larger --chunk-size.")
+    if plan.problem is not None and not plan.lacking_bytes and plan.answer_tokens:
+        lines.append(f"It cannot be asked. {plan.problem}")  # the template has no place for documents
     return "\n".join([*lines, "It fits."] if plan.fits else lines)
 
 
