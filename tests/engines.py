@@ -41,7 +41,7 @@ def make_engine(
     settings.bos_token_id, settings.eos_token_id = 1, 2
     model = LlamaForCausalLM(settings)
     chosen = {"layout": "raw", "chunk_size": 64, "dynamic_prompt": 32, "local_window": 128, "plain_up_to": 0, **config}
-    shared = SharedModel.of(LoadedModel(model, "tiny"), byte_tokenizer(), key=key if store else None)
+    shared = SharedModel.of(LoadedModel(model, type(model).__name__), byte_tokenizer(), key=key if store else None)
     engine = FocusEngine(
         shared,
         config=FocusConfig(**chosen),

@@ -82,6 +82,7 @@ def test_every_command_exists() -> None:
     """`focusllm …` and `make …` in the README."""
     shown = "\n".join([*blocks(""), *re.findall(r"`([^`\n]+)`", README)])
     commands = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
+    commands |= {group.name for group in app.registered_groups if group.name}
     assert set(re.findall(r"^focusllm (\w+)", shown, flags=re.MULTILINE)) <= commands
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
     assert set(re.findall(r"^make ([a-z-]+)", shown, flags=re.MULTILINE)) <= targets
