@@ -5,8 +5,8 @@
 
 The rival is what plain transformers offers: full attention over the same text by the same weights, its `DynamicCache`
 saved with safetensors and loaded by a new process. It is timed beyond the model's window too, where its answers would
-be worthless. `eight` are whole answers to eight questions about a text in memory. Figures are medians. Files lie in
-the page cache of the system (`warm`), or the system was asked to forget them before each run (`dropped`; it may refuse).
+be worthless. `eight` are whole answers to eight questions about a text in memory. Figures are medians. Files lie
+in the page cache of the system (`warm`), or it was asked to forget them before each run (`dropped`: it may refuse).
 """
 
 from __future__ import annotations
