@@ -95,16 +95,16 @@ def ours(options: argparse.Namespace, tokens: int) -> dict[str, Any]:
     return {"tokens": engine.count_tokens(text), "seconds": found, "store_bytes": nbytes}
 
 
-def engine_of(options: argparse.Namespace, store: str | None = None) -> FocusEngine:
-    config = FocusConfig(chunk_size=options.chunk_size, boundaries="content")
+def engine_of(options: argparse.Namespace, store: str | None = None, boundaries: str | None = None) -> FocusEngine:
+    config = FocusConfig(chunk_size=options.chunk_size, boundaries=boundaries)
     return FocusEngine.from_pretrained(
         options.model, adapter=options.adapter, config=config, progress=False, store=store or "", device="cpu"
     )
 
 
 def edited(options: argparse.Namespace, folder: str, text: str) -> list[float]:
-    """Preparing the text again, one sentence in its middle changed each time."""
-    engine = engine_of(options, folder)
+    """Preparing the text again, one sentence new in its middle each time, with ends of chunks that the text decides."""
+    engine = engine_of(options, folder, "content")
     seconds = []
     for run in range(options.runs):
         middle = text.index(". ", len(text) // 2) + 2

@@ -32,7 +32,7 @@ engine = FocusEngine.from_pretrained(store=folder, boundaries="content", device=
 
 rng = random.Random(5)
 fact = Fact("access code", "the amber falcon", "48213")
-sentences = filler_sentences(rng, 800)
+sentences = filler_sentences(rng, 300)
 text = hide([fact], sentences, rng, [0.6]).text
 question = "What is the access code of the amber falcon?"
 print(f"{engine.count_tokens(text):,} tokens")
@@ -68,7 +68,7 @@ print(told["usage"]["cache_read"], "tokens were there,", told["usage"]["cache_cr
 # meet again behind the edit, and one or two chunks are read.
 
 # %%
-edited = text.replace(sentences[400], "The lighthouse was painted green.")
+edited = text.replace(sentences[150], "The lighthouse was painted green.")
 again = engine.prepare(edited)
 print(f"{again.tokens_read:,} of {again.tokens:,} tokens read")
 

@@ -81,7 +81,7 @@ def test_passes_that_follow_each_other_add_up() -> None:
     assert floors.seconds([Work(flops=20, bytes=5), Work(flops=10, bytes=50)], rates) == 2.0 + 10.0
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_trees_are_compared_in_turn(capsys: pytest.CaptureFixture[str]) -> None:
     """Of a tree and itself, so that the logits are equal."""
     sizes = ["--shape", "tiny", "--chunks", "4", "--chunk-size", "64", "--question", "8", "--steps", "2"]

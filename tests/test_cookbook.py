@@ -8,6 +8,7 @@ import re
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import jupytext
 import nbformat
@@ -50,10 +51,15 @@ def test_every_cell_is_python(path: Path) -> None:
             compile(source, f"{path.name}, cell {number}", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
 
 
+def _when(path: Path) -> Any:
+    """What these notebooks show is run by their pages in docs/, too."""
+    as_pages = ("02_langchain", "03_llama_index", "06_where_does_it_say_that")
+    return pytest.param(path, marks=pytest.mark.long if path.stem in as_pages else pytest.mark.slow, id=path.stem)
+
+
 @needs_embedded
-@pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=names)
+@pytest.mark.parametrize("path", [_when(path) for path in NOTEBOOKS])
 def test_notebook_runs_from_a_clean_kernel(path: Path) -> None:
     """`execute` raises at the first cell that fails; where a fact is printed beside its answer, that is right."""
     notebook = nbformat.read(path, as_version=4)

@@ -198,6 +198,7 @@ def test_pieces_stand_for_chunks_where_the_plain_model_reads() -> None:
 # --- right answers ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 @needs_embedded
 def test_the_embedded_models_answer_names_its_sentence() -> None:
     fact = FACTS[1]
