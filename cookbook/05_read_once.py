@@ -24,6 +24,7 @@ import time
 import warnings
 from pathlib import Path
 
+import focus_core
 from focus_core import FocusEngine, FocusWarning
 from focus_core.evaluation.facts import Fact, filler_sentences, hide
 
@@ -97,4 +98,4 @@ print(engine.verify(again, sample=3))
 listed = subprocess.run(
     [sys.executable, "-m", "focus_core.cli", "store", "ls", "--store", str(folder)], capture_output=True, text=True
 )
-print(listed.stdout.replace(str(folder.parent), "…"))
+print(listed.stdout.replace(str(folder.parent), "…").replace(str(Path(focus_core.__file__).parent), "focus_core"))
