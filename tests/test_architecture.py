@@ -53,7 +53,7 @@ FLOORS: list[dict[str, tuple[str, str]]] = [
             "weights from disk and hub: models, adapters, the authors' checkpoints, identity",
             "attention config device progress disk parsing errors",
         ),
-        "text": ("strings and tokens: documents, chunks, templates, files", "config errors"),
+        "text": ("strings and tokens: documents, chunks, templates, files", "cache config errors"),
     },
     {
         "attention": ("the inside of transformers: attention over chunks, candidates, RoPE", "errors"),

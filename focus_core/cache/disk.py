@@ -19,8 +19,8 @@ import torch
 from focus_core.cache.chunk_file import ChunkHeader, UnusableFile, check_identity, read_chunk, read_header, write_chunk
 from focus_core.cache.chunks import ChunkBlock, ChunkRow
 from focus_core.cache.folder import FolderContent, StoredDocument, chunk_path
+from focus_core.cache.keys import ChunkKey
 from focus_core.cache.planner import Room, room_for
-from focus_core.cache.store import ChunkKey
 from focus_core.errors import ConfigError, warn
 
 TokensOf = Callable[[ChunkKey], Sequence[int]]  # the tokens of a chunk, opening included

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import psutil
 
-from focus_core.cache.store import ChunkKey
+from focus_core.cache.keys import ChunkKey
 from focus_core.disk import replace_file
 
 _DIGEST = "[0-9a-f]{64}"

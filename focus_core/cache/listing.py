@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import time
-from array import array
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 
 from focus_core.cache.chunk_file import UnusableFile, check_identity, read_chunk, read_header
 from focus_core.cache.folder import FolderContent, StoredDocument, chunk_path
+from focus_core.cache.keys import chunk_key
 
 _DAY = 24 * 60 * 60
 
@@ -92,7 +91,7 @@ def verify_files(paths: Sequence[Path]) -> Iterator[tuple[Path, str | None]]:
             header = read_header(path)
             check_identity(header, {"model": path.parents[1].name})
             _, token_ids = read_chunk(path, header)
-            if sha256(array("q", token_ids).tobytes() + (header.kv_dtype or "").encode()).hexdigest() != path.stem:
+            if chunk_key(token_ids, header.kv_dtype).hex() != path.stem:
                 raise UnusableFile("its name is not the key of its tokens")
         except FileNotFoundError:
             continue

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from focus_core.cache.store import ChunkKey
+from focus_core.cache.keys import ChunkKey
 
 
 @dataclass(frozen=True)

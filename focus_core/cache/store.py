@@ -11,9 +11,8 @@ from collections.abc import Collection, Mapping
 from typing import Protocol
 
 from focus_core.cache.chunks import ChunkBlock, ChunkRow
+from focus_core.cache.keys import ChunkKey
 from focus_core.errors import ConfigError
-
-ChunkKey = bytes
 
 
 class Tier(Protocol):

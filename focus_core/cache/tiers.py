@@ -10,7 +10,8 @@ import torch
 from focus_core.cache.chunk_file import ChunkHeader
 from focus_core.cache.chunks import ChunkBlock, ChunkRow
 from focus_core.cache.disk import DiskTier, TokensOf
-from focus_core.cache.store import ChunkKey, DeviceTier
+from focus_core.cache.keys import ChunkKey
+from focus_core.cache.store import DeviceTier
 
 
 @dataclass(frozen=True, eq=False)

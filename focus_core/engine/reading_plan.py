@@ -10,8 +10,9 @@ import torch
 from focus_core import device as machine
 from focus_core.cache.chunk_file import ChunkHeader
 from focus_core.cache.disk import DiskTier, file_bytes
+from focus_core.cache.keys import ChunkKey
 from focus_core.cache.planner import TierPlan, plan_tiers
-from focus_core.cache.store import ChunkKey, Tier
+from focus_core.cache.store import Tier
 from focus_core.cache.tiers import ChunkStore
 from focus_core.engine.calibration import Calibration
 from focus_core.engine.planning import Outline

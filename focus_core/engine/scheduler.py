@@ -22,7 +22,7 @@ import torch
 from transformers import PreTrainedModel
 
 from focus_core.cache.chunks import ChunkSet
-from focus_core.cache.store import ChunkKey
+from focus_core.cache.keys import ChunkKey
 from focus_core.device import naming_lack_of_memory, require_memory, tokens_per_pass
 from focus_core.engine.prefill import ChunkPrefill
 from focus_core.engine.requests import AnyRequest, Failed, Notice, Progress, QuestionRequest, Ready, Request

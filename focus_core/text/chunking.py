@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from hashlib import sha256
 
+from focus_core.cache.keys import chunk_key
 from focus_core.text.borders import Borders
 from focus_core.text.documents import Document, TokenIds, TokenizedDocument
 
@@ -56,7 +55,7 @@ class Chunk:
     @cached_property
     def key(self) -> bytes:
         """Digest of `row` and `kv_dtype`: with the model's key, everything that keys and values depend on."""
-        return sha256(array("q", self.row).tobytes() + (self.kv_dtype or "").encode()).digest()
+        return chunk_key(self.row, self.kv_dtype)
 
     @property
     def document_parts(self) -> tuple[Chunk, ...]:
