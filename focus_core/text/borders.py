@@ -9,9 +9,13 @@ from collections.abc import Sequence
 from hashlib import sha256
 
 from focus_core.text.documents import TokenizedDocument
+from focus_core.text.sentences import STOP
 
-_SENTENCE_END = re.compile(r"[.!?…][\"'”’)\]]*\s")
-_KINDS = (re.compile(r"\n\s*\n"), re.compile(r"\n"), _SENTENCE_END)  # paragraphs, lines, sentences: the best first
+_KINDS = (
+    re.compile(r"\n\s*\n"),
+    re.compile(r"\n"),
+    re.compile(STOP + r"\s"),
+)  # paragraphs, lines, sentences: the best first
 _NEIGHBOURS = 16  # tokens on each side that make a border's digest: fewer recur in the document, more are edited sooner
 
 

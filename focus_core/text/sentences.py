@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 
+STOP = r"[.!?…][\"'”’)\]]*"  # a mark and what it closes, as a pattern
 # After these a sentence ends: its mark with closing quotes and white space, a mark that needs no white space, a line.
-_ENDS = re.compile(r"[.!?…][\"'”’)\]]*[^\S\n]+(?=\S)|[。！？][”’」』）]*|\n\s*")
+_ENDS = re.compile(STOP + r"[^\S\n]+(?=\S)|[。！？][”’」』）]*|\n\s*")
 _SHORTEST = 3  # words: after fewer ("Dr.", "No. 5") a full stop ends no sentence
 
 
