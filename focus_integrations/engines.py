@@ -15,7 +15,6 @@ from uuid import uuid4
 from weakref import WeakKeyDictionary
 
 from focus_core import ConfigError, FocusConfig, FocusEngine
-from focus_core.engine.engine import STORE_VARIABLE
 from focus_core.loading.embedded import EMBEDDED
 from focus_core.loading.peek import settings_on_disk
 from focus_core.methods.limits import check_sizes, longest_documents
@@ -41,11 +40,6 @@ class EngineSettings:
 def default_model() -> str:
     """The model named in the environment as `FOCUSLLM_MODEL`, else the embedded one."""
     return os.environ.get(MODEL_VARIABLE) or EMBEDDED
-
-
-def chosen_store(store: str | None) -> str | None:
-    """The folder that is given, else the one named in the environment as `FOCUSLLM_STORE`, else none."""
-    return (os.environ.get(STORE_VARIABLE) or None) if store is None else store
 
 
 _engines: OrderedDict[EngineSettings, FocusEngine] = OrderedDict()

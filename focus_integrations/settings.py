@@ -27,13 +27,12 @@ from focus_core import Document, FocusConfig, FocusEngine, Options, PreparedDocu
 from focus_core.config import DEFAULT_NEW_TOKENS
 from focus_core.engine.answers import Event
 from focus_core.engine.engine import Question
-from focus_core.engine.options import CheckedOptions, nearest
+from focus_core.engine.options import CheckedOptions, chosen_store, nearest
 from focus_core.errors import ConfigError, DocumentError, warn
 from focus_core.methods.table import checked_method
 from focus_core.text.documents import require_sequence, way_out
 from focus_integrations.engines import (
     EngineSettings,
-    chosen_store,
     default_model,
     longest_input,
     name_of,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
@@ -19,7 +18,7 @@ from focus_core.cache.tiers import ChunkStore
 from focus_core.config import CHUNK_WITHOUT_ADAPTER, LARGEST_CHUNK, FocusConfig, ResolvedConfig
 from focus_core.engine.answers import Answer, AnswersFromEvents, Event, Finished, Usage
 from focus_core.engine.attribution import explain, first_parts
-from focus_core.engine.options import CheckedOptions, Options, split_settings
+from focus_core.engine.options import CheckedOptions, Options, chosen_store, split_settings
 from focus_core.engine.places import with_pieces
 from focus_core.engine.planning import ChunkMemo, Outline, Planner
 from focus_core.engine.prefill import ChunkPrefill
@@ -47,7 +46,6 @@ AnyDocument = str | Document | PreparedDocuments
 Documents = AnyDocument | Sequence[AnyDocument]
 DocumentsOfEach = Sequence[Documents | None]
 
-STORE_VARIABLE = "FOCUSLLM_STORE"  # of the environment: the folder of engines that name none
 _SHORT = "What is this about, and what does it say?"  # the question of a plan for which none is given
 SHORT_QUESTION = 32  # tokens of a question with its template, where it is not known yet
 
@@ -131,7 +129,7 @@ class FocusEngine:
             ConfigError: an unknown device, dtype or method, or sizes that cannot work
         """
         config, arguments = split_settings(config, settings)
-        store = os.environ.get(STORE_VARIABLE) if store is None else store
+        store = chosen_store(store)
         if store_limit is not None and not store:
             raise ConfigError(f"store_limit={shown(store_limit)}: there is no store. Name its folder with store=.")
         shared = shared_model(model, adapter=adapter, device=device, dtype=dtype, progress=progress, **arguments)
@@ -304,10 +302,13 @@ class FocusEngine:
         return answer.plan
 
     def _chunks_again(self, plan: Plan) -> ChunkSet:
-        request = Request(self._prefill(plan.method, plan.chunks))
-        for _ in self._notices([request]):
+        return self._read(self._prefill(plan.method, plan.chunks)).chunk_set
+
+    def _read(self, prefill: ChunkPrefill) -> ChunkPrefill:
+        """Wait until all chunks are there, in silence."""
+        for _ in self._notices([Request(prefill)]):
             pass
-        return request.prefill.chunk_set
+        return prefill
 
     def _decoded(self, tokens: Sequence[int]) -> str:
         text: str = self.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
@@ -366,11 +367,10 @@ class FocusEngine:
         self._prepared(prepared)
         chunks = Random(seed).sample(prepared.chunks, min(sample, len(prepared.chunks)))
         method = self._planner.outline([len(document) for document in prepared.documents], SHORT_QUESTION).method
-        kept, anew = self._prefill(method, chunks), self._prefill(method, chunks, store=ChunkStore(DeviceTier(0)))
+        kept = self._prefill(method, chunks)
         kept.begin()
         kept.load_stored()
-        for _ in self._notices([Request(anew)]):
-            pass
+        anew = self._read(self._prefill(method, chunks, store=ChunkStore(DeviceTier(0))))
         return compare([kept.rows.get(chunk.key) for chunk in chunks], [anew.rows[chunk.key] for chunk in chunks])
 
     def outline(

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
-from typing import Any, TypedDict
+from pathlib import Path
+from typing import Any, TypedDict, TypeVar
 
 from focus_core.config import FocusConfig, SamplingConfig
 from focus_core.errors import ConfigError, shown
 from focus_core.progress import OnReading, Report
+
+Folder = TypeVar("Folder", bound=str | Path)
+
+STORE_VARIABLE = "FOCUSLLM_STORE"  # of the environment: the folder of engines that name none
+
+
+def chosen_store(store: Folder | None) -> Folder | str | None:
+    """The folder that is given, else the one that the environment names, else none; `""` stays, and means none."""
+    return (os.environ.get(STORE_VARIABLE) or None) if store is None else store
 
 
 class Options(TypedDict, total=False):
