@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -110,7 +111,7 @@ def edited(options: argparse.Namespace, folder: str, text: str) -> list[float]:
         middle = text.index(". ", len(text) // 2) + 2
         changed = f"{text[:middle]}This sentence is new, number {run}. {text[middle:]}"
         engine.prepare([text])
-        seconds.append(timed(lambda changed=changed: engine.prepare([changed])))  # type: ignore[misc]
+        seconds.append(timed(partial(engine.prepare, [changed])))
     return seconds
 
 

@@ -75,3 +75,8 @@ def shown(value: object) -> str:
     except ValueError:  # Python writes no number of more than 4,300 digits
         return "a number of very many digits"
     return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}…"
+
+
+def shown_bytes(nbytes: int) -> str:
+    """A number of bytes with the unit that suits."""
+    return f"{nbytes / 2**30:,.2f} GiB" if nbytes >= 2**30 else f"{nbytes / 2**20:,.1f} MiB"

@@ -71,8 +71,15 @@ def ask(
     """
     documents = read_documents(document or [])
     clock = _Clock()
-    named = {"chunk_size": chunk_size, "dynamic_prompt": dynamic_prompt, "parallel_chunks": parallel_chunks}
-    config = config_of({**named, "layout": layout, "select_tokens": select_tokens, "kv_dtype": kv_dtype}, setting or [])
+    config = config_of(
+        setting,
+        chunk_size=chunk_size,
+        dynamic_prompt=dynamic_prompt,
+        parallel_chunks=parallel_chunks,
+        layout=layout,
+        select_tokens=select_tokens,
+        kv_dtype=kv_dtype,
+    )
     engine = load_engine(
         model, adapter, device, dtype, config=config, method=method, store=store, store_limit=store_limit
     )

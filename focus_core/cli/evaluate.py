@@ -152,8 +152,13 @@ def evaluate(
         plan.require_score(score)
     if picture is not None:
         require_drawable(picture, plan.tasks)
-    named = {"chunk_size": chunk_size, "dynamic_prompt": dynamic_prompt, "parallel_chunks": parallel_chunks}
-    config = config_of({**named, "select_tokens": budget}, setting or [])
+    config = config_of(
+        setting,
+        chunk_size=chunk_size,
+        dynamic_prompt=dynamic_prompt,
+        parallel_chunks=parallel_chunks,
+        select_tokens=budget,
+    )
     engine = load_engine(model, adapter, device, dtype, config=config, progress=False)
     run = Run.start(plan.conditions(engine), out)
     if against is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -79,15 +79,26 @@ def load_engine(
     )
 
 
-def config_of(named: Mapping[str, int | str | None], further: Sequence[str]) -> FocusConfig:
-    """From options of their own, and from `NAME=VALUE`.
+def required_store(store: str | None) -> str:
+    """The folder of `--store` or of the environment.
+
+    Raises:
+        ConfigError: none is named
+    """
+    if not store:
+        raise ConfigError("No store is named. Use --store FOLDER, or set FOCUSLLM_STORE.")
+    return store
+
+
+def config_of(further: Sequence[str] | None, **named: int | str | None) -> FocusConfig:
+    """From `NAME=VALUE`, and from options of their own.
 
     Raises:
         ConfigError: an unknown name, one that has an option of its own, or an impossible value
     """
     known = [field.name for field in fields(FocusConfig) if field.name not in named]
     settings: dict[str, Any] = dict(named)
-    for pair in further:
+    for pair in further or ():
         name, _, value = pair.partition("=")
         if name not in known:
             raise ConfigError(f"--setting {pair}: choose from {', '.join(known)}, as boundaries=tokens.")

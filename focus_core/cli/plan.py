@@ -43,9 +43,15 @@ def plan(
     if not document:
         raise typer.BadParameter("name at least one document.", param_hint="--document")
     documents = read_documents(document)
-    named = {"chunk_size": chunk_size, "dynamic_prompt": dynamic_prompt, "parallel_chunks": parallel_chunks}
-    further = {"select_tokens": select_tokens, "layout": layout, "kv_dtype": kv_dtype}
-    config = config_of({**named, **further}, setting or [])
+    config = config_of(
+        setting,
+        chunk_size=chunk_size,
+        dynamic_prompt=dynamic_prompt,
+        parallel_chunks=parallel_chunks,
+        layout=layout,
+        select_tokens=select_tokens,
+        kv_dtype=kv_dtype,
+    )
     engine = load_engine(
         model, adapter, device, dtype, config=config, method=method, store=store, store_limit=store_limit
     )

@@ -7,8 +7,7 @@ import time
 import typer
 
 from focus_core.cli import options
-from focus_core.cli.loading import config_of, load_engine, read_documents
-from focus_core.errors import ConfigError
+from focus_core.cli.loading import config_of, load_engine, read_documents, required_store
 
 
 def prepare(
@@ -33,13 +32,18 @@ def prepare(
     """
     if not document:
         raise typer.BadParameter("name at least one file or folder.", param_hint="--document")
-    if not store:
-        raise ConfigError("No store is named. Use --store FOLDER, or set FOCUSLLM_STORE.")
+    folder = required_store(store)
     documents = read_documents(document)
-    named = {"chunk_size": chunk_size, "dynamic_prompt": dynamic_prompt, "parallel_chunks": parallel_chunks}
-    config = config_of({**named, "layout": layout, "kv_dtype": kv_dtype}, setting or [])
+    config = config_of(
+        setting,
+        chunk_size=chunk_size,
+        dynamic_prompt=dynamic_prompt,
+        parallel_chunks=parallel_chunks,
+        layout=layout,
+        kv_dtype=kv_dtype,
+    )
     engine = load_engine(
-        model, adapter, device, dtype, config=config, method=method, store=store, store_limit=store_limit
+        model, adapter, device, dtype, config=config, method=method, store=folder, store_limit=store_limit
     )
     start = time.perf_counter()
     prepared = engine.prepare(documents)

@@ -11,8 +11,8 @@ from typing import Annotated
 import typer
 
 from focus_core.cli import options
-from focus_core.cli.loading import parse_bytes
-from focus_core.errors import ConfigError
+from focus_core.cli.loading import parse_bytes, required_store
+from focus_core.errors import ConfigError, shown_bytes
 from focus_core.progress import progress_bar
 
 app = typer.Typer(help="List, verify, prune or remove what `focusllm prepare` has kept.", no_args_is_help=True)
@@ -20,9 +20,7 @@ app = typer.Typer(help="List, verify, prune or remove what `focusllm prepare` ha
 
 def store_folder(store: str | None) -> Path:
     """The folder of `--store` or of the environment, which must be there."""
-    if not store:
-        raise ConfigError("No store is named. Use --store FOLDER, or set FOCUSLLM_STORE.")
-    folder = Path(store).expanduser()
+    folder = Path(required_store(store)).expanduser()
     if not folder.is_dir():
         raise ConfigError(f"--store {store}: there is no such folder.")
     return folder
@@ -46,10 +44,12 @@ def list_(store: options.Store = None, as_json: options.AsJson = False) -> None:
         document, there = one.document, f"{one.chunks:,} of {len(set(one.document.chunks)):,} chunks"
         used = time.strftime("%Y-%m-%d %H:%M", time.localtime(one.used))
         typer.echo(
-            f"{document.name}  {document.tokens:,} tokens  {there}  {_size(one.nbytes)}  {used}  {document.model_id}"
+            f"{document.name}  {document.tokens:,} tokens  {there}  {shown_bytes(one.nbytes)}  {used}  "
+            f"{document.model_id}"
         )
     typer.echo(
-        f"{len(content.chunks):,} chunks, {_size(content.nbytes)} in all, {_size(content.foreign)} of it other files."
+        f"{len(content.chunks):,} chunks, {shown_bytes(content.nbytes)} in all, "
+        f"{shown_bytes(content.foreign)} of it other files."
     )
 
 
@@ -93,7 +93,7 @@ def prune(
     if limit is None and unused is None:
         raise typer.BadParameter("say how far: --limit SIZE or --unused DAYS.")
     freed = listing.prune(store_folder(store), limit=parse_bytes(limit), unused_days=unused)
-    typer.echo(f"{_size(freed)} freed.")
+    typer.echo(f"{shown_bytes(freed)} freed.")
 
 
 @app.command("rm")
@@ -110,10 +110,5 @@ def remove(
         if all(document.name != wanted for document in listed):
             raise ConfigError(f"{wanted!r}: the store has no document of this name. `focusllm store ls` lists them.")
     gone = [document for document in listed if document.name in name]
-    typer.echo(
-        f"{len(gone)} document{'s' if len(gone) != 1 else ''} removed, {_size(remove_documents(folder, gone))} freed."
-    )
-
-
-def _size(nbytes: int) -> str:
-    return f"{nbytes / 2**30:,.2f} GiB" if nbytes >= 2**29 else f"{nbytes / 2**20:,.1f} MiB"
+    freed = remove_documents(folder, gone)
+    typer.echo(f"{len(gone)} document{'s' if len(gone) != 1 else ''} removed, {shown_bytes(freed)} freed.")

@@ -16,7 +16,7 @@ from focus_core.cache.store import Tier
 from focus_core.cache.tiers import ChunkStore
 from focus_core.engine.calibration import Calibration
 from focus_core.engine.planning import Outline
-from focus_core.errors import FocusError
+from focus_core.errors import FocusError, shown_bytes
 from focus_core.methods.base import Method, Plan
 from focus_core.text.chunking import Chunk
 from focus_core.text.documents import TokenIds
@@ -167,11 +167,6 @@ def _folder_lines(folder: FolderPlan) -> Iterator[str]:
         yield f"        {shown_bytes(folder.remove_bytes)} of other documents give way."
     if folder.lacking_bytes:
         yield f"        {shown_bytes(folder.lacking_bytes)} are over the limit and not kept. Raise store_limit."
-
-
-def shown_bytes(nbytes: int) -> str:
-    """For people: with the unit that suits."""
-    return f"{nbytes / 2**30:,.2f} GiB" if nbytes >= 2**30 else f"{nbytes / 2**20:,.1f} MiB"
 
 
 def shown_seconds(seconds: float) -> str:
