@@ -91,6 +91,14 @@ def evaluate(
     max_new_tokens: Annotated[
         int | None, typer.Option(min=1, help="Longest answer, in tokens. Default: the task's own.")
     ] = None,
+    at_once: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="Questions about the same documents that are asked together: sooner done, but the seconds are then "
+            "those of a group.",
+        ),
+    ] = 1,
     model: options.Model = None,
     adapter: options.Adapter = None,
     device: options.Device = "auto",
@@ -147,6 +155,7 @@ def evaluate(
         embedder=embedder,
         instruction=instruction,
         max_new_tokens=max_new_tokens,
+        at_once=at_once,
     )
     if score is not None:
         plan.require_score(score)

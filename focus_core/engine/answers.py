@@ -104,7 +104,10 @@ class AnswersFromEvents:
         if isinstance(event, Finished):
             self._ends[index] = event
 
+    def answer(self, index: int) -> Answer:
+        """The answer to question `index`, once it has finished."""
+        return Answer(**{**vars(self._ends[index]), "text": self._texts[index]})
+
     def answers(self) -> list[Answer]:
         """All answers, once each of them has finished."""
-        ends = (self._ends[index] for index in range(len(self._texts)))
-        return [Answer(**{**vars(end), "text": text}) for text, end in zip(self._texts, ends, strict=True)]
+        return [self.answer(index) for index in range(len(self._texts))]

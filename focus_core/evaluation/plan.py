@@ -39,6 +39,8 @@ class Plan:
         embedder: folder of a sentence encoder, for `minilm`
         instruction: words after every question; by default the task's own
         max_new_tokens: longest answer; by default the task's own
+        at_once: questions about the same documents that are asked together: sooner done, and the seconds of an answer
+            are then those of all
 
     Raises:
         ConfigError: an unknown name, an impossible size, or data that are missing, unreadable or not needed
@@ -57,10 +59,11 @@ class Plan:
     embedder: Path | None = None
     instruction: str | None = None
     max_new_tokens: int | None = None
+    at_once: int = 1
 
     def __post_init__(self) -> None:
         checked_contenders(self.contenders)
-        for name in ("questions", "budget", "passage_tokens", "max_new_tokens"):
+        for name in ("questions", "budget", "passage_tokens", "max_new_tokens", "at_once"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name}={value}: must be at least 1.")
@@ -135,5 +138,6 @@ class Plan:
             "embedder": None if self.embedder is None else self.embedder.name,
             "instruction": self.instruction,
             "max_new_tokens": self.max_new_tokens,
+            "at_once": self.at_once,
             **conditions_of(engine),
         }

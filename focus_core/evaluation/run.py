@@ -6,10 +6,11 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
+from itertools import groupby
 from pathlib import Path
 
-from focus_core.engine.answers import Answer, AnswersFromEvents
+from focus_core.engine.answers import Answer, AnswersFromEvents, Finished
 from focus_core.engine.engine import FocusEngine
 from focus_core.errors import ContextOverflowError
 from focus_core.evaluation.contenders import Contender, Handed
@@ -38,8 +39,9 @@ def evaluate(engine: FocusEngine, plan: Plan, path: Path | None = None, *, repor
 def carry_out(engine: FocusEngine, plan: Plan, run: Run, *, report: Report | None = None) -> None:
     """Add to `run` what it lacks, so that an exception or Ctrl-C leaves it with all that was done.
 
-    All contenders answer a question before the next one, and questions about the same documents follow each other, so
-    that their chunks are prefilled once. What slows the machine down for a while slows all contenders.
+    All contenders answer a question (or those of `plan.at_once`) before the next, and questions about the same
+    documents follow each other, so that their chunks are prefilled once. What slows the machine down for a while slows
+    all contenders.
 
     Raises:
         ConfigError: documents that are too long to make up
@@ -71,56 +73,92 @@ def _trials(
 ) -> Iterator[Trial | None]:
     """Those of one sheet; `None` for each that the run has already."""
     asked: Counter[str] = Counter()
-    for original in sheet.questions:
-        question = replace(original, new_tokens=plan.max_new_tokens or original.new_tokens)
-        prompt = plan.prompt(task, question)
+    questions = [replace(one, new_tokens=plan.max_new_tokens or one.new_tokens) for one in sheet.questions]
+    for together in _groups(questions, plan.at_once):
         for contender in contenders:
-            name = contender.name
-            blank = Trial(task.name, tokens, question.name, name, asked[name], prompt, question.answers)
-            if blank.key in run:
-                yield None
-            else:
-                yield _answered(blank, engine, task, contender, sheet, question)
-                asked[name] += 1
+            name, missing = contender.name, []
+            for question in together:
+                prompt = plan.prompt(task, question)
+                blank = Trial(task.name, tokens, question.name, name, asked[name], prompt, question.answers)
+                if blank.key in run:
+                    yield None
+                else:
+                    missing.append(_Asked(blank, question))
+                    asked[name] += 1
+            yield from _answered(missing, engine, task, contender, sheet)
+
+
+def _groups(questions: Sequence[Question], size: int) -> Iterator[list[Question]]:
+    """Questions that one call can ask: in order, at most `size`, with the same options."""
+    for _, alike in groupby(questions, key=lambda question: (question.new_tokens, question.chat_template)):
+        listed = list(alike)
+        yield from (listed[start : start + size] for start in range(0, len(listed), size))
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A question, and its trial as far as it is known."""
+
+    trial: Trial
+    question: Question
 
 
 def _answered(
-    blank: Trial, engine: FocusEngine, task: Task, contender: Contender, sheet: Sheet, question: Question
-) -> Trial:
+    asked: Sequence[_Asked], engine: FocusEngine, task: Task, contender: Contender, sheet: Sheet
+) -> Iterator[Trial]:
+    """The trials of questions that are asked together, as their answers end."""
     started = time.perf_counter()
+    possible: list[tuple[_Asked, Handed]] = []
+    for one in asked:
+        try:
+            possible.append((one, contender.hand(sheet, one.question, one.trial.prompt)))
+        except ContextOverflowError as error:
+            yield replace(one.trial, impossible=str(error))
     try:
-        handed = contender.hand(sheet, question, blank.prompt)
-        answer, first = _ask(engine, blank.prompt, handed, question)
-    except ContextOverflowError as error:
-        return replace(blank, impossible=str(error))
-    ended = time.perf_counter()
-    return replace(
-        blank,
-        answer=answer.text,
-        method=answer.method,
-        scores=task.score(question, answer.text),
-        tokens_read=handed.tokens_read(answer),
-        gold_read=handed.gold_read(question, answer),
-        first_token_seconds=round(first - started, 4),
-        seconds=round(ended - started, 4),
-        usage=asdict(answer.usage),
-    )
+        yield from _asked_together(possible, engine, task, started)
+    except ContextOverflowError as error:  # found before any work
+        if len(possible) == 1:
+            yield replace(possible[0][0].trial, impossible=str(error))
+        else:
+            for one, _ in possible:
+                yield from _answered([one], engine, task, contender, sheet)
 
 
-def _ask(engine: FocusEngine, prompt: str, handed: Handed, question: Question) -> tuple[Answer, float]:
-    """The answer, and the moment of its first text."""
-    collected = AnswersFromEvents(1)
-    moments: list[float] = []
-    events = engine.stream(
-        prompt,
-        handed.documents,
-        method=handed.method,
+def _asked_together(
+    handed: Sequence[tuple[_Asked, Handed]], engine: FocusEngine, task: Task, started: float
+) -> Iterator[Trial]:
+    if not handed:
+        return
+    of_each = [of_one.documents for _, of_one in handed]
+    alike = all(documents == of_each[0] for documents in of_each)  # is tokenized once
+    question = handed[0][0].question
+    collected, first_text = AnswersFromEvents(len(handed)), dict[int, float]()
+    events = engine.stream_batch(
+        [one.trial.prompt for one, _ in handed],
+        of_each[0] if alike else of_each,
+        method=handed[0][1].method,
         chat_template=question.chat_template,
         max_new_tokens=question.new_tokens,
     )
     with closing(events):  # type: ignore[type-var]
-        for event in events:
-            moments.append(time.perf_counter())
-            collected.add(0, event)
-    (answer,) = collected.answers()
-    return answer, moments[0]
+        for index, event in events:
+            collected.add(index, event)
+            now = time.perf_counter() - started
+            first_text.setdefault(index, now)
+            if isinstance(event, Finished):
+                one, of_one = handed[index]
+                yield _trial(one, of_one, task, collected.answer(index), first_text[index], now)
+
+
+def _trial(one: _Asked, handed: Handed, task: Task, answer: Answer, first: float, end: float) -> Trial:
+    return replace(
+        one.trial,
+        answer=answer.text,
+        method=answer.method,
+        scores=task.score(one.question, answer.text),
+        tokens_read=handed.tokens_read(answer),
+        gold_read=handed.gold_read(one.question, answer),
+        first_token_seconds=round(first, 4),
+        seconds=round(end, 4),
+        usage=asdict(answer.usage),
+    )

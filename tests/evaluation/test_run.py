@@ -105,18 +105,42 @@ def test_more_contenders_and_questions_are_added_and_nothing_is_asked_twice(
     path = tmp_path / "run.jsonl"
     evaluate(engine, replace(PASS_KEYS, contenders=("none",), questions=1), path)
     asked: list[Any] = []
-    stream = FocusEngine.stream
+    stream_batch = FocusEngine.stream_batch
 
-    def counted(self: FocusEngine, question: Any, documents: Any = None, **options: Any) -> Iterator[Any]:
-        asked.append(documents)
-        return stream(self, question, documents, **options)
+    def counted(self: FocusEngine, questions: Any, documents: Any = None, **options: Any) -> Iterator[Any]:
+        asked.extend(questions)
+        return stream_batch(self, questions, documents, **options)
 
-    monkeypatch.setattr(FocusEngine, "stream", counted)
+    monkeypatch.setattr(FocusEngine, "stream_batch", counted)
     found = evaluate(engine, replace(PASS_KEYS, contenders=("none", "gold")), path)
     assert [(trial.question, trial.contender) for trial in found.trials] == [
         *(("0/0", "none"), ("0/0", "gold"), ("1/0", "none"), ("1/0", "gold")),
     ]
     assert len(asked) == 3
+
+
+@pytest.mark.parametrize("at_once", [2, 3])
+def test_questions_asked_together_get_the_answers_of_questions_asked_alone(
+    engine: FocusEngine, tmp_path: Path, at_once: int
+) -> None:
+    data = write_stories(tmp_path / "data.jsonl")
+    plan = Plan(("squad",), ("focus", "bm25", "gold", "none"), questions=4, data=data, max_new_tokens=6)
+    alone = {trial.key: trial for trial in without_times(evaluate(engine, plan).trials)}
+    together = evaluate(engine, replace(plan, at_once=at_once)).trials
+    assert {trial.key: trial for trial in without_times(together)} == alone
+    assert [trial.contender for trial in together[:at_once]] == ["focus"] * at_once
+    assert all(0 < (trial.first_token_seconds or 0) <= (trial.seconds or 0) for trial in together)
+
+
+def test_of_questions_asked_together_one_that_does_not_fit_is_left_out(engine: FocusEngine, tmp_path: Path) -> None:
+    long = {"question": "Who? " * 400, "answers": ["the fox"], "sections": [0]}
+    short = {"question": "Where is it?", "answers": ["Lisbon"], "sections": [0]}
+    stories = [{"id": "fox", "sections": ["The fox lives in Lisbon."], "questions": [long, short]}]
+    data = write_stories(tmp_path / "data.jsonl", stories)
+    plan = Plan(("squad",), ("none",), questions=2, data=data, max_new_tokens=6, at_once=2)
+    impossible = {trial.prompt[:5]: trial.impossible for trial in evaluate(engine, plan).trials}
+    assert impossible["Where"] is None
+    assert "window" in str(impossible["Who? "])
 
 
 def test_the_control_is_the_plain_model_whatever_the_settings(engine: FocusEngine) -> None:
