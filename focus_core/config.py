@@ -14,11 +14,14 @@ CHUNK_WITHOUT_ADAPTER = 512  # the same, for methods that choose among chunks
 DEFAULT_SELECTED = (
     2048  # tokens of chunks: the four likeliest, of 512 tokens, hold nearly all that one question asks for
 )
+DEFAULT_SHORTLIST = 32  # chunks: of 120 to 165 in a text, those hold the passage of 98 to 99 % of questions (log)
 LAYOUTS = ("chat", "raw")
 BOUNDARIES = ("tokens", "paragraph", "content")
 MIXINGS = ("pced", "nbce")
 KV_DTYPES = ("int8",)
-_AS_GIVEN = ("layout", "boundaries", "pack", "select_tokens", "experts", "mixing", "kv_dtype")  # no window decides
+_AS_GIVEN = (  # no window decides
+    *("layout", "boundaries", "pack", "shortlist", "select_tokens", "experts", "mixing", "kv_dtype"),
+)
 _SIZES = (
     *("chunk_size", "local_window", "dynamic_prompt", "parallel_chunks", "window"),
     *("select_tokens", "experts"),
@@ -43,6 +46,8 @@ class FocusConfig:
     boundaries: str | None = None  # "tokens": chunks of equal size; "paragraph": they end at a paragraph, line or
     # sentence; "content": at one that the text near it decides, so that most chunks stay the same when it is edited
     pack: bool | None = None  # small documents share a chunk
+    shortlist: int | None = None  # chunks that methods without an adapter read: those that share most words with the
+    # question; None: 32; 0: all
     select_tokens: int | None = None  # of chunks that method="select" puts into the window; None: 2,048, or what fits
     experts: int | None = None  # chunks that decode together with method="experts"
     mixing: str | None = None  # how they do: "pced" or "nbce"
@@ -51,9 +56,11 @@ class FocusConfig:
     def __post_init__(self) -> None:
         for name in _SIZES:
             _require_positive(name, getattr(self, name))
-        _require_whole("plain_up_to", self.plain_up_to)
-        if self.plain_up_to is not None and self.plain_up_to < 0:
-            raise ConfigError(f"plain_up_to={self.plain_up_to}: must be 0 (always read in chunks) or more.")
+        for name, zero in (("plain_up_to", "always read in chunks"), ("shortlist", "all chunks")):
+            value = getattr(self, name)
+            _require_whole(name, value)
+            if value is not None and value < 0:
+                raise ConfigError(f"{name}={value}: must be 0 ({zero}) or more.")
         if not isinstance(self.bos_per_chunk, bool):
             raise ConfigError(f"bos_per_chunk={self.bos_per_chunk!r}: must be True or False.")
         if not isinstance(self.pack, bool | None):
@@ -121,6 +128,7 @@ class ResolvedConfig:
     layout: str | None = None
     boundaries: str | None = None
     pack: bool | None = None
+    shortlist: int | None = None
     select_tokens: int | None = None
     experts: int | None = None
     mixing: str | None = None

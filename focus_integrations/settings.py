@@ -48,7 +48,7 @@ _ONLY_ENGINE = {"report", "on_reading", "stop"}  # a call's `stop` is an argumen
 PER_CALL = tuple(_RENAMED.get(name, name) for name in Options.__annotations__ if name not in _ONLY_ENGINE)
 _CONFIG = (
     *("chunk_size", "local_window", "dynamic_prompt", "parallel_chunks", "layout", "boundaries", "pack"),
-    *("select_tokens", "experts", "mixing", "kv_dtype"),
+    *("shortlist", "select_tokens", "experts", "mixing", "kv_dtype"),
 )
 _STORE = ("store", "store_limit")
 _OF_AN_ENGINE = ("revision", "device", "dtype", *_STORE, *_CONFIG)  # an engine that is given has these already
@@ -106,6 +106,9 @@ class FocusSettings(BaseModel):
     """"paragraph": chunks end at a paragraph if they can; "tokens": all are equally long."""
     pack: bool | None = None
     """Small documents share a chunk."""
+    shortlist: int | None = None
+    """Chunks that methods "select" and "experts" read, those that share most words with the question: by default 32;
+    0 means all."""
     select_tokens: int | None = None
     """Tokens of chunks that method "select" reads again; by default 2,048, or what fits."""
     experts: int | None = None

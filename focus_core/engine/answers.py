@@ -20,7 +20,8 @@ class Usage:
     Attributes:
         input_tokens: question with its template, and documents
         output_tokens: generated tokens, the end-of-sequence token included
-        document_tokens: the part of the input that came as documents, or was chunked from one long prompt
+        document_tokens: the part of the input that came as documents, or was chunked from one long prompt; where a
+            method reads a shortlist of many chunks, the tokens of those
         cache_read: the part of `document_tokens` whose keys and values were there already
         cache_creation: the part of `document_tokens` that was read for this answer; of questions that are asked
             together, the first one's

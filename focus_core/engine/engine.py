@@ -80,7 +80,7 @@ class FocusEngine:
         self.tokenizer = shared.tokenizer.tokenizer
         self.layout, self._no_place = self._choose_layout()
         self.method = method  # of questions that name none
-        self._planner = Planner(self.focus, self.layout, method)
+        self._planner = Planner(self.focus, self.layout, method, self._decoded)
         memory = shared.store if store_bytes is None else shared.new_store(store_bytes)
         disk = shared.new_disk(store, store_limit) if store else None
         self.store = ChunkStore(memory, disk)

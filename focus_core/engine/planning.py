@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from focus_core.config import DEFAULT_SHORTLIST
 from focus_core.methods.base import Method, Plan, TokenizedQuestion
 from focus_core.methods.focus import FocusModel
 from focus_core.methods.limits import (
@@ -19,6 +20,7 @@ from focus_core.methods.table import AUTO, METHODS, WITHOUT_ADAPTER, checked_met
 from focus_core.text.chunking import Chunk
 from focus_core.text.documents import TokenizedDocument
 from focus_core.text.layout import Layout, Prompt
+from focus_core.text.shortlist import shortlist
 
 _NOTICE = (
     f"no adapter is loaded, so method {WITHOUT_ADAPTER!r} answers about texts beyond the window: only the chunks that "
@@ -50,6 +52,7 @@ class Outline:
         return self.lengths.chunks if self.method.cached_layers else 0
 
 
+Decode = Callable[[Sequence[int]], str]
 ChunkMemo = dict[tuple[object, ...], tuple[Chunk, ...]]  # so that the questions of a call cut their documents once
 
 
@@ -58,13 +61,14 @@ class Planner:
 
     Args:
         method: the method of questions that name none
+        decode: the text of tokens
 
     Raises:
         ConfigError: an unknown method
     """
 
-    def __init__(self, focus: FocusModel, layout: Layout, method: str) -> None:
-        self._focus, self._layout = focus, layout
+    def __init__(self, focus: FocusModel, layout: Layout, method: str, decode: Decode) -> None:
+        self._focus, self._layout, self._decode = focus, layout, decode
         self._default = checked_method(method)
         self._methods: dict[str, Method] = {}
 
@@ -125,6 +129,7 @@ class Planner:
         elif outline.chunks:
             listed, context = self._within(layout, prompt, outline.method).long_prompt(prompt)
             cut = tuple(listed)
+        cut, outline = self._shortlisted(cut, layout, context, outline)
         if cut:
             outline = self._with_chunks(outline, [len(chunk) for chunk in cut], max_new_tokens)
         question = TokenizedQuestion(layout, tuple(documents), context, cut, outline.new_tokens)
@@ -158,6 +163,27 @@ class Planner:
             memo[key] = tuple(layout.chunks_of(documents, cutting))
         return memo[key]
 
+    def _shortlisted(
+        self, chunks: tuple[Chunk, ...], layout: Layout, context: Prompt, outline: Outline
+    ) -> tuple[tuple[Chunk, ...], Outline]:
+        """Of many chunks those that share most words with the question, where the method reads no more."""
+        size = self._shortlist(outline.method)
+        if size is None or len(chunks) <= size:
+            return chunks, outline
+        question = self._decode(layout.after(context)[slice(*layout.words(context))])
+        kept = shortlist(question, [self._text(chunk) for chunk in chunks], size)
+        reason = f"{outline.reason}; of {len(chunks):,} chunks the {size:,} that share most words with the question"
+        return tuple(chunks[index] for index in kept), replace(outline, reason=reason)
+
+    def _shortlist(self, method: Method) -> int | None:
+        """How many chunks a method reads at most; `None`: all."""
+        config = self._focus.config
+        size = DEFAULT_SHORTLIST if config.shortlist is None else config.shortlist
+        return size if method.reading.shortlist and size else None
+
+    def _text(self, chunk: Chunk) -> str:
+        return self._decode(chunk.token_ids) if chunk.text is None else chunk.text
+
     @staticmethod
     def _within(layout: Layout, prompt: Prompt, method: Method) -> Layout:
         return layout.within(prompt.turn) if method.reading.own_opening and prompt.turn is not None else layout
@@ -166,6 +192,7 @@ class Planner:
         asked = checked_method(method or self._default)
         name, reason = self._choose(asked, lengths, max_new_tokens)
         chosen = self.method(name)
+        lengths = lengths.shortened(self._shortlist(chosen) or lengths.chunks)
         limits = chosen.limits(lengths)
         notice = _NOTICE if asked == AUTO and name == WITHOUT_ADAPTER else chosen.notice
         new_tokens = resolve_max_new_tokens(max_new_tokens, limits.positions_left)

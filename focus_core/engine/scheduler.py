@@ -291,7 +291,8 @@ class Scheduler:
         method, joined = requests[0].plan.method, self._batch_for(key, requests)
         try:
             with naming_lack_of_memory():
-                chunks = requests[0].prefill.chunk_set if joined is None else joined.chunks
+                same = joined is not None and joined.key == key
+                chunks = joined.chunks if joined and same else requests[0].prefill.chunk_set
                 decoding = method.decoding(chunks, [request.question for request in requests])
                 batch = Batch(key, chunks, method, decoding, requests, in_step=True)
                 self._batches.append(batch)
@@ -307,10 +308,13 @@ class Scheduler:
 
     def _batch_for(self, key: PlanKey, requests: Sequence[QuestionRequest]) -> Batch | None:
         """A running batch that these questions can join in one pass."""
+        method = requests[0].plan.method
         for batch in self._batches:
+            if batch.method is method and method.own_rows:  # a step is one token a row
+                return batch
             longest = max(batch.longest, *(request.local_length for request in requests))
             fits = (len(batch.requests) + len(requests)) * longest <= tokens_per_pass(self._model)
-            if batch.key == key and (fits or batch.method.cached_layers == 0):  # a plain step is one token a row
+            if batch.key == key and fits:
                 return batch
         return None
 

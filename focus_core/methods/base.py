@@ -82,12 +82,14 @@ class Reading:
     Attributes:
         boundaries: where chunks end, unless the configuration says
         pack: small documents share a chunk, unless the configuration says
+        shortlist: of many chunks the method reads those that share most words with the question
         own_opening: chunks begin with all that stands before documents in their conversation (system prompt, earlier
             turns), not with what every conversation begins with
     """
 
     boundaries: str = "tokens"
     pack: bool = False
+    shortlist: bool = False
     own_opening: bool = False
 
 
@@ -121,7 +123,8 @@ class Decoding(Protocol):
         """Drop all questions but those with these indices."""
 
     def join(self, other: Any) -> None:
-        """Add the questions of another decoding of the same method and chunks that has started."""
+        """Add the questions of another decoding of the same method that has started, about the same chunks if they are
+        still read."""
 
 
 class Method(Protocol):
@@ -132,12 +135,15 @@ class Method(Protocol):
         reading: how documents are cut for it
         cached_layers: layers of the model whose keys and values of chunks the method reads; 0 for a method that reads
             documents and question in one row, without chunks
+        own_rows: once it has started, a question reads rows of its own and no chunks, so that questions about different
+            chunks take their steps together
         bytes_per_token: of the keys and values of a token outside of chunks
         notice: a warning for the user before it reads chunks, if it needs one
     """
 
     name: ClassVar[str]
     reading: ClassVar[Reading]
+    own_rows: ClassVar[bool]
 
     @property
     def cached_layers(self) -> int: ...

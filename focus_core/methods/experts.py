@@ -83,7 +83,8 @@ class ExpertsMethod(ScoringMethod):
     """Chunks as experts, as a `Method`."""
 
     name: ClassVar[str] = "experts"
-    reading: ClassVar[Reading] = Reading(boundaries="paragraph", pack=True, own_opening=True)
+    reading: ClassVar[Reading] = Reading(boundaries="paragraph", pack=True, shortlist=True, own_opening=True)
+    own_rows: ClassVar[bool] = False  # their number depends on the chunks
 
     def limits(self, lengths: Lengths) -> RowLimits:
         return RowLimits(self._decoder.config, lengths, rows=self._decoder.config.experts or DEFAULT_EXPERTS)

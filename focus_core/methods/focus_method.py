@@ -19,6 +19,7 @@ class FocusMethod:
 
     name: ClassVar[str] = "focus"
     reading: ClassVar[Reading] = Reading()
+    own_rows: ClassVar[bool] = False
 
     def __init__(self, model: FocusModel) -> None:
         self._model = model

@@ -50,6 +50,13 @@ class Lengths:
         """The same with chunks of these lengths, where documents are not cut after a fixed number of tokens."""
         return replace(self, chunks=len(chunks), longest_chunk=max(chunks), chunk_tokens=sum(chunks))
 
+    def shortened(self, chunks: int) -> Lengths:
+        """The same with at most so many of the chunks, as long as they may be."""
+        if self.chunks <= chunks:
+            return self
+        tokens = min(self.chunk_tokens, chunks * self.longest_chunk)
+        return replace(self, chunks=chunks, chunk_tokens=tokens)
+
 
 class Limits(Protocol):
     """What a question takes with one method."""

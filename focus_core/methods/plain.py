@@ -115,6 +115,7 @@ class PlainMethod:
 
     name: ClassVar[str] = "plain"
     reading: ClassVar[Reading] = Reading()
+    own_rows: ClassVar[bool] = True
     cached_layers = 0
     notice = None
 

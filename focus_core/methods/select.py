@@ -46,7 +46,8 @@ class SelectMethod(ScoringMethod):
     """Select, then answer, as a `Method`."""
 
     name: ClassVar[str] = "select"
-    reading: ClassVar[Reading] = Reading(boundaries="paragraph", pack=True)
+    reading: ClassVar[Reading] = Reading(boundaries="paragraph", pack=True, shortlist=True)
+    own_rows: ClassVar[bool] = True
 
     def limits(self, lengths: Lengths) -> RowLimits:
         return RowLimits(self._decoder.config, lengths)

@@ -47,7 +47,7 @@ def planner_of(layout: Layout, method: str = "auto") -> Planner:
         bytes_per_layer=BYTES_PER_LAYER,
         parts=SimpleNamespace(num_layers=LAYERS),
     )
-    return Planner(model, layout, method)
+    return Planner(model, layout, method, str)
 
 
 def plan_of(planner: Planner, lengths: Sequence[int]) -> ReadingPlan:

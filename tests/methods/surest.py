@@ -63,6 +63,7 @@ class SurestDecoding:
 class SurestMethod:
     name: ClassVar[str] = "surest"
     reading: ClassVar[Reading] = Reading()
+    own_rows: ClassVar[bool] = False
     notice = None
 
     def __init__(self, decoder: Decoder) -> None:

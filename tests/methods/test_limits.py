@@ -30,7 +30,7 @@ def _plain(whole: int) -> PlainLimits:
 def _planner(**config: int | None) -> Planner:
     focus = FocusModel(build("llama"), config=FocusConfig(window=64, **config))  # type: ignore[arg-type]
     focus.trained = True
-    return Planner(focus, Layout(focus.config, bos=1), "auto")
+    return Planner(focus, Layout(focus.config, bos=1), "auto", str)
 
 
 def test_a_row_that_just_fits() -> None:

@@ -12,11 +12,13 @@ from torch import Tensor
 
 from focus_core import FocusEngine
 from focus_core.methods.mixing import Nbce, Pced, contrast_weights, nucleus
+from focus_core.methods.select import SelectDecoding
 from focus_core.text.chunking import Chunk
 from tests.engines import QUESTION, A, B, C, make_engine
 
 SYSTEM = "Be brief."
 LAYOUTS = ["raw", "chat"]
+WORDS = ["otters", "foxes", "larks", "badgers", "herons", "toads", "moths"]
 
 
 def _prompt(engine: FocusEngine, system: str | None = None) -> tuple[list[int], list[int], tuple[int, int]]:
@@ -91,6 +93,59 @@ def test_select_with_every_chunk_is_the_plain_model(layout: str, documents: list
     assert all(found.read for found in select.chunk_scores)
     assert select.tokens == plain.tokens
     assert (select.method, plain.method) == ("select", "plain")
+
+
+@pytest.mark.parametrize("method", ["select", "experts"])
+def test_of_many_chunks_only_those_with_the_words_of_the_question_are_read(method: str) -> None:
+    texts = [f"Page {number} is about {word} and what came of it. " * 5 for number, word in enumerate(WORDS)]
+    question = "What came of herons and foxes?"
+    engine = make_engine(method=method, pack=False, shortlist=2, boundaries="tokens", chunk_size=256)
+    answer = engine.generate(question, texts, max_new_tokens=6)
+    named = [WORDS.index("foxes"), WORDS.index("herons")]
+    assert [texts.index(found.chunk.text or "") for found in answer.chunk_scores] == named
+    assert answer.usage.chunks == 2
+    assert answer.plan is not None
+    assert f"of {len(texts)} chunks the 2 that share most words" in answer.plan.reason
+    only = make_engine(method=method, pack=False, chunk_size=256)
+    assert only.generate(question, [texts[index] for index in named], max_new_tokens=6).tokens == answer.tokens
+
+
+def test_a_shortlist_of_nothing_is_all_chunks() -> None:
+    texts = [f"Page {number}: {word}." * 3 for number, word in enumerate(WORDS * 6)]
+    assert len(texts) > 32
+    for shortlist, chunks in ((0, len(texts)), (None, 32), (40, 40)):
+        engine = make_engine(method="select", pack=False, shortlist=shortlist)
+        assert engine.generate("Where are the foxes?", texts, max_new_tokens=1).usage.chunks == chunks
+        assert engine.outline([60] * len(texts)).chunks == chunks
+
+
+def test_focus_and_plain_have_no_shortlist() -> None:
+    texts = [f"Page {number}: {word}." for number, word in enumerate(WORDS)]
+    for method in ("focus", "plain"):
+        engine = make_engine(method=method, pack=False, shortlist=2)
+        answer = engine.generate("Where are the foxes?", texts, max_new_tokens=1)
+        assert answer.usage.document_tokens == sum(len(engine.tokenize(text)) for text in texts)
+
+
+def test_questions_with_different_shortlists_take_their_steps_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [f"Page {number} is about {word}." * 4 for number, word in enumerate(WORDS)]
+    questions = [f"What about {word}?" for word in WORDS[:4]]
+    engine = make_engine(method="select", pack=False, shortlist=2)
+    rows: list[int] = []
+    step = SelectDecoding.step
+
+    def counted(self: SelectDecoding, tokens: Tensor) -> Tensor:
+        rows.append(len(tokens))
+        return step(self, tokens)
+
+    monkeypatch.setattr(SelectDecoding, "step", counted)
+    together = engine.generate(questions, texts, max_new_tokens=6)
+    assert max(rows) == 4
+    assert len(rows) <= 5 + 3  # each joins when its chunks have been read
+    for question, answer in zip(questions, together, strict=True):
+        alone = make_engine(method="select", pack=False, shortlist=2).generate(question, texts, max_new_tokens=6)
+        assert answer.tokens == alone.tokens
+        assert [found.chunk.text for found in answer.chunk_scores] == [found.chunk.text for found in alone.chunk_scores]
 
 
 @pytest.mark.parametrize("system", [None, SYSTEM])
