@@ -5,11 +5,11 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from focus_core.config import FocusConfig
+from focus_core.config import LAYOUTS, FocusConfig
 from focus_core.errors import ConfigError, shown
 from focus_core.loading.hub import is_folder
 from focus_core.parsing import parse_toml
@@ -54,8 +54,12 @@ class TrainingConfig:
     max_chunks: int = 16  # of a text, at most; the number is drawn per sample
     local_lengths: tuple[int, int] = (30, 2048)  # of a continued or repeated span, smallest and largest
     dynamic_prompts: tuple[int, ...] = (64, 128, 256, 512)  # one is drawn per sample; never longer than the chunk
+    max_documents: int = 0  # of a record that marks its gold documents, drawn for an example; 0: all
+    questions_per_example: int = 0  # drawn from a record; 0: all
+    targets_per_answer: int = 0  # an answer's first token and so many less one of the others, drawn; 0: all
     targets_per_span: int = 16  # the last of a continued or repeated span; each takes a row of local context of its own
     bos_per_chunk: bool = True
+    layout: str = "raw"  # where documents stand: in front of the conversation, or "chat": in the user's turn
     used_with: FocusConfig | None = None  # settings saved with the adapter; by default the largest ones trained
 
     save_every: int = 500
@@ -78,7 +82,7 @@ class TrainingConfig:
             _require(all(map(_is_count, sizes)), f"{name}={shown(sizes)}: must be whole numbers below {_MOST:,}.")
         for name in ("steps", "accumulation", "max_chunks", "targets_per_span", "save_every", "log_every"):
             _require(getattr(self, name) >= 1, f"{name}={getattr(self, name)}: must be at least 1.")
-        for name in ("warm_up", "weight_decay", "evaluate_every", "final_share"):
+        for name in ("warm_up", "weight_decay", "evaluate_every", "final_share", *_DRAWN):
             _require(getattr(self, name) >= 0, f"{name}={getattr(self, name)}: must be 0 or more.")
         _require(0 <= self.seed < 2**63, f"seed={self.seed}: must lie between 0 and {2**63 - 1}.")
         _require(self.rank is None or self.rank >= 1, f"rank={self.rank}: must be at least 1.")
@@ -103,6 +107,7 @@ class TrainingConfig:
             (self.optimizer, self.mixed_precision) != ("muon", "fp16"),
             "optimizer='muon' with mixed_precision='fp16': use mixed_precision='bf16' or optimizer='adamw'.",
         )
+        _require(self.layout in LAYOUTS, f"layout={self.layout!r}: use one of {', '.join(map(repr, LAYOUTS))}.")
         self._check_objectives()
 
     def _check_objectives(self) -> None:
@@ -157,13 +162,15 @@ class TrainingConfig:
 
     def for_use(self) -> FocusConfig:
         """The settings saved with the adapter: the defaults of every engine that loads it."""
+        layout = None if self.layout == "raw" else self.layout  # that of adapters that say nothing
         if self.used_with is not None:
-            return self.used_with
+            return replace(self.used_with, layout=self.used_with.layout or layout)
         return FocusConfig(
             chunk_size=max(self.chunk_sizes),
             local_window=self.local_lengths[1],
             dynamic_prompt=max(self.dynamic_prompts),
             bos_per_chunk=self.bos_per_chunk,
+            layout=layout,
         )
 
     def settings_digest(self) -> dict[str, Any]:
@@ -179,14 +186,18 @@ _TUPLES: dict[str, tuple[tuple[type, ...], int | None]] = {  # type of the eleme
     "dynamic_prompts": ((int,), None),
 }
 _NUMBERS = ("learning_rate", "final_share", "weight_decay", "max_gradient_norm")
-_COUNTS = ("rank", "steps", "warm_up", "accumulation", "max_chunks", "targets_per_span", "save_every", "log_every")
+_DRAWN = ("max_documents", "questions_per_example", "targets_per_answer")
+_COUNTS = (
+    *("rank", "steps", "warm_up", "accumulation", "max_chunks", "targets_per_span", "save_every", "log_every"),
+    *_DRAWN,
+)
 _MOST = 10**12
 _PLAIN: dict[str, tuple[type, ...]] = {
-    **dict.fromkeys(("model", "adapter", "mixed_precision", "optimizer", "device", "dtype"), (str,)),
+    **dict.fromkeys(("model", "adapter", "mixed_precision", "optimizer", "device", "dtype", "layout"), (str,)),
     **dict.fromkeys(
         ("rank", "steps", "warm_up", "accumulation", "seed", "max_chunks", "targets_per_span", "save_every"), (int,)
     ),
-    **dict.fromkeys(("log_every", "evaluate_every"), (int,)),
+    **dict.fromkeys(("log_every", "evaluate_every", *_DRAWN), (int,)),
     **dict.fromkeys(_NUMBERS, (int, float)),
     **dict.fromkeys(("recompute", "bos_per_chunk"), (bool,)),
     "objectives": (dict,),

@@ -3,6 +3,7 @@
     {"text": "…"}                                                          continuation and reconstruction
     {"documents": ["…", "…"], "question": "…", "answer": "…"}              answering
     {"documents": ["…"], "questions": [{"question": "…", "answer": "…"}, {"prompt": "…", "answer": "…"}]}
+    {"documents": ["…", "…"], "question": "…", "answer": "…", "gold": [1]}  the answer is in the second document
 
 A `question` goes through the model's chat template, as in use; a `prompt` is continued as it stands. Example number i
 depends on the seed and on i alone, never on how many processes or threads there are.
@@ -41,11 +42,16 @@ _SHORT_TEXT = 32  # words; a text of fewer is looked at before the first step
 
 @dataclass(frozen=True)
 class QuestionAnswer:
-    """A question as written: through the chat template, or a prompt that is continued as it stands."""
+    """A question as written: through the chat template, or a prompt that is continued as it stands.
+
+    Attributes:
+        gold: numbers of the documents in which the answer stands; none if they are not marked
+    """
 
     text: str
     answer: str
     templated: bool
+    gold: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -56,6 +62,11 @@ class Record:
     text: str = ""
     documents: tuple[str, ...] = ()
     questions: tuple[QuestionAnswer, ...] = ()
+
+    @property
+    def marked(self) -> bool:
+        """Whether every question marks its gold documents."""
+        return bool(self.questions) and all(question.gold for question in self.questions)
 
     @property
     def objectives(self) -> tuple[str, ...]:
@@ -128,9 +139,25 @@ class FileExamples:
 
     def _check_answering(self, record: Record) -> None:
         documents = [self._text.tokenize(text) for text in record.documents]
+        if self._draws_documents(record):
+            self._require_gold_fits(record)
+            documents = sorted(documents, key=len)[-self._config.max_documents :]  # the most that may be drawn
         sizes = self._fitting_sizes(documents, record)
         for size in {min(sizes), max(sizes)}:  # the most chunks, and the longest ones
-            self._example(record, documents, self._layout(size, max(self._config.dynamic_prompts)))
+            layout = self._layout(size, max(self._config.dynamic_prompts))
+            questions = [self._question(layout, asked, record.where) for asked in record.questions]
+            self._example(record, documents, questions, layout)
+
+    def _draws_documents(self, record: Record) -> bool:
+        return record.marked and 0 < self._config.max_documents < len(record.documents)
+
+    def _require_gold_fits(self, record: Record) -> None:
+        most = max(len(set(question.gold)) for question in record.questions)
+        if most > self._config.max_documents:
+            raise ConfigError(
+                f"{record.where}: a question has {most} gold documents, but max_documents="
+                f"{self._config.max_documents}. Raise it."
+            )
 
     def __call__(self, number: int) -> TrainingExample:
         draw = random.Random(f"{self._config.seed}/{number}")
@@ -172,14 +199,45 @@ class FileExamples:
         return tokens
 
     def _answering(self, draw: random.Random, record: Record) -> TrainingExample:
-        documents = [self._tokens(text) for text in record.documents]
+        asked, numbers = self._drawn(draw, record)
+        documents = [self._tokens(record.documents[number]) for number in numbers]
         size = draw.choice(self._fitting_sizes(documents, record))
-        return self._example(record, documents, self._layout(size, draw.choice(self._config.dynamic_prompts)))
+        layout = self._layout(size, draw.choice(self._config.dynamic_prompts))
+        questions = [self._question(layout, one, record.where) for one in asked]
+        return self._example(record, documents, [self._with_drawn_targets(draw, one) for one in questions], layout)
 
-    def _example(self, record: Record, documents: Sequence[TokenIds], layout: Layout) -> TrainingExample:
+    def _drawn(self, draw: random.Random, record: Record) -> tuple[Sequence[QuestionAnswer], Sequence[int]]:
+        """Questions, and the numbers of the documents they are asked of: all gold ones, and some of the others."""
+        most = self._config.questions_per_example or len(record.questions)
+        if not self._draws_documents(record):
+            if most >= len(record.questions):
+                return record.questions, range(len(record.documents))
+            return draw.sample(record.questions, most), range(len(record.documents))
+        documents = draw.randint(1, self._config.max_documents)
+        asked, gold = list[QuestionAnswer](), set[int]()
+        for question in draw.sample(record.questions, len(record.questions)):
+            together = gold.union(question.gold)
+            if len(asked) < most and (not asked or len(together) <= documents):
+                asked.append(question)
+                gold = together
+        others = [number for number in range(len(record.documents)) if number not in gold]
+        return asked, sorted([*gold, *draw.sample(others, min(len(others), max(documents - len(gold), 0)))])
+
+    def _with_drawn_targets(self, draw: random.Random, question: SupervisedQuestion) -> SupervisedQuestion:
+        most, tokens = self._config.targets_per_answer, len(question.answer)
+        if not 0 < most < tokens:
+            return question
+        return replace(question, targets=(0, *sorted(draw.sample(range(1, tokens), most - 1))))
+
+    def _example(
+        self,
+        record: Record,
+        documents: Sequence[TokenIds],
+        questions: list[SupervisedQuestion],
+        layout: Layout,
+    ) -> TrainingExample:
         listed = [TokenizedDocument.of_tokens(tokens) for tokens in documents]
         chunks = [chunk.row for chunk in layout.chunks_of(listed)]
-        questions = [self._question(layout, asked, record.where) for asked in record.questions]
         for question in questions:
             self._check_room(record, chunks, question)
         return TrainingExample(chunks, questions)
@@ -199,7 +257,8 @@ class FileExamples:
             tokens = tokens[: tokens.index(end) + 1]
         elif end is not None:
             tokens.append(end)
-        context = self._text.prompt([{"role": "user", "content": asked.text}], chat_template=asked.templated)
+        messages, turn = [{"role": "user", "content": asked.text}], layout.in_turn and self._uses_template(asked)
+        context = self._text.prompt(messages, chat_template=asked.templated, turn=turn)
         return SupervisedQuestion.of(layout, context, tokens)
 
     def _uses_template(self, asked: QuestionAnswer) -> bool:
@@ -223,7 +282,9 @@ class FileExamples:
     def _layout(self, size: int, prompt: int) -> Layout:
         bos_rule = self._config.bos_per_chunk
         limits = replace(self._limits, chunk_size=size, dynamic_prompt=min(prompt, size), bos_per_chunk=bos_rule)
-        return Layout(limits, self._text.bos)
+        if self._config.layout == "raw":
+            return Layout(limits, self._text.bos)
+        return Layout(limits, self._text.bos, self._text.separator, self._text.turn_opening)
 
     def _fitting_sizes(self, documents: Sequence[TokenIds], record: Record) -> list[int]:
         """Chunk sizes that cut the documents into at most `max_chunks`."""
@@ -239,7 +300,8 @@ class FileExamples:
 
     def _check_window(self) -> None:
         config, window, size = self._config, self._limits.window, max(self._config.chunk_sizes)
-        prompt, opening = min(max(config.dynamic_prompts), size), 1
+        prompt = min(max(config.dynamic_prompts), size)
+        opening = max(len(self._layout(size, prompt).chunk_opening), 1)
         chunks, local = [opening + size] * config.max_chunks, opening + config.local_lengths[1]
         limits = FocusLimits(self._limits, Lengths.of(chunks, opening + prompt, local, whole=0))
         row = limits.chunk_row + config.targets_per_span
@@ -297,7 +359,7 @@ def _record(where: str, line: str) -> Record:
     asked = values.get("questions", [values])
     if not isinstance(asked, list) or not asked:
         raise ConfigError(f"{where}: field 'questions' must be a list of at least one question.")
-    return Record(where, documents=tuple(texts), questions=tuple(_asked(where, one) for one in asked))
+    return Record(where, documents=tuple(texts), questions=tuple(_asked(where, one, len(texts)) for one in asked))
 
 
 def _refuse_others(where: str, values: Mapping[str, Any]) -> None:
@@ -313,11 +375,20 @@ def _refuse_others(where: str, values: Mapping[str, Any]) -> None:
         raise ConfigError(f"{where}: has the field {beside!r} and {found[0]!r} beside it. Make two records of it.")
 
 
-def _asked(where: str, values: Any) -> QuestionAnswer:
+def _asked(where: str, values: Any, documents: int) -> QuestionAnswer:
     if not isinstance(values, dict) or ("question" in values) == ("prompt" in values):
         raise ConfigError(f"{where}: a question needs either the field 'question' or the field 'prompt', and 'answer'.")
     name = "question" if "question" in values else "prompt"
-    return QuestionAnswer(_text(where, values, name), _text(where, values, "answer"), templated=name == "question")
+    gold = _gold(where, values.get("gold", []), documents)
+    return QuestionAnswer(_text(where, values, name), _text(where, values, "answer"), name == "question", gold)
+
+
+def _gold(where: str, numbers: Any, documents: int) -> tuple[int, ...]:
+    if not isinstance(numbers, list) or not all(type(number) is int and 0 <= number < documents for number in numbers):
+        raise ConfigError(
+            f"{where}: field 'gold' is {shown(numbers)}: must be a list of numbers of documents, 0 to {documents - 1}."
+        )
+    return tuple(dict.fromkeys(numbers))
 
 
 def _text(where: str, values: Mapping[str, Any], name: str) -> str:

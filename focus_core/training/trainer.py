@@ -271,9 +271,11 @@ class _Run:
                 f"{path} is damaged, or no resume state of this program ({error}). Delete it to start again."
             ) from error
         ours = self.config.settings_digest()
-        differing = [name for name, value in ours.items() if state["config"].get(name) != value]
+        # A state from before there was a setting is of a run with its default.
+        theirs = {**TrainingConfig(self.config.output).settings_digest(), **state["config"]}
+        differing = [name for name, value in ours.items() if theirs[name] != value]
         if differing:
-            changes = ", ".join(f"{name}: {state['config'].get(name)} there, {ours[name]} now" for name in differing)
+            changes = ", ".join(f"{name}: {theirs[name]} there, {ours[name]} now" for name in differing)
             raise ConfigError(
                 f"{path} is of a run with other settings ({changes}). Go on with those, choose another output folder, "
                 "or delete it to start again."
