@@ -20,7 +20,7 @@ _OPTIMIZERS = ("adamw", "muon")
 # These may differ between a run and its continuation. The content of model and data is compared apart.
 _FREE_TO_CHANGE = (
     *("model", "output", "data", "used_with", "recompute", "device"),
-    *("save_every", "log_every", "evaluate_every"),
+    *("save_every", "log_every", "evaluate_every", "validation", "validation_examples", "patience"),
 )
 
 
@@ -62,6 +62,10 @@ class TrainingConfig:
     layout: str = "raw"  # where documents stand: in front of the conversation, or "chat": in the user's turn
     used_with: FocusConfig | None = None  # settings saved with the adapter; by default the largest ones trained
 
+    validation: tuple[Path, ...] = ()  # JSONL files of questions that are held out; the best adapter is kept
+    validation_examples: int = 16  # records, each with the questions and targets of an example
+    patience: int = 0  # evaluations without a better loss after which the run ends; 0: never
+
     save_every: int = 500
     log_every: int = 10
     evaluate_every: int = 0  # 0: only at the end
@@ -80,9 +84,17 @@ class TrainingConfig:
         for name in ("chunk_sizes", "dynamic_prompts", "local_lengths"):
             sizes = getattr(self, name)
             _require(all(map(_is_count, sizes)), f"{name}={shown(sizes)}: must be whole numbers below {_MOST:,}.")
-        for name in ("steps", "accumulation", "max_chunks", "targets_per_span", "save_every", "log_every"):
+        for name in (
+            "steps",
+            "accumulation",
+            "max_chunks",
+            "targets_per_span",
+            "save_every",
+            "log_every",
+            "validation_examples",
+        ):
             _require(getattr(self, name) >= 1, f"{name}={getattr(self, name)}: must be at least 1.")
-        for name in ("warm_up", "weight_decay", "evaluate_every", "final_share", *_DRAWN):
+        for name in ("warm_up", "weight_decay", "evaluate_every", "final_share", "patience", *_DRAWN):
             _require(getattr(self, name) >= 0, f"{name}={getattr(self, name)}: must be 0 or more.")
         _require(0 <= self.seed < 2**63, f"seed={self.seed}: must lie between 0 and {2**63 - 1}.")
         _require(self.rank is None or self.rank >= 1, f"rank={self.rank}: must be at least 1.")
@@ -151,7 +163,7 @@ class TrainingConfig:
                 raise ConfigError(f"unknown key {name!r}.{hint} Known: {', '.join(sorted(known))}.")
         if "output" not in values:
             raise ConfigError("the key 'output' is missing: a folder for the adapter, the resume state and the log.")
-        for name in ("output", "data"):
+        for name in ("output", "data", "validation"):
             if name in values:
                 values[name] = _under(folder, values[name], name)
         for name in ("model", "adapter"):
@@ -180,6 +192,7 @@ class TrainingConfig:
 
 _TUPLES: dict[str, tuple[tuple[type, ...], int | None]] = {  # type of the elements, and how many there are
     "data": ((str, Path), None),
+    "validation": ((str, Path), None),
     "betas": ((int, float), 2),
     "chunk_sizes": ((int,), None),
     "local_lengths": ((int,), 2),
@@ -189,7 +202,7 @@ _NUMBERS = ("learning_rate", "final_share", "weight_decay", "max_gradient_norm")
 _DRAWN = ("max_documents", "questions_per_example", "targets_per_answer")
 _COUNTS = (
     *("rank", "steps", "warm_up", "accumulation", "max_chunks", "targets_per_span", "save_every", "log_every"),
-    *_DRAWN,
+    *("validation_examples", "patience", *_DRAWN),
 )
 _MOST = 10**12
 _PLAIN: dict[str, tuple[type, ...]] = {
@@ -197,7 +210,7 @@ _PLAIN: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(
         ("rank", "steps", "warm_up", "accumulation", "seed", "max_chunks", "targets_per_span", "save_every"), (int,)
     ),
-    **dict.fromkeys(("log_every", "evaluate_every", *_DRAWN), (int,)),
+    **dict.fromkeys(("log_every", "evaluate_every", "validation_examples", "patience", *_DRAWN), (int,)),
     **dict.fromkeys(_NUMBERS, (int, float)),
     **dict.fromkeys(("recompute", "bos_per_chunk"), (bool,)),
     "objectives": (dict,),

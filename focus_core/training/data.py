@@ -36,6 +36,7 @@ from focus_core.training.config import TrainingConfig
 from focus_core.training.examples import SupervisedQuestion, TrainingExample
 
 _TEXTS_REMEMBERED = 64  # tokenized texts kept, because one long text gives many samples
+_TRIES = 16  # draws for each record that is to differ from those before
 _SMALLEST_TEXT = 4  # tokens; fewer leave nothing to chunk and continue
 _SHORT_TEXT = 32  # words; a text of fewer is looked at before the first step
 
@@ -168,6 +169,23 @@ class FileExamples:
         if objective == "answering":
             return self._answering(draw, record)
         return self._span(draw, record, objective)
+
+    def different(self, count: int) -> list[TrainingExample]:
+        """The first examples of so many different records, or of all."""
+        found = dict[int, TrainingExample]()
+        for number in range(_TRIES * count):
+            draw = random.Random(f"{self._config.seed}/{number}")
+            record = draw.choice(self._by_objective["answering"])
+            if id(record) not in found:
+                found[id(record)] = self._answering(draw, record)
+            if len(found) == count:
+                break
+        return list(found.values())
+
+    def chunks_of(self, text: str) -> list[TokenIds]:
+        """A short text as chunks."""
+        layout = self._layout(max(self._config.chunk_sizes), max(self._config.dynamic_prompts))
+        return [chunk.row for chunk in layout.document_chunks(TokenizedDocument.of_tokens(self._text.tokenize(text)))]
 
     # --- the objectives -----------------------------------------------------------------------------------------------
 

@@ -21,6 +21,7 @@ from focus_core.training.config import TrainingConfig
 
 LOSSES = "losses.csv"
 EVALUATION = "evaluation.csv"
+HELD_OUT_LOSS = "loss"  # name of the evaluation by which the best adapter is kept
 _LOSS_COLUMNS = ("step", "objective", "loss", "examples", "targets", "learning_rate", "gradient_norm", "seconds")
 _EVALUATION_COLUMNS = ("step", "name", "value")
 
@@ -100,6 +101,15 @@ class LossLog:
         """Whether an evaluation after step `done` has been written."""
         with (self._config.output / EVALUATION).open(newline="", encoding="utf-8") as file:
             return any(int(row["step"]) == done for row in csv.DictReader(file))
+
+    def best(self) -> tuple[int, int]:
+        """The step whose held-out loss was the lowest, and how many evaluations followed it; 0 without any."""
+        with (self._config.output / EVALUATION).open(newline="", encoding="utf-8") as file:
+            values = {
+                int(row["step"]): float(row["value"]) for row in csv.DictReader(file) if row["name"] == HELD_OUT_LOSS
+            }
+        step = min(values, key=lambda step: values[step], default=0)
+        return step, sum(later > step for later in values)
 
     def evaluated(self, done: int, results: dict[str, float]) -> None:
         """Write the results of an evaluation."""

@@ -51,6 +51,7 @@ Evaluate = Callable[[FocusModel], dict[str, float]]
 
 RESUME_STATE = "checkpoint.pt"  # the name that the file has had since the first version
 ADAPTER = "adapter"
+BEST = "best"  # the adapter with the lowest loss on the held-out questions
 _STATE = ("done", "config", "identity", "projections", "optimizers", "scaler")  # in a resume state
 _EXAMPLES_AHEAD = 4
 _LEARN_FROM_LESS = (
@@ -71,10 +72,11 @@ def train(
         model: the base model, or a `FocusModel` whose projections go on learning; `None` loads `config.model`
         examples: example number i as a function of i (best: exact resume costs nothing), or an iterable in a fixed
             order; `None` reads `config.data`
-        evaluate: called every `evaluate_every` steps and at the end; its results are logged
+        evaluate: called every `evaluate_every` steps and at the end; its results are logged, beside those of the
+            questions that `config.validation` holds out
 
     Returns:
-        the adapter's folder
+        the adapter's folder; with held-out questions that of the best one
 
     Raises:
         ConfigError: settings that cannot work, or a resume state of other settings
@@ -100,12 +102,21 @@ def train(
             examples = _examples_from_files(config, focus, base_id, visible=accelerator.is_main_process)
         else:
             config = _usable(config, config.used_with or focus.config.as_settings(), focus)
+        if config.validation:
+            evaluate = _with_validation(config, focus, base_id, evaluate)
         return _Run(config, accelerator, focus, base_id).to_the_end(examples, evaluate)
     finally:
         if isinstance(model, FocusModel):
             model.projections.to(model.dtype)  # as it was handed over
         # Otherwise a second run in this process could not choose another precision or device.
         AcceleratorState._reset_state(reset_partial_state=accelerator.num_processes == 1)
+
+
+def _with_validation(config: TrainingConfig, focus: FocusModel, base_id: str, evaluate: Evaluate | None) -> Evaluate:
+    from focus_core.training.validation import Validation  # needs a tokenizer
+
+    validation = Validation(config, focus, base_id)
+    return lambda focus: {**validation(focus), **(evaluate(focus) if evaluate else {})}
 
 
 def _chosen_device(config: TrainingConfig) -> torch.device:
@@ -180,8 +191,10 @@ class _Run:
         log = LossLog(self.config, first, self.accelerator, self._unwritten)
         with log, _asked_to_stop() as stop, _prefetched(examples, numbers) as ready:
             if evaluate is not None and first and self._evaluates_after(first) and not log.has_evaluation(first):
-                log.evaluated(first, self._evaluate(evaluate))  # the run stopped before it
+                self._judge(first, evaluate, log)  # the run stopped before it
             for step in range(first, self.config.steps):
+                if self._out_of_patience(step, log):
+                    break
                 with naming_lack_of_memory(_LEARN_FROM_LESS):
                     self._step(step, ready, log)
                 done = step + 1
@@ -191,8 +204,8 @@ class _Run:
                 if stopping:
                     raise KeyboardInterrupt(f"Stopped and saved after step {done} of {self.config.steps}.")
                 if evaluate is not None and self._evaluates_after(done):
-                    log.evaluated(done, self._evaluate(evaluate))
-        return self.config.output / ADAPTER
+                    self._judge(done, evaluate, log)
+        return self.config.output / (BEST if self.config.validation else ADAPTER)
 
     def _step(self, step: int, ready: Iterator[TrainingExample], log: LossLog) -> None:
         """One optimizer step over `accumulation` examples."""
@@ -244,18 +257,21 @@ class _Run:
         }
         try:
             replace_file(self.config.output / RESUME_STATE, lambda path: torch.save(state, path))
-            save_adapter(
-                self.config.output / ADAPTER,
-                self.focus.projections,
-                self.focus.model,
-                trained_with=self.config.for_use(),
-                base_id=self.base_id,
-            )
+            self._save_adapter(ADAPTER)
         except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors do not say OSError
             raise FocusError(
                 f"Step {done} could not be saved in {self.config.output} ({error}). Make room there, and go on from "
                 "the last step that was saved."
             ) from error
+
+    def _save_adapter(self, name: str) -> None:
+        save_adapter(
+            self.config.output / name,
+            self.focus.projections,
+            self.focus.model,
+            trained_with=self.config.for_use(),
+            base_id=self.base_id,
+        )
 
     def _resume(self) -> int:
         """Load the last resume state if there is one; returns the number of steps already done."""
@@ -308,6 +324,22 @@ class _Run:
     def _evaluates_after(self, done: int) -> bool:
         every = self.config.evaluate_every
         return self.accelerator.is_main_process and (done == self.config.steps or (every > 0 and done % every == 0))
+
+    def _judge(self, done: int, evaluate: Evaluate, log: LossLog) -> None:
+        """Evaluate, and keep the adapter if there was no better one."""
+        log.evaluated(done, self._evaluate(evaluate))
+        if self.config.validation and log.best()[0] == done:
+            self._save_adapter(BEST)
+
+    def _out_of_patience(self, step: int, log: LossLog) -> bool:
+        """Whether the held-out loss has not fallen for so long that the run ends before this step."""
+        config = self.config
+        if not (config.validation and config.patience and step and config.evaluate_every):
+            return False
+        if step % config.evaluate_every:
+            return False
+        main = self.accelerator.is_main_process
+        return self._any_process(main and log.best()[1] >= config.patience)
 
     def _evaluate(self, evaluate: Evaluate) -> dict[str, float]:
         with torch.no_grad(), self.accelerator.autocast():

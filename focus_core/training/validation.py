@@ -1,0 +1,55 @@
+"""Loss on questions that training does not see, with the controls that tell reading from style.
+
+Much of what an adapter learns first is how answers sound. So the same questions are asked three times: of their own
+documents, of those of another record, and of a chunk that says nothing. Only the difference to the first is reading.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from focus_core.methods.focus import FocusModel
+from focus_core.training.config import TrainingConfig
+from focus_core.training.data import FileExamples
+from focus_core.training.examples import TrainingExample
+from focus_core.training.log import HELD_OUT_LOSS
+from focus_core.training.loss import FocusLoss
+
+_NOTHING = "This page was left empty."
+
+
+class Validation:
+    """Callable with a model: mean losses by name.
+
+    Args:
+        config: with `validation`, its files
+    """
+
+    def __init__(self, config: TrainingConfig, focus: FocusModel, tokenizer_id: str) -> None:
+        held_out = replace(config, data=config.validation, objectives={"answering": 1.0}, seed=config.seed + 1)
+        make = FileExamples.open(held_out, focus, tokenizer_id)
+        own = make.different(config.validation_examples)
+        others = [*own[1:], own[0]]
+        nothing = make.chunks_of(_NOTHING)
+        self.examples = {
+            HELD_OUT_LOSS: own,
+            "other documents": [replace(one, chunks=other.chunks) for one, other in zip(own, others, strict=True)],
+            "no documents": [replace(one, chunks=nothing) for one in own],
+        }
+
+    def __call__(self, focus: FocusModel) -> dict[str, float]:
+        """The mean loss of a target, of all and of each answer's first token, with right documents and without."""
+        found = dict[str, float]()
+        for name, examples in self.examples.items():
+            losses = torch.cat([FocusLoss(focus).target_losses(example) for example in examples])
+            first = torch.tensor([position for example in examples for position in _is_first(example)])
+            found[name] = losses.mean().item()
+            found[f"{name}, first token"] = losses[first.to(losses.device)].mean().item()
+        return found
+
+
+def _is_first(example: TrainingExample) -> list[bool]:
+    """Of each target, whether it is the first token of its answer."""
+    return [target == 0 for question in example.questions for target in question.targets]

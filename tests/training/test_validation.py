@@ -1,0 +1,153 @@
+"""Held-out questions: their loss, the controls beside it, the best adapter, and the end of patience."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from focus_core import ConfigError, FocusModel
+from focus_core.training.config import TrainingConfig
+from focus_core.training.loss import FocusLoss
+from focus_core.training.trainer import train
+from focus_core.training.validation import Validation
+from tests.training.cases import config_for
+
+NAMES = ["loss", "other documents", "no documents"]
+
+
+def records(folder: Path, name: str, count: int, first: int = 0) -> Path:
+    """Documents of a few words, each record with its own, and two questions about them."""
+    path = folder / f"{name}.jsonl"
+    lines = []
+    for number in range(first, first + count):
+        documents = [f"the {word} {number} sat on the mat " * 3 for word in ("dog", "cat", "owl")]
+        questions = [
+            {"question": f"who sat {turn}", "answer": f"owl {number} or dog", "gold": [turn]} for turn in range(2)
+        ]
+        lines.append(json.dumps({"documents": documents, "questions": questions}))
+    path.write_text("\n".join(lines))
+    return path
+
+
+def config(folder: Path, model: Path, **settings: Any) -> TrainingConfig:
+    sizes: dict[str, Any] = {"chunk_sizes": (32,), "max_chunks": 20, "local_lengths": (6, 40), "dynamic_prompts": (8,)}
+    drawn = {"max_documents": 2, "questions_per_example": 1, "targets_per_answer": 3}
+    given = {**sizes, **drawn, "steps": 4, "accumulation": 1, "evaluate_every": 1, "validation_examples": 3, **settings}
+    data, held_out = [records(folder, "train", 5)], [records(folder, "held_out", 4, first=5)]
+    return config_for(folder / "run", model=str(model), data=data, validation=held_out, **given)
+
+
+def evaluations(folder: Path) -> dict[str, list[float]]:
+    found: dict[str, list[float]] = {}
+    with (folder / "evaluation.csv").open(newline="") as file:
+        for row in csv.DictReader(file):
+            found.setdefault(row["name"], []).append(float(row["value"]))
+    return found
+
+
+@pytest.fixture
+def focus(model_folder: Path) -> FocusModel:
+    return FocusModel.from_pretrained(model_folder, device="cpu")
+
+
+def test_the_same_questions_are_asked_of_right_and_of_wrong_documents(
+    tmp_path: Path, model_folder: Path, focus: FocusModel
+) -> None:
+    validation = Validation(config(tmp_path, model_folder), focus, str(model_folder))
+    own, others, nothing = (validation.examples[name] for name in NAMES)
+    assert len(own) == 3
+    assert len({str(example.chunks) for example in own}) == 3
+    for number, example in enumerate(own):
+        assert example.questions == others[number].questions == nothing[number].questions
+        assert others[number].chunks == own[(number + 1) % 3].chunks
+        assert nothing[number].chunks == nothing[0].chunks
+    assert len(nothing[0].chunks) == 1
+
+
+@torch.no_grad()
+def test_losses_are_means_over_targets(tmp_path: Path, model_folder: Path, focus: FocusModel) -> None:
+    validation = Validation(config(tmp_path, model_folder), focus, str(model_folder))
+    found = validation(focus)
+    assert list(found) == [one for name in NAMES for one in (name, f"{name}, first token")]
+    for name in NAMES:
+        losses, first = [], []
+        for example in validation.examples[name]:
+            of_example = FocusLoss(focus).target_losses(example).tolist()
+            losses += of_example
+            first.append(of_example[0])  # of one question
+        assert found[name] == pytest.approx(sum(losses) / len(losses))
+        assert found[f"{name}, first token"] == pytest.approx(sum(first) / len(first))
+    assert len({round(value, 5) for value in found.values()}) == 6
+
+
+def test_validation_changes_no_training(tmp_path: Path, model_folder: Path) -> None:
+    with_it = config(tmp_path, model_folder)
+    without = replace(with_it, output=tmp_path / "without", validation=())
+    train(with_it)
+    train(without)
+    assert (with_it.output / "losses.csv").read_text().count("\n") == 5
+    one, other = (
+        FocusModel.from_pretrained(model_folder, adapter=made.output / "adapter", device="cpu").projections.state_dict()
+        for made in (with_it, without)
+    )
+    assert all(torch.equal(one[name], tensor) for name, tensor in other.items())
+    assert {name: len(values) for name, values in evaluations(with_it.output).items()} == dict.fromkeys(
+        [one for name in NAMES for one in (name, f"{name}, first token")], 4
+    )
+    assert not (without.output / "best").exists()
+
+
+@pytest.fixture
+def judged(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, torch.Tensor]]:
+    """Held-out losses 3, 2, 4, 5, 1, …; the projections at each evaluation."""
+    seen: list[dict[str, torch.Tensor]] = []
+    values: Iterator[float] = iter([3.0, 2.0, 4.0, 5.0, 1.0, 6.0])
+
+    def judge(self: Validation, focus: FocusModel) -> dict[str, float]:
+        seen.append({name: tensor.clone() for name, tensor in focus.projections.state_dict().items()})
+        return {"loss": next(values)}
+
+    monkeypatch.setattr(Validation, "__call__", judge)
+    return seen
+
+
+def _saved(model_folder: Path, adapter: Path) -> dict[str, torch.Tensor]:
+    return FocusModel.from_pretrained(model_folder, adapter=adapter, device="cpu").projections.state_dict()
+
+
+def test_the_best_adapter_is_kept(tmp_path: Path, model_folder: Path, judged: list[dict[str, torch.Tensor]]) -> None:
+    made = config(tmp_path, model_folder)
+    assert train(made) == made.output / "best"
+    best = _saved(model_folder, made.output / "best")
+    assert all(torch.equal(best[name], tensor) for name, tensor in judged[1].items())
+    assert any(not torch.equal(best[name], tensor) for name, tensor in judged[3].items())
+    last = _saved(model_folder, made.output / "adapter")
+    assert all(torch.equal(last[name], tensor) for name, tensor in judged[3].items())
+
+
+def test_a_run_without_patience_left_ends_and_stays_ended(
+    tmp_path: Path, model_folder: Path, judged: list[dict[str, torch.Tensor]]
+) -> None:
+    made = config(tmp_path, model_folder, steps=6, patience=2, save_every=1)
+    for _ in range(2):
+        assert train(made) == made.output / "best"
+        assert evaluations(made.output)["loss"] == [3.0, 2.0, 4.0, 5.0]
+    assert len(judged) == 4
+    train(replace(made, patience=3))  # more of it, and the run goes on
+    assert evaluations(made.output)["loss"] == [3.0, 2.0, 4.0, 5.0, 1.0, 6.0]
+
+
+def test_what_cannot_be_held_out_is_refused(tmp_path: Path, model_folder: Path) -> None:
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text(json.dumps({"text": "a dog and a cat " * 40}))
+    with pytest.raises(ConfigError, match="no record of the data has 'documents'"):
+        train(replace(config(tmp_path, model_folder), validation=[texts]))
+    with pytest.raises(ConfigError, match=r"there is no file .*none\.jsonl"):
+        train(replace(config(tmp_path, model_folder), validation=[tmp_path / "none.jsonl"]))
