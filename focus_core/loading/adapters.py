@@ -19,8 +19,8 @@ from focus_core.attention.modules import decoder_parts
 from focus_core.config import FocusConfig
 from focus_core.device import LOAD_LESS, naming_lack_of_memory
 from focus_core.disk import replace_file
-from focus_core.errors import AdapterError, ConfigError
-from focus_core.loading.fingerprint import differences, weights_fingerprint
+from focus_core.errors import AdapterError, ConfigError, warn
+from focus_core.loading.fingerprint import are_related, is_sample, other_shapes, other_weights, weights_fingerprint
 from focus_core.loading.hub import download, is_folder
 from focus_core.parsing import parse_json
 
@@ -81,7 +81,8 @@ def load_adapter(
         hub_arguments: passed on to the download from the hub (`token`, `cache_dir`, …)
 
     Raises:
-        AdapterError: names what is missing, damaged or different
+        AdapterError: names what is missing, damaged or different. A model that was made from the adapter's own, by
+            training or quantising it, is a warning
         OutOfMemoryError: the device does not hold the projections in addition to the model
     """
     folder = _adapter_folder(str(adapter), hub_arguments)
@@ -134,11 +135,22 @@ def _settings_in(description: Mapping[str, Any], folder: Path) -> FocusConfig:
 
 
 def _check_base(description: Mapping[str, Any], ours: Mapping[str, Any], folder: Path) -> None:
-    differing = differences(description["fingerprint"], ours)
-    if differing:
+    theirs, belongs = description["fingerprint"], f"The adapter in {folder} belongs to {description['base_model']!r}"
+    shapes, changed = other_shapes(theirs, ours), other_weights(theirs, ours)
+    if shapes:
         raise AdapterError(
-            f"The adapter in {folder} belongs to base model {description['base_model']!r}, not to this one "
-            f"({'; '.join(differing[:3])}). Load it with its own base model."
+            f"{belongs}, a model of another shape ({'; '.join(shapes)}). Load it with its own base model."
+        )
+    if changed and not are_related(theirs, ours):
+        raise AdapterError(
+            f"{belongs}, a model of the same shape whose weights have nothing to do with this one's. Load it with its "
+            "own base model."
+        )
+    if changed:
+        warn(
+            f"{belongs}. This model was made from the same weights, and {len(changed)} of its {len(ours['weights'])} "
+            "parts differ: it was trained further, or quantised otherwise. Measure with `focusllm eval` whether the "
+            "adapter still fits."
         )
 
 
@@ -186,7 +198,7 @@ def _check_types(description: Mapping[str, Any], path: Path) -> None:
     fingerprint, rank = description["fingerprint"], description["rank"]
     whole = isinstance(fingerprint, dict) and all(isinstance(fingerprint.get(n), dict) for n in ("shape", "weights"))
     checks = {
-        "fingerprint": whole and all(isinstance(sample, str) for sample in fingerprint["weights"].values()),
+        "fingerprint": whole and all(map(is_sample, fingerprint["weights"].values())),
         "rank": rank is None or (isinstance(rank, int) and not isinstance(rank, bool)),
         "config": isinstance(description["config"], dict),
         "projections": isinstance(description["projections"], list),

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
+from operator import mul
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ KEY_FORMAT = 1  # part of every model key: raise it when prefill computes someth
 
 _SAMPLED_WEIGHTS = 4  # of every matrix, to tell base models apart
 _ROUNDING = 0.02  # bfloat16 rounds by 0.004 at most
+_RELATED = 0.5  # cosine of all samples
 _SMALLEST = 1e-6  # float16 rounds weights of this size to zero
 
 _WEIGHT_FILES = ("*.safetensors", "*.bin", "*.index.json")
@@ -50,23 +52,42 @@ def weights_fingerprint(model: PreTrainedModel, parts: DecoderParts) -> dict[str
     return {"shape": shape, "weights": {name: _sample(matrices) for name, matrices in sampled.items()}}
 
 
-def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
-    """How the model of an adapter (`theirs`) differs from the loaded one; empty if only the dtype may differ.
+def other_shapes(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
+    """How the shape of an adapter's model (`theirs`) differs from that of the loaded one (`ours`), each by name.
 
-    Args:
-        theirs: the `weights_fingerprint` saved with an adapter
-        ours: that of the loaded model
+    Both are a `weights_fingerprint`.
     """
-    shapes = [
+    return [
         f"{name}: adapter {theirs['shape'].get(name)}, model {value}"
         for name, value in ours["shape"].items()
         if theirs["shape"].get(name) != value
     ]
-    return shapes or [
-        f"weights of {name}: adapter {theirs['weights'].get(name, '')[:20]}…, model {sample[:20]}…"
-        for name, sample in ours["weights"].items()
-        if not _alike(theirs["weights"].get(name, ""), sample)
-    ]
+
+
+def other_weights(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
+    """Parts of two models of one shape whose weights differ by more than another dtype rounds."""
+    pairs = ((name, theirs["weights"].get(name, ""), sample) for name, sample in ours["weights"].items())
+    return [name for name, mine, sample in pairs if not _alike(mine, sample)]
+
+
+def are_related(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> bool:
+    """Whether one of two models of one shape was made from the other: fine-tuned, or quantised in another way.
+
+    Weights of models that were trained apart have nothing to do with each other: the cosine of the samples is near 0.
+    """
+    a, b = [], list[float]()
+    for name, sample in ours["weights"].items():
+        mine, other = _numbers(theirs["weights"].get(name, "")), _numbers(sample)
+        if mine is not None and other is not None and len(mine) == len(other):
+            a += mine
+            b += other
+    norm = math.hypot(*a) * math.hypot(*b)
+    return norm > 0 and sum(map(mul, a, b)) / norm > _RELATED
+
+
+def is_sample(value: object) -> bool:
+    """Whether a value of a fingerprint can be compared with another."""
+    return isinstance(value, str) and _numbers(value) is not None
 
 
 def _sample(matrices: Sequence[Tensor]) -> str:
@@ -83,15 +104,20 @@ def _sample(matrices: Sequence[Tensor]) -> str:
 
 def _alike(theirs: str, ours: str) -> bool:
     """Whether two samples are of the same weights, up to rounding to another dtype."""
-    try:
-        a, b = ([float(value) for value in sample.split()] for sample in (theirs, ours))
-    except ValueError:
-        return False
-    if len(a) != len(b):
+    a, b = _numbers(theirs), _numbers(ours)
+    if a is None or b is None or len(a) != len(b):
         return False
     starts = range(0, len(a), _SAMPLED_WEIGHTS)
     pairs = ((a[start : start + _SAMPLED_WEIGHTS], b[start : start + _SAMPLED_WEIGHTS]) for start in starts)
     return all(math.dist(x, y) <= _ROUNDING * math.hypot(*x) + _SMALLEST for x, y in pairs)
+
+
+def _numbers(sample: str) -> list[float] | None:
+    """A sample's weights, unless the file that it is from was spoiled."""
+    try:
+        return [float(value) for value in sample.split()]
+    except ValueError:
+        return None
 
 
 # --- may prefilled chunks be used with this model? --------------------------------------------------------------------
