@@ -20,7 +20,7 @@ _OPTIMIZERS = ("adamw", "muon")
 # These may differ between a run and its continuation. The content of model and data is compared apart.
 _FREE_TO_CHANGE = (
     *("model", "output", "data", "used_with", "recompute", "device"),
-    *("save_every", "log_every", "evaluate_every", "validation", "validation_examples", "patience"),
+    *("save_every", "log_every", "evaluate_every", "validation", "validation_examples", "patience", "trackers"),
 )
 
 
@@ -68,6 +68,7 @@ class TrainingConfig:
 
     save_every: int = 500
     log_every: int = 10
+    trackers: tuple[str, ...] = ()  # of accelerate: "tensorboard", "wandb", "mlflow", …
     evaluate_every: int = 0  # 0: only at the end
 
     def __post_init__(self) -> None:
@@ -193,6 +194,7 @@ class TrainingConfig:
 _TUPLES: dict[str, tuple[tuple[type, ...], int | None]] = {  # type of the elements, and how many there are
     "data": ((str, Path), None),
     "validation": ((str, Path), None),
+    "trackers": ((str,), None),
     "betas": ((int, float), 2),
     "chunk_sizes": ((int,), None),
     "local_lengths": ((int,), 2),

@@ -115,7 +115,9 @@ class LossLog:
         """Write the results of an evaluation."""
         rows = [{"step": done, "name": name, "value": value} for name, value in results.items()]
         _append_csv(self._config.output / EVALUATION, _EVALUATION_COLUMNS, rows)
-        self._say({"step": done, **{f"evaluation/{name}": round(value, 4) for name, value in results.items()}})
+        named = {f"evaluation/{name}": value for name, value in results.items()}
+        self._accelerator.log(named, step=done)
+        self._say({"step": done, **{name: round(value, 4) for name, value in named.items()}})
 
     def _write(self, done: int, rate: float) -> None:
         found, self._unwritten = self.unwritten(), Unwritten()
@@ -125,7 +127,9 @@ class LossLog:
         common = {"step": done, "learning_rate": rate, "gradient_norm": norm, "seconds": seconds}
         rows = [common | row for row in _by_objective(found.examples)]
         _append_csv(self._config.output / LOSSES, _LOSS_COLUMNS, rows)
-        losses = {f"loss/{row['objective']}": round(row["loss"], 4) for row in rows}
+        exact = {f"loss/{row['objective']}": row["loss"] for row in rows}
+        self._accelerator.log({**exact, "learning_rate": rate, "gradient_norm": norm}, step=done)
+        losses = {name: round(loss, 4) for name, loss in exact.items()}
         shown = " ".join(f"{name.removeprefix('loss/')} {loss:.3f}" for name, loss in losses.items())
         self._progress.update(self._task, description=f"training · {shown}")
         finite = round(norm, 4) if math.isfinite(norm) else None  # else fp16 overflowed, and the step was left out

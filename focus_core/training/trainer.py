@@ -13,15 +13,12 @@ import random
 import signal
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
 from pickle import UnpicklingError
-from tempfile import TemporaryFile
 from typing import Any
 
 import torch
@@ -31,29 +28,26 @@ from accelerate.utils import GradientAccumulationPlugin  # type: ignore[import-u
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
-from focus_core.config import FocusConfig
-from focus_core.device import choose_device, naming_lack_of_memory
+from focus_core.device import naming_lack_of_memory
 from focus_core.disk import replace_file
 from focus_core.errors import ConfigError, FocusError
-from focus_core.loading.adapters import fresh_projections, load_adapter, save_adapter
+from focus_core.loading.adapters import save_adapter
 from focus_core.loading.fingerprint import weights_fingerprint
-from focus_core.loading.models import LoadedModel, load_model
 from focus_core.methods.focus import FocusModel
-from focus_core.methods.limits import check_sizes
 from focus_core.progress import progress_bar
+from focus_core.training.ahead import Examples, prefetched
 from focus_core.training.config import TrainingConfig
 from focus_core.training.examples import TrainingExample
 from focus_core.training.log import LossLog, Unwritten
 from focus_core.training.loss import FocusLoss
+from focus_core.training.start import checked_trackers, chosen_device, focus_model_for, make_folder, usable
 
-Examples = Callable[[int], TrainingExample] | Iterable[TrainingExample]
 Evaluate = Callable[[FocusModel], dict[str, float]]
 
 RESUME_STATE = "checkpoint.pt"  # the name that the file has had since the first version
 ADAPTER = "adapter"
 BEST = "best"  # the adapter with the lowest loss on the held-out questions
 _STATE = ("done", "config", "identity", "projections", "optimizers", "scaler")  # in a resume state
-_EXAMPLES_AHEAD = 4
 _LEARN_FROM_LESS = (
     "Set recompute=true, lower max_chunks, the largest of chunk_sizes or targets_per_span, or use dtype='bfloat16'."
 )
@@ -89,19 +83,21 @@ def train(
         gradient_accumulation_plugin=GradientAccumulationPlugin(
             num_steps=config.accumulation
         ),  # no variable changes it
-        cpu=_chosen_device(config).type == "cpu",
+        cpu=chosen_device(config).type == "cpu",
+        log_with=checked_trackers(config.trackers) or None,
+        project_dir=str(config.output),
     )
     try:
-        _make_folder(config.output)
+        make_folder(config.output)
         torch.manual_seed(config.seed)
         random.seed(config.seed)
-        focus, base_id = _focus_model(config, model, accelerator.device)
+        focus, base_id = focus_model_for(config, model, accelerator.device)
         if examples is None:
             used_with = replace(config.for_use(), bos_per_chunk=config.bos_per_chunk)  # as the chunks are trained
-            config = _usable(config, used_with, focus)
+            config = usable(config, used_with, focus)
             examples = _examples_from_files(config, focus, base_id, visible=accelerator.is_main_process)
         else:
-            config = _usable(config, config.used_with or focus.config.as_settings(), focus)
+            config = usable(config, config.used_with or focus.config.as_settings(), focus)
         if config.validation:
             evaluate = _with_validation(config, focus, base_id, evaluate)
         return _Run(config, accelerator, focus, base_id).to_the_end(examples, evaluate)
@@ -117,35 +113,6 @@ def _with_validation(config: TrainingConfig, focus: FocusModel, base_id: str, ev
 
     validation = Validation(config, focus, base_id)
     return lambda focus: {**validation(focus), **(evaluate(focus) if evaluate else {})}
-
-
-def _chosen_device(config: TrainingConfig) -> torch.device:
-    device = choose_device(config.device)
-    # accelerate takes the first one, or in several processes one for each
-    if device.index and config.device not in ("auto", "cuda"):
-        raise ConfigError(
-            f"device={config.device!r}: training takes the GPUs in their order. Set device='cuda' and the variable "
-            f"CUDA_VISIBLE_DEVICES={device.index}."
-        )
-    return device
-
-
-def _make_folder(output: Path) -> None:
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=output):  # a folder that is there already may not be written to
-            pass
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise ConfigError(f"output={str(output)[:200]!r} cannot be a folder to write to: {reason}.") from error
-
-
-def _usable(config: TrainingConfig, used_with: FocusConfig, focus: FocusModel) -> TrainingConfig:
-    """The config with the settings that are saved with the adapter, checked as an engine will check them."""
-    check_sizes(used_with.resolve(focus.config.window, window_is=focus.config.window_is))
-    if used_with.window is None and focus.config.window > focus.parts.window.size:  # more than the model says itself
-        used_with = replace(used_with, window=focus.config.window)
-    return replace(config, used_with=used_with)
 
 
 def learning_rate(config: TrainingConfig, step: int) -> float:
@@ -189,7 +156,8 @@ class _Run:
         first = self._resume()
         numbers = self._example_numbers(first)
         log = LossLog(self.config, first, self.accelerator, self._unwritten)
-        with log, _asked_to_stop() as stop, _prefetched(examples, numbers) as ready:
+        self.accelerator.init_trackers(self.config.output.name, config=self.config.settings_digest())
+        with log, _asked_to_stop() as stop, prefetched(examples, numbers) as ready:
             if evaluate is not None and first and self._evaluates_after(first) and not log.has_evaluation(first):
                 self._judge(first, evaluate, log)  # the run stopped before it
             for step in range(first, self.config.steps):
@@ -205,6 +173,7 @@ class _Run:
                     raise KeyboardInterrupt(f"Stopped and saved after step {done} of {self.config.steps}.")
                 if evaluate is not None and self._evaluates_after(done):
                     self._judge(done, evaluate, log)
+        self.accelerator.end_training()
         return self.config.output / (BEST if self.config.validation else ADAPTER)
 
     def _step(self, step: int, ready: Iterator[TrainingExample], log: LossLog) -> None:
@@ -354,42 +323,6 @@ class _Run:
 
 
 @contextmanager
-def _prefetched(examples: Examples, numbers: Iterable[int]) -> Iterator[Iterator[TrainingExample]]:
-    """Examples in order, made in a thread of their own a few ahead of use."""
-    pool = ThreadPoolExecutor(1, thread_name_prefix="examples")
-    make = examples if callable(examples) else _by_number(examples)
-
-    def in_order() -> Iterator[TrainingExample]:
-        pending: deque[Future[TrainingExample]] = deque()
-        for number in numbers:
-            pending.append(pool.submit(make, number))
-            if len(pending) > _EXAMPLES_AHEAD:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-
-    try:
-        yield in_order()
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _by_number(examples: Iterable[TrainingExample]) -> Callable[[int], TrainingExample]:
-    """An iterable as a function of rising numbers; the examples between them are passed over."""
-    iterator, position = iter(examples), 0
-
-    def make(number: int) -> TrainingExample:
-        nonlocal position
-        example = next(islice(iterator, number - position, None), None)
-        position = number + 1
-        if example is None:
-            raise ConfigError(f"The examples end before number {number}: lower steps, or let them repeat.")
-        return example
-
-    return make
-
-
-@contextmanager
 def _asked_to_stop() -> Iterator[threading.Event]:
     """Ctrl-C and SIGTERM set the event, so that a step is never cut in half; a second Ctrl-C stops at once."""
     asked = threading.Event()
@@ -408,72 +341,6 @@ def _asked_to_stop() -> Iterator[threading.Event]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _focus_model(
-    config: TrainingConfig, model: PreTrainedModel | FocusModel | None, device: torch.device
-) -> tuple[FocusModel, str]:
-    """The model to train, with projections in float32, and its name."""
-    if isinstance(model, FocusModel):
-        for name in ("adapter", "rank"):
-            if getattr(config, name) is not None:
-                raise ConfigError(
-                    f"{name}={getattr(config, name)!r}: a FocusModel goes on with the projections it has. Leave {name} "
-                    "out, or hand over the base model."
-                )
-        if model.device.type != device.type:
-            raise ConfigError(
-                f"device={config.device!r} is {device}, but the model handed over is on {model.device}. Move the base "
-                f"model before FocusModel is made from it, or set device={model.device.type!r}."
-            )
-        focus, name = model, model.model.name_or_path
-    else:
-        loaded = _loaded(config, device, model)
-        projections = loaded.projections or fresh_projections(loaded.model, rank=config.rank)
-        settings = FocusConfig(bos_per_chunk=config.bos_per_chunk)
-        focus = FocusModel(loaded.model, projections, config=settings, trained_with=loaded.trained_with)
-        name = loaded.model_id
-    _check_precision(config, focus)
-    focus.projections.float()  # the projections learn in float32, in whatever dtype the frozen model is kept
-    return focus, config.model or name
-
-
-def _check_precision(config: TrainingConfig, focus: FocusModel) -> None:
-    """Projections are float32; the frozen model may be kept in the dtype in which mixed precision computes."""
-    half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.mixed_precision)
-    if focus.dtype not in (torch.float32, half):
-        raise ConfigError(
-            f"mixed_precision={config.mixed_precision!r} with a base model in {focus.dtype}: they do not go together. "
-            "Set dtype='float32', or mixed_precision='bf16' with dtype='bfloat16'."
-        )
-    if config.mixed_precision == "fp16" and focus.device.type == "cpu":
-        raise ConfigError("mixed_precision='fp16' on a CPU: it has no such arithmetic. Set 'bf16' or 'no'.")
-
-
-def _loaded(config: TrainingConfig, device: torch.device, model: PreTrainedModel | None) -> LoadedModel:
-    """The base model with the projections to start from."""
-    if model is not None:
-        loaded = LoadedModel(model.to(device), model.name_or_path)
-        if config.adapter is not None:
-            projections, trained_with = load_adapter(config.adapter, loaded.model)
-            loaded = LoadedModel(loaded.model, loaded.model_id, projections, trained_with, config.adapter)
-    elif config.model:
-        loaded = load_model(config.model, adapter=config.adapter, device=str(device), dtype=config.dtype)
-    else:
-        raise ConfigError("model is missing: a folder or hub id of the base model.")
-    if loaded.projections is not None and config.rank not in (None, loaded.projections.rank):
-        kind = f"rank {loaded.projections.rank}" if loaded.projections.rank else "full copies"
-        raise ConfigError(
-            f"rank={config.rank}, but training starts from the projections of {loaded.adapter_id}, which are {kind}. "
-            "Leave rank out, or start from the model without them."
-        )
-    rule = None if loaded.trained_with is None else loaded.trained_with.bos_per_chunk
-    if rule is not None and rule != config.bos_per_chunk:
-        raise ConfigError(
-            f"bos_per_chunk={config.bos_per_chunk}, but the projections of {loaded.adapter_id} were trained with "
-            f"{rule}. Set bos_per_chunk to that."
-        )
-    return loaded
 
 
 def _examples_from_files(config: TrainingConfig, focus: FocusModel, base_id: str, *, visible: bool) -> Examples:
