@@ -20,7 +20,8 @@ _OPTIMIZERS = ("adamw", "muon")
 # These may differ between a run and its continuation. The content of model and data is compared apart.
 _FREE_TO_CHANGE = (
     *("model", "output", "data", "used_with", "recompute", "device"),
-    *("save_every", "log_every", "evaluate_every", "validation", "validation_examples", "patience", "trackers"),
+    *("save_every", "log_every", "evaluate_every", "validation", "validation_examples", "patience"),
+    *("trackers", "license", "data_notes"),
 )
 
 
@@ -68,6 +69,8 @@ class TrainingConfig:
 
     save_every: int = 500
     log_every: int = 10
+    license: str = ""  # of the adapter, for its model card
+    data_notes: str = ""  # where the data come from and under which licence, for the model card
     trackers: tuple[str, ...] = ()  # of accelerate: "tensorboard", "wandb", "mlflow", …
     evaluate_every: int = 0  # 0: only at the end
 
@@ -208,7 +211,10 @@ _COUNTS = (
 )
 _MOST = 10**12
 _PLAIN: dict[str, tuple[type, ...]] = {
-    **dict.fromkeys(("model", "adapter", "mixed_precision", "optimizer", "device", "dtype", "layout"), (str,)),
+    **dict.fromkeys(
+        ("model", "adapter", "mixed_precision", "optimizer", "device", "dtype", "layout", "license", "data_notes"),
+        (str,),
+    ),
     **dict.fromkeys(
         ("rank", "steps", "warm_up", "accumulation", "seed", "max_chunks", "targets_per_span", "save_every"), (int,)
     ),

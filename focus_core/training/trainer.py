@@ -36,6 +36,7 @@ from focus_core.loading.fingerprint import weights_fingerprint
 from focus_core.methods.focus import FocusModel
 from focus_core.progress import progress_bar
 from focus_core.training.ahead import Examples, prefetched
+from focus_core.training.card import write_card
 from focus_core.training.config import TrainingConfig
 from focus_core.training.examples import TrainingExample
 from focus_core.training.log import LossLog, Unwritten
@@ -153,7 +154,7 @@ class _Run:
 
     def to_the_end(self, examples: Examples, evaluate: Evaluate | None) -> Path:
         self.identity["data"] = getattr(examples, "data_digest", None)
-        first = self._resume()
+        first = self._saved_after = self._resume()
         numbers = self._example_numbers(first)
         log = LossLog(self.config, first, self.accelerator, self._unwritten)
         self.accelerator.init_trackers(self.config.output.name, config=self.config.settings_digest())
@@ -173,6 +174,8 @@ class _Run:
                     raise KeyboardInterrupt(f"Stopped and saved after step {done} of {self.config.steps}.")
                 if evaluate is not None and self._evaluates_after(done):
                     self._judge(done, evaluate, log)
+            if self.accelerator.is_main_process:
+                self._write_cards(log)
         self.accelerator.end_training()
         return self.config.output / (BEST if self.config.validation else ADAPTER)
 
@@ -212,6 +215,7 @@ class _Run:
     def _save(self, done: int, unwritten: Unwritten) -> None:
         """The exact state after `done` steps, and the projections as an adapter that can be used at once."""
         self.accelerator.wait_for_everyone()
+        self._saved_after = done
         if not self.accelerator.is_main_process:
             return
         scaler = self.accelerator.scaler
@@ -299,6 +303,14 @@ class _Run:
         log.evaluated(done, self._evaluate(evaluate))
         if self.config.validation and log.best()[0] == done:
             self._save_adapter(BEST)
+
+    def _write_cards(self, log: LossLog) -> None:
+        """Of the last adapter, and of the best."""
+        steps = {ADAPTER: self._saved_after}
+        if self.config.validation:
+            steps[BEST] = log.best()[0]
+        for name, step in steps.items():
+            write_card(self.config.output / name, self.config, self.base_id, step)
 
     def _out_of_patience(self, step: int, log: LossLog) -> bool:
         """Whether the held-out loss has not fallen for so long that the run ends before this step."""

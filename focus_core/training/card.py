@@ -1,0 +1,119 @@
+"""The model card of an adapter: what it belongs to, how it was trained, on what, and what it scored."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Sequence
+from dataclasses import MISSING, fields
+from hashlib import sha256
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from focus_core import __version__
+from focus_core.training.config import TrainingConfig
+from focus_core.training.log import EVALUATION, LOSSES
+
+CARD = "README.md"
+_ELSEWHERE = (
+    "output",
+    "used_with",
+    "objectives",
+    "license",
+    "data_notes",
+)  # no setting of its own line, or shown apart
+_NO_NOTES = "Where the data come from, and under which licence, was not said (`data_notes`)."
+_HEAD = """# Candidate projections of FocusLLM for {name}
+
+With this adapter {name} answers questions about texts that are longer than its window: it reads them in chunks, and
+each chunk gives one candidate token to the memory from which the frozen model answers (arXiv 2408.11745).
+
+```python
+from focus_core import FocusEngine
+
+engine = FocusEngine.from_pretrained({base!r}, adapter="this folder, or its hub id")
+print(engine.generate("Who signed it?", documents=[text]).text)
+```
+"""
+_SCORES = """## Scores
+
+Held-out questions: the mean loss of a token of the answer (nats), with the right documents, and as controls with those
+of another record and with an empty page. What lies between them is reading; the rest is how answers sound.
+
+| | |
+|---|---:|
+"""
+
+
+def write_card(folder: Path, config: TrainingConfig, base_id: str, step: int) -> None:
+    """Write the card of the adapter in `folder`, which is that after `step` steps of a run."""
+    parts = [
+        _front_matter(config, base_id),
+        _HEAD.format(name=Path(base_id).name, base=base_id),
+        _training(config, step),
+        _data(config),
+        _scores(config.output / EVALUATION, step),
+    ]
+    (folder / CARD).write_text("\n".join(part for part in parts if part), encoding="utf-8")
+
+
+def _front_matter(config: TrainingConfig, base_id: str) -> str:
+    lines = ["library_name: focusllm", "tags: [focusllm, long-context]"]
+    if config.license:
+        lines.insert(0, f"license: {config.license}")
+    if base_id.count("/") == 1 and not Path(base_id).exists():  # a hub id; the hub refuses a path
+        lines.insert(0, f"base_model: {base_id}")
+    return "\n".join(("---", *lines, "---\n"))
+
+
+def _training(config: TrainingConfig, step: int) -> str:
+    rows = [row for row in _rows(config.output / LOSSES) if int(row["step"]) <= step]
+    targets = sum(int(row["targets"]) for row in rows)
+    means = {0: 0.0} | {int(row["step"]): float(row["seconds"]) for row in rows}  # of the steps since the row before
+    hours = sum((last - first) * means[last] for first, last in pairwise(means)) / 3600
+    settings = "\n".join(f"{name} = {json.dumps(value)}" for name, value in _changed(config).items())
+    return (
+        f"## Training\n\n{step:,} of {config.steps:,} steps, {targets:,} supervised tokens, {hours:.1f} hours, with "
+        f"focusllm {__version__}. `focusllm train train.toml` runs it again, with the data beside this file:\n\n"
+        f"```toml\n{settings}\n```\n"
+    )
+
+
+def _changed(config: TrainingConfig) -> dict[str, Any]:
+    """The settings that are not the default, as TOML has them; of files the names."""
+    found: dict[str, Any] = {"output": config.output.name, "steps": config.steps}
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if field.name not in _ELSEWHERE and (field.default is MISSING or value != field.default):
+            listed = isinstance(value, list | tuple)
+            found[field.name] = [one.name if isinstance(one, Path) else one for one in value] if listed else value
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _data(config: TrainingConfig) -> str:
+    if not config.data:
+        return "## Data\n\nExamples that were made in Python.\n"
+    rows = "".join([*_files(config.data, "trained"), *_files(config.validation, "held out")])
+    head = "| file | use | lines | SHA-256 |\n|---|---|---:|---|\n"
+    return f"## Data\n\n{head}{rows}\n{config.data_notes or _NO_NOTES}\n"
+
+
+def _files(paths: Sequence[Path], use: str) -> list[str]:
+    contents = [(path.name, path.read_bytes()) for path in map(Path, paths)]
+    return [
+        f"| {name} | {use} | {len(content.splitlines()):,} | `{sha256(content).hexdigest()[:16]}…` |\n"
+        for name, content in contents
+    ]
+
+
+def _scores(path: Path, step: int) -> str:
+    rows = [row for row in _rows(path) if int(row["step"]) == step]
+    return _SCORES + "".join(f"| {row['name']} | {float(row['value']):.3f} |\n" for row in rows) if rows else ""
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
