@@ -23,6 +23,7 @@ from focus_core.cli.evaluate import evaluate
 from focus_core.cli.info import info
 from focus_core.cli.plan import plan
 from focus_core.cli.prepare import prepare
+from focus_core.cli.push import push
 from focus_core.cli.store import app as store_app
 from focus_core.cli.train import train
 from focus_core.errors import FocusError, FocusWarning
@@ -92,6 +93,7 @@ app.command()(info)
 app.command()(plan)
 app.command()(prepare)
 app.command()(train)
+app.command()(push)
 app.command("eval")(evaluate)
 app.add_typer(store_app, name="store")
 

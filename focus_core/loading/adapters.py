@@ -21,13 +21,14 @@ from focus_core.device import LOAD_LESS, naming_lack_of_memory
 from focus_core.disk import replace_file
 from focus_core.errors import AdapterError, ConfigError, warn
 from focus_core.loading.fingerprint import are_related, is_sample, other_shapes, other_weights, weights_fingerprint
-from focus_core.loading.hub import download, is_folder
+from focus_core.loading.hub import download, is_folder, upload
 from focus_core.parsing import parse_json
 
 ADAPTER_CONFIG = "focusllm_adapter.json"
 ADAPTER_WEIGHTS = "focusllm_adapter.safetensors"
 FORMAT_VERSION = 2
 _FORMAT = "focusllm-adapter"
+_CARD = "README.md"
 _KEYS = frozenset(("format", "format_version", "base_model", "fingerprint", "rank", "projections", "config"))
 
 
@@ -100,6 +101,27 @@ def load_adapter(
         raise AdapterError(f"{folder / ADAPTER_CONFIG}: {error}") from error
     _fill(projections, _read_weights(folder), folder)
     return projections, trained_with
+
+
+def push_adapter(folder: str | Path, name: str, *, private: bool = False) -> str:
+    """Put an adapter on the Hugging Face hub, with its model card; returns the address.
+
+    Args:
+        folder: with the adapter; other files in it stay here
+        name: hub id, "user/name"; made if there is none
+        private: of a repository that is made
+
+    Raises:
+        AdapterError: no adapter, a damaged one, a name that is no hub id, or the hub refuses
+    """
+    folder = Path(folder)
+    if not is_folder(folder):
+        raise AdapterError(f"No adapter at {str(folder)!r}: there is no such folder.")
+    _settings_in(_read_description(folder), folder)
+    _require_finite(_read_weights(folder), folder)
+    if name.count("/") != 1 or not all(name.split("/")):
+        raise AdapterError(f"{name!r} is no hub id: write user/name.")
+    return upload(folder, name, [ADAPTER_CONFIG, ADAPTER_WEIGHTS, _CARD], private=private)
 
 
 def adapter_settings(folder: Path) -> FocusConfig:
@@ -233,9 +255,13 @@ def _fill(projections: CandidateProjections, tensors: Mapping[str, Tensor], fold
             f"The adapter in {folder} does not fit: missing {missing[:3]}, unknown {unknown[:3]}, "
             f"wrong shape {wrong[:3]} (of {len(missing)}, {len(unknown)}, {len(wrong)})."
         )
+    _require_finite(tensors, folder)
+    projections.load_state_dict(dict(tensors))
+
+
+def _require_finite(tensors: Mapping[str, Tensor], folder: Path) -> None:
     spoiled = next((n for n, t in tensors.items() if not (t.is_floating_point() and t.isfinite().all())), None)
     if spoiled is not None:
         raise AdapterError(
             f"The adapter in {folder}: {spoiled} holds something else than finite floating point numbers."
         )
-    projections.load_state_dict(dict(tensors))

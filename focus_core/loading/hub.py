@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import snapshot_download, try_to_load_from_cache
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub import HfApi, snapshot_download, try_to_load_from_cache
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, LocalTokenNotFoundError
 
 from focus_core.errors import AdapterError, first_line
 
@@ -36,6 +36,27 @@ def download(name: str, files: Sequence[str], trouble: str, hub_arguments: Mappi
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = first_line(error)
         raise AdapterError(f"{trouble}, and the hub gave none ({reason})") from error
+
+
+def upload(folder: Path, name: str, files: Sequence[str], *, private: bool) -> str:
+    """Put some files of a folder into the repository of a hub id, which is made if there is none; returns its address.
+
+    Args:
+        files: patterns of file names
+
+    Raises:
+        AdapterError: the hub refuses it, nobody is logged in, or there is no network
+    """
+    hub = HfApi()
+    try:
+        address = hub.create_repo(name, private=private, exist_ok=True)
+        hub.upload_folder(repo_id=name, folder_path=folder, allow_patterns=list(files), commit_message="Adapter")
+    except (LocalTokenNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
+        raise AdapterError(
+            f"{folder} could not be put on the hub as {name!r}: {first_line(error)}. If you are not logged in: "
+            "`hf auth login`, with a token that may write."
+        ) from error
+    return str(address)
 
 
 def local_folder(
