@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -89,6 +90,18 @@ def free_memory(device: torch.device) -> int:
         recommended = torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory()
         return max(0, min(of_the_machine + reusable, recommended))
     return of_the_machine
+
+
+def peak_bytes(device: torch.device) -> int:
+    """The most bytes that were taken so far: of the GPU, or by this process where there is none."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:  # Windows
+        return int(psutil.Process().memory_info().peak_wset)
+    highest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return highest if sys.platform == "darwin" else highest * 1024
 
 
 def _left_by_limits() -> Iterator[int]:

@@ -11,11 +11,12 @@ from __future__ import annotations
 import math
 import random
 import signal
+import statistics
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from pickle import UnpicklingError
@@ -28,7 +29,7 @@ from accelerate.utils import GradientAccumulationPlugin  # type: ignore[import-u
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
-from focus_core.device import naming_lack_of_memory
+from focus_core.device import naming_lack_of_memory, peak_bytes
 from focus_core.disk import replace_file
 from focus_core.errors import ConfigError, FocusError
 from focus_core.loading.adapters import save_adapter
@@ -49,6 +50,7 @@ RESUME_STATE = "checkpoint.pt"  # the name that the file has had since the first
 ADAPTER = "adapter"
 BEST = "best"  # the adapter with the lowest loss on the held-out questions
 _STATE = ("done", "config", "identity", "projections", "optimizers", "scaler")  # in a resume state
+_REHEARSED = 3  # examples; the first is slower than those that follow
 _LEARN_FROM_LESS = (
     "Set recompute=true, lower max_chunks, the largest of chunk_sizes or targets_per_span, or use dtype='bfloat16'."
 )
@@ -79,6 +81,33 @@ def train(
         FocusError: the gradient is not finite, or the state cannot be saved
         KeyboardInterrupt: after Ctrl-C, once the state is saved
     """
+    with _started(config, model, examples) as (run, made):
+        if run.config.validation:
+            evaluate = _with_validation(run, evaluate)
+        return run.to_the_end(made, evaluate)
+
+
+def rehearse(
+    config: TrainingConfig,
+    *,
+    model: PreTrainedModel | FocusModel | None = None,
+    examples: Examples | None = None,
+) -> Rehearsal:
+    """What a run would take, measured on its first examples; nothing is saved.
+
+    Raises:
+        ConfigError: settings that cannot work
+        OutOfMemoryError: an example does not fit the device
+    """
+    with _started(config, model, examples) as (run, made):
+        return run.rehearse(made)
+
+
+@contextmanager
+def _started(
+    config: TrainingConfig, model: PreTrainedModel | FocusModel | None, examples: Examples | None
+) -> Iterator[tuple[_Run, Examples]]:
+    """A run and its examples; what it changed in this process is put back at the end."""
     accelerator = Accelerator(
         mixed_precision=config.mixed_precision,
         gradient_accumulation_plugin=GradientAccumulationPlugin(
@@ -99,9 +128,7 @@ def train(
             examples = _examples_from_files(config, focus, base_id, visible=accelerator.is_main_process)
         else:
             config = usable(config, config.used_with or focus.config.as_settings(), focus)
-        if config.validation:
-            evaluate = _with_validation(config, focus, base_id, evaluate)
-        return _Run(config, accelerator, focus, base_id).to_the_end(examples, evaluate)
+        yield _Run(config, accelerator, focus, base_id), examples
     finally:
         if isinstance(model, FocusModel):
             model.projections.to(model.dtype)  # as it was handed over
@@ -109,10 +136,10 @@ def train(
         AcceleratorState._reset_state(reset_partial_state=accelerator.num_processes == 1)
 
 
-def _with_validation(config: TrainingConfig, focus: FocusModel, base_id: str, evaluate: Evaluate | None) -> Evaluate:
+def _with_validation(run: _Run, evaluate: Evaluate | None) -> Evaluate:
     from focus_core.training.validation import Validation  # needs a tokenizer
 
-    validation = Validation(config, focus, base_id)
+    validation = Validation(run.config, run.focus, run.base_id)
     return lambda focus: {**validation(focus), **(evaluate(focus) if evaluate else {})}
 
 
@@ -135,6 +162,29 @@ def _optimizers(config: TrainingConfig, parameters: list[torch.nn.Parameter]) ->
     if others:
         chosen.append(torch.optim.AdamW(others, lr=rate, betas=config.betas, weight_decay=decay))
     return chosen
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """What a run would take.
+
+    Attributes:
+        parameters: those that learn
+        adapter_bytes: of the adapter's file
+        seconds_per_step: without evaluations
+        peak_bytes: the most memory so far, with gradients; two further copies of what learns come with the optimizer
+    """
+
+    parameters: int
+    adapter_bytes: int
+    seconds_per_step: float
+    steps: int
+    peak_bytes: int
+
+    @property
+    def hours(self) -> float:
+        """Of all steps."""
+        return self.seconds_per_step * self.steps / 3600
 
 
 class _Run:
@@ -178,6 +228,24 @@ class _Run:
                 self._write_cards(log)
         self.accelerator.end_training()
         return self.config.output / (BEST if self.config.validation else ADAPTER)
+
+    def rehearse(self, examples: Examples) -> Rehearsal:
+        """Losses and gradients of the first examples, without a step."""
+        seconds, parameters = list[float](), list(self.loss.parameters())
+        with prefetched(examples, range(_REHEARSED)) as ready, naming_lack_of_memory(_LEARN_FROM_LESS):
+            for example in ready:
+                began = time.monotonic()
+                self.accelerator.backward(self.loss(example))
+                if self.focus.device.type == "cuda":
+                    torch.cuda.synchronize(self.focus.device)
+                seconds.append(time.monotonic() - began)
+        return Rehearsal(
+            parameters=sum(parameter.numel() for parameter in parameters),
+            adapter_bytes=sum(parameter.nbytes for parameter in parameters),
+            seconds_per_step=statistics.median(seconds) * self.config.accumulation,
+            steps=self.config.steps,
+            peak_bytes=peak_bytes(self.focus.device),
+        )
 
     def _step(self, step: int, ready: Iterator[TrainingExample], log: LossLog) -> None:
         """One optimizer step over `accumulation` examples."""

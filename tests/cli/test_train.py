@@ -133,3 +133,23 @@ def test_no_such_file(focusllm: Focusllm) -> None:
     result = focusllm("train", "no-such.toml")
     assert result.exit_code == 1
     assert "no-such.toml: there is no such file." in result.stderr
+
+
+def test_a_dry_run_says_what_it_would_take_and_saves_nothing(focusllm: Focusllm, config: Path) -> None:
+    result = focusllm("train", config, "--dry-run")
+    assert result.exit_code == 0, result.output
+    rows = dict(line.split("  ", 1) for line in result.stdout.splitlines())
+    assert list(rows) == [
+        *("parameters that learn", "the adapter's file", "seconds per step", "hours for 2 steps", "memory"),
+    ]
+    assert not (config.parent / "run" / "adapter").exists()
+    adapter = Path(focusllm("train", config).stdout.strip())
+    weights = load_file(adapter / "focusllm_adapter.safetensors")
+    assert rows["parameters that learn"].strip() == f"{sum(tensor.numel() for tensor in weights.values()):,}"
+
+
+def test_a_dry_run_finds_what_will_not_fit(focusllm: Focusllm, config: Path) -> None:
+    config.write_text(config.read_text().replace("chunk_sizes = [32]", "chunk_sizes = [32768]"))
+    result = focusllm("train", config, "--dry-run")
+    assert result.exit_code == 1
+    assert "chunk_size=32768" in result.stderr
