@@ -1,0 +1,12 @@
+"""A run for torchrun: as many processes as it starts share the examples of a step."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from focus_core.training.trainer import train
+from tests.training.cases import config_for, focus_model, numbered
+
+if __name__ == "__main__":
+    train(config_for(Path(sys.argv[1]), steps=4, accumulation=int(sys.argv[2])), model=focus_model(), examples=numbered)
