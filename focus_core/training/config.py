@@ -32,6 +32,8 @@ class TrainingConfig:
     output: Path  # a folder: adapter/, checkpoint.pt, losses.csv; the same config goes on where it stopped
     model: str = ""  # folder or hub id of the base model
     data: tuple[Path, ...] = ()  # JSONL files; see `data.read_records`
+    distillation: float = 0.0  # share of the loss that follows the plain model over the gold chunk, not the answer
+    temperature: float = 1.0  # of both distributions in that share
     rank: int | None = None  # low-rank projections instead of full copies
     adapter: str | None = None  # start from these projections instead of the model's own maps
 
@@ -102,7 +104,8 @@ class TrainingConfig:
             _require(getattr(self, name) >= 0, f"{name}={getattr(self, name)}: must be 0 or more.")
         _require(0 <= self.seed < 2**63, f"seed={self.seed}: must lie between 0 and {2**63 - 1}.")
         _require(self.rank is None or self.rank >= 1, f"rank={self.rank}: must be at least 1.")
-        for name in ("learning_rate", "max_gradient_norm"):
+        _require(0 <= self.distillation <= 1, f"distillation={self.distillation}: must lie between 0 and 1.")
+        for name in ("learning_rate", "max_gradient_norm", "temperature"):
             _require(getattr(self, name) > 0, f"{name}={getattr(self, name)}: must be above 0.")
         _require(all(0 <= beta < 1 for beta in self.betas), f"betas={list(self.betas)}: each must be 0 to below 1.")
         for name in ("chunk_sizes", "dynamic_prompts"):
@@ -203,7 +206,7 @@ _TUPLES: dict[str, tuple[tuple[type, ...], int | None]] = {  # type of the eleme
     "local_lengths": ((int,), 2),
     "dynamic_prompts": ((int,), None),
 }
-_NUMBERS = ("learning_rate", "final_share", "weight_decay", "max_gradient_norm")
+_NUMBERS = ("learning_rate", "final_share", "weight_decay", "max_gradient_norm", "distillation", "temperature")
 _DRAWN = ("max_documents", "questions_per_example", "targets_per_answer")
 _COUNTS = (
     *("rank", "steps", "warm_up", "accumulation", "max_chunks", "targets_per_span", "save_every", "log_every"),

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from hashlib import sha256
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -222,7 +223,24 @@ class FileExamples:
         size = draw.choice(self._fitting_sizes(documents, record))
         layout = self._layout(size, draw.choice(self._config.dynamic_prompts))
         questions = [self._question(layout, one, record.where) for one in asked]
-        return self._example(record, documents, [self._with_drawn_targets(draw, one) for one in questions], layout)
+        example = self._example(record, documents, [self._with_drawn_targets(draw, one) for one in questions], layout)
+        gold = [[numbers.index(number) for number in one.gold] for one in asked]
+        return replace(example, questions=self._with_teachers(example.questions, gold, documents, layout))
+
+    @staticmethod
+    def _with_teachers(
+        questions: Sequence[SupervisedQuestion],
+        gold: Sequence[Sequence[int]],
+        documents: Sequence[TokenIds],
+        layout: Layout,
+    ) -> list[SupervisedQuestion]:
+        """The chunks of their gold documents, by number."""
+        counts = [-(-len(document) // layout.config.chunk_size) for document in documents]
+        firsts = [0, *accumulate(counts)]
+        return [
+            replace(question, teachers=tuple(n for one in of_one for n in range(firsts[one], firsts[one + 1])))
+            for question, of_one in zip(questions, gold, strict=True)
+        ]
 
     def _drawn(self, draw: random.Random, record: Record) -> tuple[Sequence[QuestionAnswer], Sequence[int]]:
         """Questions, and the numbers of the documents they are asked of: all gold ones, and some of the others."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from focus_core.errors import ConfigError
 from focus_core.text.documents import TokenIds
@@ -19,12 +19,17 @@ class SupervisedQuestion:
         dynamic_prompt: the end of the local context as it is appended to every chunk, BOS included (paper eq. 1)
         answer: the tokens that follow; while they are generated, each is appended to both
         targets: which of the answer's tokens are supervised, rising; all of them if not given
+        plain_prompt: what the plain model reads between a chunk and the answer, for a teacher; by default the dynamic
+            prompt
+        teachers: numbers of the chunks in which the answer stands; none if that is not known
     """
 
     local_context: TokenIds
     dynamic_prompt: TokenIds
     answer: TokenIds
     targets: tuple[int, ...] = ()
+    plain_prompt: TokenIds = field(default_factory=list)
+    teachers: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.local_context or not self.dynamic_prompt:
@@ -33,6 +38,8 @@ class SupervisedQuestion:
             raise ConfigError("A question without an answer has nothing to learn from.")
         if not self.targets:
             object.__setattr__(self, "targets", tuple(range(len(self.answer))))
+        if not self.plain_prompt:
+            object.__setattr__(self, "plain_prompt", self.dynamic_prompt)
         if min(self.targets) < 0 or max(self.targets) >= len(self.answer):
             raise ConfigError(f"targets={self.targets}: the answer has {len(self.answer)} tokens.")
 
@@ -46,7 +53,8 @@ class SupervisedQuestion:
         targets: Sequence[int] = (),
     ) -> SupervisedQuestion:
         """From a prompt, of which `layout` cuts the dynamic prompt."""
-        return cls(context.row, layout.dynamic_prompt(context), list(answer), tuple(targets))
+        prompt = layout.dynamic_prompt(context)
+        return cls(context.row, prompt, list(answer), tuple(targets), plain_prompt=layout.after(context))
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,16 @@ a memory, but nearly everything else:
     memory = append_candidates(chunks, prompts)  one candidate per chunk and target, all in one pass
     losses = local_losses(memory)                one row of local context per target after its own memory (paper eq. 6)
 
+With a teacher (`distillation`), a part of the loss is the divergence from what the plain model would say after the one
+chunk that holds the answer: the ordinary continuation of that chunk's row, whose keys and values are there already.
+
 A candidate is the twin of an ordinary token: same token, same position. It sees its chunk, the prompt before its own
 position and itself; no other candidate and nothing of another question.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
@@ -28,10 +31,11 @@ from torch.utils.checkpoint import checkpoint
 from focus_core.attention.chunk_pass import ChunkPass, active_pass
 from focus_core.attention.memory import Memory
 from focus_core.attention.passes import KeysAndValues, PassCache, until_done
-from focus_core.cache.chunks import ChunkSet
+from focus_core.cache.chunks import ChunkRow, ChunkSet
 from focus_core.device import tokens_per_pass
 from focus_core.methods.base import pad_left, without_unused
 from focus_core.methods.focus import FocusModel
+from focus_core.text.documents import TokenIds
 from focus_core.training.examples import TrainingExample
 
 
@@ -44,25 +48,60 @@ class FocusLoss(nn.Module):
     Args:
         model: its projections learn; everything else is frozen here
         recompute: keep no activations of candidates and local contexts for the backward pass, but compute them again
+        distillation: share of the teacher in the loss, 0 to 1
+        temperature: of teacher and student
     """
 
-    def __init__(self, model: FocusModel, *, recompute: bool = False) -> None:
+    def __init__(
+        self, model: FocusModel, *, recompute: bool = False, distillation: float = 0.0, temperature: float = 1.0
+    ) -> None:
         super().__init__()
+        self._distillation, self._temperature = distillation, temperature
         model.model.requires_grad_(False)
         self.projections = model.projections.requires_grad_(True)
         self._method = _Method(model, recompute)
 
     def forward(self, example: TrainingExample) -> Tensor:
         """The mean loss over the targets of one example."""
-        return self.target_losses(example).mean()
+        return self._losses(example, self._distillation).mean()
 
     def target_losses(self, example: TrainingExample) -> Tensor:
         """Cross-entropy of every target `[targets]`, question by question."""
+        return self._losses(example, 0.0)
+
+    def _losses(self, example: TrainingExample, distillation: float) -> Tensor:
         method, targets = self._method, Targets.of(example, self._method.model.device)
-        chunks = ChunkSet.of(method.model.prefill(example.chunks))
+        chunks = method.prefill(example.chunks, all_layers=distillation > 0)
+        teacher = Teacher(None, 0.0, 1.0)
+        if distillation > 0:
+            teacher = Teacher(method.teacher_logits(chunks, example), distillation, self._temperature)
         prompts = method.append_prompts(chunks, targets)
         memory = method.append_candidates(chunks, prompts, targets)
-        return method.local_losses(memory, targets)
+        return method.local_losses(memory, targets, teacher)
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """What the plain model says in the place of each target.
+
+    Attributes:
+        logits: `[targets, vocab]`; `None` without a teacher
+        share: of the divergence in the loss; the rest is cross-entropy
+        temperature: of both distributions in the divergence, whose gradient it would make smaller by its square
+    """
+
+    logits: Tensor | None
+    share: float
+    temperature: float
+
+    def losses(self, logits: Tensor, targets: Tensor, rows: slice) -> Tensor:
+        """Of the student's `logits [rows, vocab]`: cross-entropy, and forward KL from the teacher, `[rows]`."""
+        hard = F.cross_entropy(logits, targets, reduction="none")
+        if self.logits is None:
+            return hard
+        student, wanted = ((one / self.temperature).log_softmax(-1) for one in (logits, self.logits[rows].float()))
+        divergence = F.kl_div(student, wanted, reduction="none", log_target=True).sum(-1)
+        return (1 - self.share) * hard + self.share * self.temperature**2 * divergence
 
 
 @dataclass(frozen=True)
@@ -156,6 +195,34 @@ class _Method:
         self._parts = model.parts
         self._recompute = recompute
 
+    def prefill(self, chunks: Sequence[TokenIds], *, all_layers: bool) -> ChunkSet:
+        """Keys and values of the chunks; of all layers for a teacher, which goes on from them."""
+        if not all_layers:
+            return ChunkSet.of(self.model.prefill(chunks))
+        rows: dict[int, ChunkRow] = {}
+        for read in self.model.prefill_passes(chunks, layers=self._parts.num_layers):
+            rows |= read
+        return ChunkSet.of([rows[index] for index in range(len(chunks))])
+
+    @torch.no_grad()
+    def teacher_logits(self, chunks: ChunkSet, example: TrainingExample) -> Tensor:
+        """What the plain model says in the place of each target after one chunk alone: `[targets, vocab]`.
+
+        That chunk is the one, of those in which the answer stands (of all, where that is not known), after whose text
+        the answer is likeliest.
+        """
+        found = []
+        for question in example.questions:
+            numbers = question.teachers or range(len(chunks))
+            rows = ChunkSet.of([chunks.rows[number] for number in numbers])
+            row = torch.tensor([[*question.plain_prompt, *question.answer[:-1]]])
+            appended = self.model.new_appended(rows, [0], layers=self._parts.num_layers)
+            logits = self.model.append(rows, row, appended, logits_of=len(question.answer))[:, 0]
+            answer = torch.tensor(question.answer, device=logits.device).expand(len(rows), -1)
+            likelihoods = logits.float().log_softmax(-1).gather(-1, answer[..., None]).sum((1, 2))
+            found.append(logits[likelihoods.argmax(), list(question.targets)])
+        return torch.cat(found)
+
     @torch.no_grad()
     def append_prompts(self, chunks: ChunkSet, targets: Targets) -> Prompts:
         """Append the ordinary tokens of all questions to every chunk."""
@@ -204,8 +271,8 @@ class _Method:
         distance = chunks.slots - positions.T
         return Memory(self.model.positions.move(keys, distance), values)
 
-    def local_losses(self, memory: Memory, targets: Targets) -> Tensor:
-        """Cross-entropy of each target given its memory and its row of local context (paper eq. 6): `[targets]`."""
+    def local_losses(self, memory: Memory, targets: Targets, teacher: Teacher) -> Tensor:
+        """The loss of each target given its memory and its row of local context (paper eq. 6): `[targets]`."""
 
         def losses(start: int, stop: int) -> Tensor:
             rows = slice(start, stop)
@@ -214,7 +281,7 @@ class _Method:
                 targets.local_ids[rows],
                 targets.local_padding[start:stop],
             )
-            return F.cross_entropy(logits.float(), targets.next_ids[rows], reduction="none")
+            return teacher.losses(logits.float(), targets.next_ids[rows], rows)
 
         rows, longest = targets.local_ids.shape
         groups = self._groups(rows, tokens=longest + memory.slots)

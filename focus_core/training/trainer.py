@@ -199,7 +199,12 @@ class _Run:
             "processes": accelerator.num_processes,
         }
         self._unwritten = Unwritten()
-        loss = FocusLoss(focus, recompute=config.recompute)
+        loss = FocusLoss(
+            focus,
+            recompute=config.recompute,
+            distillation=config.distillation,
+            temperature=config.temperature,
+        )
         self.loss, *self.optimizers = accelerator.prepare(loss, *_optimizers(config, list(loss.parameters())))
 
     def to_the_end(self, examples: Examples, evaluate: Evaluate | None) -> Path:

@@ -63,8 +63,13 @@ def plain_candidate(model: FocusModel, row: list[int]) -> tuple[Tensor, Tensor]:
 
 
 def plain_losses(model: FocusModel, example: TrainingExample) -> Tensor:
-    """One target at a time, one chunk at a time, no constant taken out of the gradient."""
-    losses = []
+    wanted = [question.answer[target] for question in example.questions for target in question.targets]
+    return F.cross_entropy(plain_logits(model, example), torch.tensor(wanted), reduction="none")
+
+
+def plain_logits(model: FocusModel, example: TrainingExample) -> Tensor:
+    """`[targets, vocab]`: one target at a time, one chunk at a time, no constant taken out of the gradient."""
+    found = []
     for question in example.questions:
         for target in question.targets:
             before = question.answer[:target]
@@ -74,9 +79,9 @@ def plain_losses(model: FocusModel, example: TrainingExample) -> Tensor:
             distance = torch.tensor([[slot - (len(row) - 1) for slot, row in enumerate(rows)]])
             memory = Memory(RotaryPositions(model.parts).move(keys, distance), values)
             local = torch.tensor([question.local_context + before])
-            logits = model.model(input_ids=local, past_key_values=memory.as_cache(), use_cache=True).logits[:, -1]
-            losses.append(F.cross_entropy(logits, torch.tensor([question.answer[target]])))
-    return torch.stack(losses)
+            output = model.model(input_ids=local, past_key_values=memory.as_cache(), use_cache=True)
+            found.append(output.logits[0, -1])
+    return torch.stack(found)
 
 
 def assert_equal_gradients(got: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
