@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields
 from hashlib import sha256
 from itertools import pairwise
@@ -12,17 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from focus_core import __version__
+from focus_core.config import FocusConfig
 from focus_core.training.config import TrainingConfig
 from focus_core.training.log import EVALUATION, LOSSES
 
 CARD = "README.md"
-_ELSEWHERE = (
-    "output",
-    "used_with",
-    "objectives",
-    "license",
-    "data_notes",
-)  # no setting of its own line, or shown apart
+_ELSEWHERE = ("license", "data_notes")  # stand by themselves
 _NO_NOTES = "Where the data come from, and under which licence, was not said (`data_notes`)."
 _HEAD = """# Candidate projections of FocusLLM for {name}
 
@@ -72,7 +67,7 @@ def _training(config: TrainingConfig, step: int) -> str:
     targets = sum(int(row["targets"]) for row in rows)
     means = {0: 0.0} | {int(row["step"]): float(row["seconds"]) for row in rows}  # of the steps since the row before
     hours = sum((last - first) * means[last] for first, last in pairwise(means)) / 3600
-    settings = "\n".join(f"{name} = {json.dumps(value)}" for name, value in _changed(config).items())
+    settings = "\n".join(f"{name} = {_toml(value)}" for name, value in _changed(config).items())
     return (
         f"## Training\n\n{step:,} of {config.steps:,} steps, {targets:,} supervised tokens, {hours:.1f} hours, with "
         f"focusllm {__version__}. `focusllm train train.toml` runs it again, with the data beside this file:\n\n"
@@ -82,13 +77,25 @@ def _training(config: TrainingConfig, step: int) -> str:
 
 def _changed(config: TrainingConfig) -> dict[str, Any]:
     """The settings that are not the default, as TOML has them; of files the names."""
-    found: dict[str, Any] = {"output": config.output.name, "steps": config.steps}
-    for field in fields(config):
-        value = getattr(config, field.name)
-        if field.name not in _ELSEWHERE and (field.default is MISSING or value != field.default):
-            listed = isinstance(value, list | tuple)
-            found[field.name] = [one.name if isinstance(one, Path) else one for one in value] if listed else value
-    return {name: value for name, value in found.items() if value is not None}
+    usual = TrainingConfig(config.output)
+    return {
+        field.name: getattr(config, field.name)
+        for field in fields(config)
+        if field.name not in _ELSEWHERE
+        and (field.default is MISSING or getattr(config, field.name) != getattr(usual, field.name))
+    }
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, Path):
+        return json.dumps(value.name)
+    if isinstance(value, FocusConfig):
+        return _toml(value.as_dict())
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_toml, value))}]"
+    if isinstance(value, Mapping):
+        return f"{{ {', '.join(f'{json.dumps(name)} = {_toml(one)}' for name, one in value.items())} }}"
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _data(config: TrainingConfig) -> str:

@@ -53,6 +53,7 @@ class TrainingConfig:
     dtype: str = "auto"  # of the frozen model
 
     objectives: Mapping[str, float] = field(default_factory=dict)  # shares; by default all that the data has, equally
+    mixture: Mapping[str, float] = field(default_factory=dict)  # shares of the data's files; by default of records
     chunk_sizes: tuple[int, ...] = (64, 128, 256, 512, 1024, 2048)  # one is drawn per sample (paper §3)
     max_chunks: int = 16  # of a text, at most; the number is drawn per sample
     local_lengths: tuple[int, int] = (30, 2048)  # of a continued or repeated span, smallest and largest
@@ -127,15 +128,22 @@ class TrainingConfig:
             "optimizer='muon' with mixed_precision='fp16': use mixed_precision='bf16' or optimizer='adamw'.",
         )
         _require(self.layout in LAYOUTS, f"layout={self.layout!r}: use one of {', '.join(map(repr, LAYOUTS))}.")
-        self._check_objectives()
+        self._check_shares()
 
-    def _check_objectives(self) -> None:
-        for name, weight in self.objectives.items():
-            _require(name in OBJECTIVES, f"objectives: unknown {name!r}. Known: {', '.join(OBJECTIVES)}.")
-            _require(_is_finite(weight), f"objectives: {name}={shown(weight)}: must be a number, and finite.")
-            _require(0 <= weight <= _MOST, f"objectives: {name}={weight}: must lie between 0 (off) and {_MOST:,}.")
-        if self.objectives and not any(self.objectives.values()):
-            raise ConfigError("objectives: all are off, so there is nothing to learn.")
+    def _check_shares(self) -> None:
+        files = [Path(path).name for path in self.data]
+        for table, known in (("objectives", OBJECTIVES), ("mixture", files)):
+            shares: Mapping[str, float] = getattr(self, table)
+            for name, weight in shares.items():
+                _require(name in known, f"{table}: unknown {name!r}. Known: {', '.join(known)}.")
+                _require(_is_finite(weight), f"{table}: {name}={shown(weight)}: must be a number, and finite.")
+                _require(0 <= weight <= _MOST, f"{table}: {name}={weight}: must lie between 0 (off) and {_MOST:,}.")
+            if shares and not any(shares.values()):
+                raise ConfigError(f"{table}: all are off, so there is nothing to learn.")
+        missing = [name for name in files if self.mixture and name not in self.mixture]
+        _require(not missing, f"mixture: {', '.join(missing)} has no share. Give every file of data one, 0 for none.")
+        twice = [name for name in files if self.mixture and files.count(name) > 1]
+        _require(not twice, f"mixture: two files of data are called {next(iter(twice), '')!r}. Rename one.")
 
     @classmethod
     def from_toml(cls, path: str | Path) -> TrainingConfig:
@@ -225,6 +233,7 @@ _PLAIN: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(_NUMBERS, (int, float)),
     **dict.fromkeys(("recompute", "bos_per_chunk"), (bool,)),
     "objectives": (dict,),
+    "mixture": (dict,),
 }
 
 

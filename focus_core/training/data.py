@@ -12,6 +12,7 @@ depends on the seed and on i alone, never on how many processes or threads there
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -61,6 +62,7 @@ class Record:
     """One line: either `text`, or `documents` with `questions`."""
 
     where: str  # file and line, for messages
+    file: str = ""  # its name
     text: str = ""
     documents: tuple[str, ...] = ()
     questions: tuple[QuestionAnswer, ...] = ()
@@ -98,16 +100,18 @@ class FileExamples:
     ) -> None:
         self._config, self._limits = config, limits
         self._tokenizer, self._text = tokenizer, TextTokenizer(tokenizer, vocabulary=vocabulary)  # as the engine has it
+        kept = [record for record in records if config.mixture.get(record.file, 1.0) > 0]
         self._by_objective = {
-            name: [record for record in records if name in record.objectives]
-            for name in config.objectives or sorted({name for record in records for name in record.objectives})
+            name: [record for record in kept if name in record.objectives]
+            for name in config.objectives or sorted({name for record in kept for name in record.objectives})
         }
+        self._shares = {name: _shares(found, config.mixture) for name, found in self._by_objective.items()}
         for name, found in self._by_objective.items():
             if not found and config.objectives.get(name, 0) > 0:
                 needed = "'documents'" if name == "answering" else "'text'"
                 raise ConfigError(f"objectives: {name} is on, but no record of the data has {needed}.")
         self._check_window()
-        contents = [replace(record, where="") for record in records]  # files may be moved
+        contents = [replace(record, where="", file="") for record in records]  # files may be moved
         self.data_digest = sha256(repr(contents).encode("utf-8", "surrogatepass")).hexdigest()
         self._tokens = lru_cache(maxsize=_TEXTS_REMEMBERED)(self._text.tokenize)
 
@@ -166,17 +170,21 @@ class FileExamples:
         names = list(self._by_objective)
         weights = [self._config.objectives.get(name, 1.0) for name in names]
         objective = draw.choices(names, weights)[0]
-        record = draw.choice(self._by_objective[objective])
+        record = self._draw_record(draw, objective)
         if objective == "answering":
             return self._answering(draw, record)
         return self._span(draw, record, objective)
+
+    def _draw_record(self, draw: random.Random, objective: str) -> Record:
+        records, shares = self._by_objective[objective], self._shares[objective]
+        return draw.choices(records, cum_weights=shares)[0] if shares else draw.choice(records)
 
     def different(self, count: int) -> list[TrainingExample]:
         """The first examples of so many different records, or of all."""
         found = dict[int, TrainingExample]()
         for number in range(_TRIES * count):
             draw = random.Random(f"{self._config.seed}/{number}")
-            record = draw.choice(self._by_objective["answering"])
+            record = self._draw_record(draw, "answering")
             if id(record) not in found:
                 found[id(record)] = self._answering(draw, record)
             if len(found) == count:
@@ -353,6 +361,12 @@ class FileExamples:
             )
 
 
+def _shares(records: Sequence[Record], mixture: Mapping[str, float]) -> list[float]:
+    """For each record the sum of the shares up to it; nothing where all count alike."""
+    counts = Counter(record.file for record in records)
+    return list(accumulate(mixture[record.file] / counts[record.file] for record in records)) if mixture else []
+
+
 def read_records(path: str | Path) -> list[Record]:
     """All lines of a JSONL file; empty lines are allowed.
 
@@ -370,7 +384,11 @@ def read_records(path: str | Path) -> list[Record]:
         raise ConfigError(f"{path} is not UTF-8 text: {error}.") from error
     except ValueError as error:
         raise ConfigError(f"data: {str(path)!r} cannot be a file: {error}.") from error
-    records = [_record(f"{path}, line {number}", line) for number, line in enumerate(lines, 1) if line.strip()]
+    records = [
+        replace(_record(f"{path}, line {number}", line), file=path.name)
+        for number, line in enumerate(lines, 1)
+        if line.strip()
+    ]
     if not records:
         raise ConfigError(f"{path} has no records.")
     return records

@@ -28,7 +28,9 @@ class Validation:
     """
 
     def __init__(self, config: TrainingConfig, focus: FocusModel, tokenizer_id: str) -> None:
-        held_out = replace(config, data=config.validation, objectives={"answering": 1.0}, seed=config.seed + 1)
+        held_out = replace(
+            config, data=config.validation, mixture={}, objectives={"answering": 1.0}, seed=config.seed + 1
+        )
         make = FileExamples.open(held_out, focus, tokenizer_id)
         own = make.different(config.validation_examples)
         others = [*own[1:], own[0]]

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from focus_core import FocusConfig
 from focus_core.training.card import write_card
 from focus_core.training.config import TrainingConfig
 from focus_core.training.trainer import train
@@ -24,6 +25,8 @@ def run(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> Trainin
         license="apache-2.0",
         data_notes="Written for this test, CC0.",
         rank=2,
+        mixture={"train.jsonl": 2.5},
+        used_with=FocusConfig(chunk_size=32, local_window=40, dynamic_prompt=8),
     )
     train(made)
     return made

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from focus_core import ConfigError
+from focus_core import ConfigError, FocusConfig
 from focus_core.training.config import TrainingConfig
 from focus_core.training.data import FileExamples, read_records
 from focus_core.training.examples import SupervisedQuestion, TrainingExample
 from tests.engines import QUESTION, A, B, make_engine
-from tests.training.cases import examples, ids, text
+from tests.training.cases import examples, ids, text, tokenizer
 
 DOCUMENTS = {"documents": [text(20), text(11)], "question": text(9), "answer": "w3"}
 
@@ -66,6 +67,42 @@ def test_records_are_drawn_in_no_order(tmp_path: Path) -> None:
     answers = [example.questions[0].answer[0] for example in drawn(tmp_path, *records)]
     assert len(set(answers)) == 4
     assert len(set(answers[::4])) > 1
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+def of_two_files(folder: Path, mixture: dict[str, float]) -> list[int]:
+    """The file of each of 300 examples: 9 records in the first, one in the second."""
+    for name, answers in (("long", ["w1"] * 9), ("short", ["w2"])):
+        lines = (json.dumps({"documents": [text(9)], "question": "w3", "answer": answer}) for answer in answers)
+        (folder / f"{name}.jsonl").write_text("\n".join(lines))
+    files = [folder / "long.jsonl", folder / "short.jsonl"]
+    sizes = {"chunk_sizes": (8,), "dynamic_prompts": (4,), "local_lengths": (8, 20), "max_chunks": 4}
+    config = TrainingConfig(folder, data=files, mixture=mixture, **sizes)  # type: ignore[arg-type]
+    limits = FocusConfig(chunk_size=8, dynamic_prompt=4).resolve(128)
+    make = FileExamples(config, [one for file in files for one in read_records(file)], tokenizer(), limits)
+    return [make(number).questions[0].answer[0] - ids("w1")[0] for number in range(300)]
+
+
+def test_files_have_the_shares_of_the_mixture(tmp_path: Path) -> None:
+    assert sum(of_two_files(tmp_path, {})) == pytest.approx(30, abs=20)  # one of ten records
+    assert sum(of_two_files(tmp_path, {"long.jsonl": 1, "short.jsonl": 3})) == pytest.approx(225, abs=30)
+    assert sum(of_two_files(tmp_path, {"long.jsonl": 0, "short.jsonl": 1})) == 300
+
+
+@pytest.mark.parametrize(
+    ("mixture", "message"),
+    [
+        ({"long.jsonl": 1}, "mixture: short.jsonl has no share"),
+        ({"long.jsonl": 1, "short.jsonl": 1, "other.jsonl": 1}, "mixture: unknown 'other.jsonl'. Known: long.jsonl"),
+        ({"long.jsonl": 0, "short.jsonl": 0}, "mixture: all are off"),
+        ({"long.jsonl": -1, "short.jsonl": 1}, "mixture: long.jsonl=-1: must lie between 0"),
+    ],
+)
+def test_a_mixture_that_cannot_be_is_refused(tmp_path: Path, mixture: dict[str, float], message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        of_two_files(tmp_path, mixture)
 
 
 # --- documents that are marked ----------------------------------------------------------------------------------------
