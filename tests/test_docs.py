@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from focus_core.training.config import OBJECTIVES, TrainingConfig
-from focus_core.training.data import read_records
+from focus_core.training.records import read_records
 from tests.embedded import needs_embedded
 
 ROOT = Path(__file__).parents[1]

@@ -29,7 +29,7 @@ from focus_core.loading.authors import authors_settings
 from focus_core.loading.peek import settings_on_disk
 from focus_core.text.template import render
 from focus_core.training.config import TrainingConfig
-from focus_core.training.data import read_records
+from focus_core.training.records import read_records
 from tests.engines import make_engine
 from tests.tiny import byte_tokenizer
 

@@ -18,7 +18,7 @@ from focus_core.loading.models import load_model
 from focus_core.loading.peek import settings_on_disk
 from focus_core.parsing import parse_json, parse_toml
 from focus_core.training.config import TrainingConfig
-from focus_core.training.data import read_records
+from focus_core.training.records import read_records
 
 BAD_JSON = {
     "list in lists": "[" * 100_000,

@@ -1,9 +1,4 @@
-"""Training examples from JSONL files: each line a text, or documents with questions and answers.
-
-    {"text": "…"}                                                          continuation and reconstruction
-    {"documents": ["…", "…"], "question": "…", "answer": "…"}              answering
-    {"documents": ["…"], "questions": [{"question": "…", "answer": "…"}, {"prompt": "…", "answer": "…"}]}
-    {"documents": ["…", "…"], "question": "…", "answer": "…", "gold": [1]}  the answer is in the second document
+"""Training examples from records: what is drawn of each, in the rows that the model reads.
 
 A `question` goes through the model's chat template, as in use; a `prompt` is continued as it stands. Example number i
 depends on the seed and on i alone, never on how many processes or threads there are.
@@ -13,22 +8,20 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from hashlib import sha256
 from itertools import accumulate
-from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from focus_core.config import ResolvedConfig
-from focus_core.errors import ConfigError, ContextOverflowError, shown
+from focus_core.errors import ConfigError, ContextOverflowError
 from focus_core.loading.gguf import gguf_path, load_gguf_tokenizer
 from focus_core.methods.focus import FocusModel
 from focus_core.methods.limits import FocusLimits, Lengths
-from focus_core.parsing import parse_json
 from focus_core.progress import Report
 from focus_core.text.documents import TokenIds, TokenizedDocument
 from focus_core.text.layout import Layout
@@ -36,45 +29,12 @@ from focus_core.text.template import render
 from focus_core.text.tokenizer import TextTokenizer, load_tokenizer
 from focus_core.training.config import TrainingConfig
 from focus_core.training.examples import SupervisedQuestion, TrainingExample
+from focus_core.training.records import QuestionAnswer, Record, read_records, record_of
 
 _TEXTS_REMEMBERED = 64  # tokenized texts kept, because one long text gives many samples
 _TRIES = 16  # draws for each record that is to differ from those before
 _SMALLEST_TEXT = 4  # tokens; fewer leave nothing to chunk and continue
 _SHORT_TEXT = 32  # words; a text of fewer is looked at before the first step
-
-
-@dataclass(frozen=True)
-class QuestionAnswer:
-    """A question as written: through the chat template, or a prompt that is continued as it stands.
-
-    Attributes:
-        gold: numbers of the documents in which the answer stands; none if they are not marked
-    """
-
-    text: str
-    answer: str
-    templated: bool
-    gold: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True)
-class Record:
-    """One line: either `text`, or `documents` with `questions`."""
-
-    where: str  # file and line, for messages
-    file: str = ""  # its name
-    text: str = ""
-    documents: tuple[str, ...] = ()
-    questions: tuple[QuestionAnswer, ...] = ()
-
-    @property
-    def marked(self) -> bool:
-        """Whether every question marks its gold documents."""
-        return bool(self.questions) and all(question.gold for question in self.questions)
-
-    @property
-    def objectives(self) -> tuple[str, ...]:
-        return ("answering",) if self.documents else ("continuation", "reconstruction")
 
 
 class FileExamples:
@@ -120,11 +80,31 @@ class FileExamples:
         """Read all of `config.data`."""
         if not config.data:
             raise ConfigError("data is missing: a list of JSONL files, or hand examples over in Python.")
-        records = [record for path in config.data for record in read_records(path)]
+        return cls._with_tokenizer(
+            config, [record for path in config.data for record in read_records(path)], focus, tokenizer_id
+        )
+
+    @classmethod
+    def _with_tokenizer(
+        cls, config: TrainingConfig, records: Sequence[Record], focus: FocusModel, tokenizer_id: str
+    ) -> FileExamples:
         gguf = gguf_path(tokenizer_id, {})
         tokenizer = load_gguf_tokenizer(gguf) if gguf else load_tokenizer(tokenizer_id)
         vocabulary = focus.model.get_input_embeddings().weight.shape[0]
         return cls(config, records, tokenizer, focus.config, vocabulary=vocabulary)
+
+    @classmethod
+    def stream(
+        cls, config: TrainingConfig, rows: Iterable[Mapping[str, Any]], focus: FocusModel, tokenizer_id: str
+    ) -> Iterator[TrainingExample]:
+        """One example of each row of a dataset, in order; rows whose objectives are off give none."""
+        made = cls._with_tokenizer(replace(config, objectives={}, mixture={}), [], focus, tokenizer_id)
+        for number, values in enumerate(rows):
+            record, draw = record_of(f"record {number}", values), random.Random(f"{config.seed}/{number}")
+            unnamed = 0.0 if config.objectives else 1.0
+            weights = [config.objectives.get(name, unnamed) for name in record.objectives]
+            if any(weights):
+                yield made.example_of(draw, record, draw.choices(record.objectives, weights)[0])
 
     def check(self, report: Report) -> None:
         """Look at the records before the first step: do they fit, however their sizes are drawn?
@@ -170,7 +150,10 @@ class FileExamples:
         names = list(self._by_objective)
         weights = [self._config.objectives.get(name, 1.0) for name in names]
         objective = draw.choices(names, weights)[0]
-        record = self._draw_record(draw, objective)
+        return self.example_of(draw, self._draw_record(draw, objective), objective)
+
+    def example_of(self, draw: random.Random, record: Record, objective: str) -> TrainingExample:
+        """An example of one record."""
         if objective == "answering":
             return self._answering(draw, record)
         return self._span(draw, record, objective)
@@ -365,91 +348,3 @@ def _shares(records: Sequence[Record], mixture: Mapping[str, float]) -> list[flo
     """For each record the sum of the shares up to it; nothing where all count alike."""
     counts = Counter(record.file for record in records)
     return list(accumulate(mixture[record.file] / counts[record.file] for record in records)) if mixture else []
-
-
-def read_records(path: str | Path) -> list[Record]:
-    """All lines of a JSONL file; empty lines are allowed.
-
-    Raises:
-        ConfigError: names file, line and field
-    """
-    path = Path(path)
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")  # other line ends may stand within a text
-    except FileNotFoundError as error:
-        raise ConfigError(f"data: there is no file {path}.") from error
-    except OSError as error:
-        raise ConfigError(f"data: {path} cannot be read: {error.strerror}.") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} is not UTF-8 text: {error}.") from error
-    except ValueError as error:
-        raise ConfigError(f"data: {str(path)!r} cannot be a file: {error}.") from error
-    records = [
-        replace(_record(f"{path}, line {number}", line), file=path.name)
-        for number, line in enumerate(lines, 1)
-        if line.strip()
-    ]
-    if not records:
-        raise ConfigError(f"{path} has no records.")
-    return records
-
-
-def _record(where: str, line: str) -> Record:
-    try:
-        values = parse_json(line)
-    except ValueError as error:
-        raise ConfigError(f"{where}: not JSON: {error}.") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"{where}: must be a JSON object, not {type(values).__name__}.")
-    _refuse_others(where, values)
-    if "text" in values:
-        return Record(where, text=_text(where, values, "text"))
-    if "documents" not in values:
-        raise ConfigError(f"{where}: needs the field 'text' or the field 'documents'; it has {shown(sorted(values))}.")
-    documents = values["documents"]
-    if not isinstance(documents, list) or not documents:
-        raise ConfigError(f"{where}: field 'documents' must be a list of at least one text.")
-    texts = [_text(where, {f"documents[{i}]": text}, f"documents[{i}]") for i, text in enumerate(documents)]
-    asked = values.get("questions", [values])
-    if not isinstance(asked, list) or not asked:
-        raise ConfigError(f"{where}: field 'questions' must be a list of at least one question.")
-    return Record(where, documents=tuple(texts), questions=tuple(_asked(where, one, len(texts)) for one in asked))
-
-
-def _refuse_others(where: str, values: Mapping[str, Any]) -> None:
-    """Refuse one of our fields where it would be ignored; other fields (a source, a number) are allowed."""
-    others = {"documents", "questions", "question", "prompt", "answer"} if "text" in values else set()
-    if "questions" in values:
-        others |= {"question", "prompt", "answer"}
-    if "prompt" in values:
-        others |= {"question"}
-    found = sorted(values.keys() & others)
-    if found:
-        beside = next(name for name in ("text", "questions", "prompt") if name in values)
-        raise ConfigError(f"{where}: has the field {beside!r} and {found[0]!r} beside it. Make two records of it.")
-
-
-def _asked(where: str, values: Any, documents: int) -> QuestionAnswer:
-    if not isinstance(values, dict) or ("question" in values) == ("prompt" in values):
-        raise ConfigError(f"{where}: a question needs either the field 'question' or the field 'prompt', and 'answer'.")
-    name = "question" if "question" in values else "prompt"
-    gold = _gold(where, values.get("gold", []), documents)
-    return QuestionAnswer(_text(where, values, name), _text(where, values, "answer"), name == "question", gold)
-
-
-def _gold(where: str, numbers: Any, documents: int) -> tuple[int, ...]:
-    if not isinstance(numbers, list) or not all(type(number) is int and 0 <= number < documents for number in numbers):
-        raise ConfigError(
-            f"{where}: field 'gold' is {shown(numbers)}: must be a list of numbers of documents, 0 to {documents - 1}."
-        )
-    return tuple(dict.fromkeys(numbers))
-
-
-def _text(where: str, values: Mapping[str, Any], name: str) -> str:
-    value = values.get(name)
-    if not isinstance(value, str) or not value.strip():
-        found = "is missing" if value is None else "is empty" if isinstance(value, str) else f"is {shown(value)}"
-        raise ConfigError(f"{where}: field {name!r} must be a text that is not empty; it {found}.")
-    if any("\ud800" <= letter <= "\udfff" for letter in value):
-        raise ConfigError(f"{where}: field {name!r} holds half of a character: it was decoded wrongly.")
-    return value

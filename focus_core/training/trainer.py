@@ -14,7 +14,7 @@ import signal
 import statistics
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
@@ -61,6 +61,7 @@ def train(
     *,
     model: PreTrainedModel | FocusModel | None = None,
     examples: Examples | None = None,
+    records: Iterable[Mapping[str, Any]] | None = None,
     evaluate: Evaluate | None = None,
 ) -> Path:
     """Train candidate projections and save them as an adapter.
@@ -69,6 +70,8 @@ def train(
         model: the base model, or a `FocusModel` whose projections go on learning; `None` loads `config.model`
         examples: example number i as a function of i (best: exact resume costs nothing), or an iterable in a fixed
             order; `None` reads `config.data`
+        records: instead of files, the rows of a dataset, which may be streamed: with the fields of a line, in a fixed
+            order that begins anew with each iteration, one example of each
         evaluate: called every `evaluate_every` steps and at the end; its results are logged, beside those of the
             questions that `config.validation` holds out
 
@@ -81,7 +84,7 @@ def train(
         FocusError: the gradient is not finite, or the state cannot be saved
         KeyboardInterrupt: after Ctrl-C, once the state is saved
     """
-    with _started(config, model, examples) as (run, made):
+    with _started(config, model, examples, records) as (run, made):
         if run.config.validation:
             evaluate = _with_validation(run, evaluate)
         return run.to_the_end(made, evaluate)
@@ -105,7 +108,10 @@ def rehearse(
 
 @contextmanager
 def _started(
-    config: TrainingConfig, model: PreTrainedModel | FocusModel | None, examples: Examples | None
+    config: TrainingConfig,
+    model: PreTrainedModel | FocusModel | None,
+    examples: Examples | None,
+    records: Iterable[Mapping[str, Any]] | None = None,
 ) -> Iterator[tuple[_Run, Examples]]:
     """A run and its examples; what it changed in this process is put back at the end."""
     accelerator = Accelerator(
@@ -125,7 +131,7 @@ def _started(
         if examples is None:
             used_with = replace(config.for_use(), bos_per_chunk=config.bos_per_chunk)  # as the chunks are trained
             config = usable(config, used_with, focus)
-            examples = _examples_from_files(config, focus, base_id, visible=accelerator.is_main_process)
+            examples = _made_from(records, config, focus, base_id, visible=accelerator.is_main_process)
         else:
             config = usable(config, config.used_with or focus.config.as_settings(), focus)
         yield _Run(config, accelerator, focus, base_id), examples
@@ -428,9 +434,19 @@ def _asked_to_stop() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-def _examples_from_files(config: TrainingConfig, focus: FocusModel, base_id: str, *, visible: bool) -> Examples:
+def _made_from(
+    records: Iterable[Mapping[str, Any]] | None,
+    config: TrainingConfig,
+    focus: FocusModel,
+    base_id: str,
+    *,
+    visible: bool,
+) -> Examples:
+    """Examples of a dataset's rows, or of the files that `config` names."""
     from focus_core.training.data import FileExamples  # needs a tokenizer, which examples made in Python do not
 
+    if records is not None:
+        return FileExamples.stream(config, records, focus, base_id)
     examples = FileExamples.open(config, focus, base_id)
     with progress_bar("checking the data", visible=visible) as progress:
         examples.check(progress)

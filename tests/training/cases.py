@@ -21,8 +21,9 @@ from focus_core.methods.focus import FocusModel
 from focus_core.text.documents import TokenizedDocument
 from focus_core.text.layout import Layout
 from focus_core.training.config import TrainingConfig
-from focus_core.training.data import FileExamples, read_records
+from focus_core.training.data import FileExamples
 from focus_core.training.examples import SupervisedQuestion, TrainingExample
+from focus_core.training.records import read_records
 
 VOCAB, BOS = 61, 1
 CONFIG = FocusConfig(chunk_size=12, local_window=16, dynamic_prompt=5)

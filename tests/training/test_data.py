@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from focus_core.config import FocusConfig
 from focus_core.errors import ConfigError
 from focus_core.training.config import TrainingConfig
-from focus_core.training.data import read_records
 from focus_core.training.examples import TrainingExample
+from focus_core.training.records import read_records
 from tests.training.cases import examples, ids, text
 
 

@@ -11,8 +11,9 @@ import pytest
 
 from focus_core import ConfigError, FocusConfig
 from focus_core.training.config import TrainingConfig
-from focus_core.training.data import FileExamples, read_records
+from focus_core.training.data import FileExamples
 from focus_core.training.examples import SupervisedQuestion, TrainingExample
+from focus_core.training.records import read_records
 from tests.engines import QUESTION, A, B, make_engine
 from tests.training.cases import examples, ids, text, tokenizer
 

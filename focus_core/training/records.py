@@ -1,0 +1,151 @@
+"""Records of training data, as JSONL files and datasets have them: a text, or documents with questions and answers.
+
+{"text": "…"}                                                          continuation and reconstruction
+{"documents": ["…", "…"], "question": "…", "answer": "…"}              answering
+{"documents": ["…"], "questions": [{"question": "…", "answer": "…"}, {"prompt": "…", "answer": "…"}]}
+{"documents": ["…", "…"], "question": "…", "answer": "…", "gold": [1]}  the answer is in the second document
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from focus_core.errors import ConfigError, shown
+from focus_core.parsing import parse_json
+
+
+@dataclass(frozen=True)
+class QuestionAnswer:
+    """A question as written: through the chat template, or a prompt that is continued as it stands.
+
+    Attributes:
+        gold: numbers of the documents in which the answer stands; none if they are not marked
+    """
+
+    text: str
+    answer: str
+    templated: bool
+    gold: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Record:
+    """One line: either `text`, or `documents` with `questions`."""
+
+    where: str  # file and line, for messages
+    file: str = ""  # its name
+    text: str = ""
+    documents: tuple[str, ...] = ()
+    questions: tuple[QuestionAnswer, ...] = ()
+
+    @property
+    def marked(self) -> bool:
+        """Whether every question marks its gold documents."""
+        return bool(self.questions) and all(question.gold for question in self.questions)
+
+    @property
+    def objectives(self) -> tuple[str, ...]:
+        return ("answering",) if self.documents else ("continuation", "reconstruction")
+
+
+def read_records(path: str | Path) -> list[Record]:
+    """All lines of a JSONL file; empty lines are allowed.
+
+    Raises:
+        ConfigError: names file, line and field
+    """
+    path = Path(path)
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # other line ends may stand within a text
+    except FileNotFoundError as error:
+        raise ConfigError(f"data: there is no file {path}.") from error
+    except OSError as error:
+        raise ConfigError(f"data: {path} cannot be read: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not UTF-8 text: {error}.") from error
+    except ValueError as error:
+        raise ConfigError(f"data: {str(path)!r} cannot be a file: {error}.") from error
+    records = [
+        replace(_record(f"{path}, line {number}", line), file=path.name)
+        for number, line in enumerate(lines, 1)
+        if line.strip()
+    ]
+    if not records:
+        raise ConfigError(f"{path} has no records.")
+    return records
+
+
+def _record(where: str, line: str) -> Record:
+    try:
+        values = parse_json(line)
+    except ValueError as error:
+        raise ConfigError(f"{where}: not JSON: {error}.") from error
+    return record_of(where, values)
+
+
+def record_of(where: str, values: Any) -> Record:
+    """A record from plain values, as a line of a file or a row of a dataset has them.
+
+    Args:
+        where: for messages
+
+    Raises:
+        ConfigError: names the record and the field
+    """
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{where}: must be a JSON object, not {type(values).__name__}.")
+    _refuse_others(where, values)
+    if "text" in values:
+        return Record(where, text=_text(where, values, "text"))
+    if "documents" not in values:
+        raise ConfigError(f"{where}: needs the field 'text' or the field 'documents'; it has {shown(sorted(values))}.")
+    documents = values["documents"]
+    if not isinstance(documents, list) or not documents:
+        raise ConfigError(f"{where}: field 'documents' must be a list of at least one text.")
+    texts = [_text(where, {f"documents[{i}]": text}, f"documents[{i}]") for i, text in enumerate(documents)]
+    asked = values.get("questions", [values])
+    if not isinstance(asked, list) or not asked:
+        raise ConfigError(f"{where}: field 'questions' must be a list of at least one question.")
+    return Record(where, documents=tuple(texts), questions=tuple(_asked(where, one, len(texts)) for one in asked))
+
+
+def _refuse_others(where: str, values: Mapping[str, Any]) -> None:
+    """Refuse one of our fields where it would be ignored; other fields (a source, a number) are allowed."""
+    others = {"documents", "questions", "question", "prompt", "answer"} if "text" in values else set()
+    if "questions" in values:
+        others |= {"question", "prompt", "answer"}
+    if "prompt" in values:
+        others |= {"question"}
+    found = sorted(values.keys() & others)
+    if found:
+        beside = next(name for name in ("text", "questions", "prompt") if name in values)
+        raise ConfigError(f"{where}: has the field {beside!r} and {found[0]!r} beside it. Make two records of it.")
+
+
+def _asked(where: str, values: Any, documents: int) -> QuestionAnswer:
+    if not isinstance(values, dict) or ("question" in values) == ("prompt" in values):
+        raise ConfigError(f"{where}: a question needs either the field 'question' or the field 'prompt', and 'answer'.")
+    name = "question" if "question" in values else "prompt"
+    gold = _gold(where, values.get("gold", []), documents)
+    return QuestionAnswer(_text(where, values, name), _text(where, values, "answer"), name == "question", gold)
+
+
+def _gold(where: str, numbers: Any, documents: int) -> tuple[int, ...]:
+    if not isinstance(numbers, list) or not all(type(number) is int and 0 <= number < documents for number in numbers):
+        raise ConfigError(
+            f"{where}: field 'gold' is {shown(numbers)}: must be a list of numbers of documents, 0 to {documents - 1}."
+        )
+    return tuple(dict.fromkeys(numbers))
+
+
+def _text(where: str, values: Mapping[str, Any], name: str) -> str:
+    value = values.get(name)
+    if not isinstance(value, str) or not value.strip():
+        found = "is missing" if value is None else "is empty" if isinstance(value, str) else f"is {shown(value)}"
+        raise ConfigError(f"{where}: field {name!r} must be a text that is not empty; it {found}.")
+    if any("\ud800" <= letter <= "\udfff" for letter in value):
+        raise ConfigError(f"{where}: field {name!r} holds half of a character: it was decoded wrongly.")
+    return value
