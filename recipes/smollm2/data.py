@@ -1,29 +1,97 @@
-"""FairytaleQA as training records: every section of a story a document, and every question with its gold sections."""
+"""Training records from stories with questions: the questions themselves, and what can be asked of any text.
+
+Every section of a story is a document, so that training draws some of them around those with the answer.
+"""
 
 from __future__ import annotations
 
 import json
+import random
+import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+Story = dict[str, Any]
+Record = dict[str, Any]
 
-def write_records(stories: Path, path: Path) -> int:
-    """Write the questions of `stories` that mark their sections, one record for each story; returns how many.
+_THINGS = "amber birch cobalt copper coral crimson dusty gentle golden hollow ivory jade lunar misty olive pale".split()
+_NAMES = "anchor badge barrel basket beacon bridge candle castle chest cradle crown drum ferry gate harp kettle".split()
+# Other words than the look-ups of `focusllm eval` have, which are for measuring.
+_KEYS = (
+    ("Keep this number in mind: {name} is {value}.", "Which number is {name}?"),
+    ("Somebody had written on the wall: {name} – {value}.", "What had somebody written beside {name}?"),
+    ("The code for {name} has been changed to {value}.", "To what has the code for {name} been changed?"),
+)
+_BLANK = "_____"
+_WORD = re.compile(r"\b[A-Z][a-z]{3,}\b|\b[a-z]{6,}\b")
+_SENTENCE = re.compile(r"[^.!?\n]{40,200}[.!?]")
 
-    Args:
-        stories: JSON lines with `sections` and `questions`, each of these with `answers` and the numbers of its
-            `sections`
-    """
-    records = [_record(json.loads(line)) for line in stories.read_text(encoding="utf-8").splitlines()]
-    kept = [record for record in records if record["questions"]]
-    path.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in kept), encoding="utf-8")
-    return sum(len(record["questions"]) for record in kept)
+
+def read_stories(path: Path) -> list[Story]:
+    """JSON lines with `sections` and `questions`; each question with `answers` and the numbers of its `sections`."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def _record(story: dict[str, Any]) -> dict[str, Any]:
-    questions = [
-        {"question": asked["question"], "answer": asked["answers"][0], "gold": sorted(set(asked["sections"]))}
-        for asked in story["questions"]
-        if asked["sections"]
-    ]
-    return {"documents": story["sections"], "questions": questions}
+def write(path: Path, records: Iterable[Record]) -> int:
+    """As JSON lines; returns how many."""
+    lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in records]
+    path.write_text("".join(lines), encoding="utf-8")
+    return len(lines)
+
+
+def questions(stories: Sequence[Story]) -> list[Record]:
+    """One record for each story: the questions that mark their sections, with the first of their answers."""
+    records = []
+    for story in stories:
+        asked = [
+            {"question": one["question"], "answer": one["answers"][0], "gold": sorted(set(one["sections"]))}
+            for one in story["questions"]
+            if one["sections"]
+        ]
+        if asked:
+            records.append({"documents": story["sections"], "questions": asked})
+    return records
+
+
+def planted(stories: Sequence[Story], draw: random.Random, *, each: int = 4) -> list[Record]:
+    """Numbers under made-up names, planted between sentences of each story: as many questions as numbers."""
+    records = []
+    for story in stories:
+        sections, asked = list(story["sections"]), list[Record]()
+        names = draw.sample([f"the {thing} {name}" for thing in _THINGS for name in _NAMES], each)
+        for name in names:
+            value, place = str(draw.randint(10_000, 99_999)), draw.randrange(len(sections))
+            sentence, question = draw.choice(_KEYS)
+            sections[place] = _planted(sections[place], sentence.format(name=name, value=value), draw)
+            asked.append({"question": question.format(name=name), "answer": value, "gold": [place]})
+        records.append({"documents": sections, "questions": asked})
+    return records
+
+
+def cloze(stories: Sequence[Story], draw: random.Random, *, each: int = 6) -> list[Record]:
+    """Sentences of each story with a word left out that occurs in one section only."""
+    records = []
+    for story in stories:
+        asked = [one for place, section in enumerate(story["sections"]) for one in _blanks(story, section, place, draw)]
+        if asked:
+            records.append({"documents": story["sections"], "questions": draw.sample(asked, min(each, len(asked)))})
+    return records
+
+
+def _planted(section: str, sentence: str, draw: random.Random) -> str:
+    sentences = re.split(r"(?<=[.!?]) ", section)
+    sentences.insert(draw.randint(0, len(sentences)), sentence)
+    return " ".join(sentences)
+
+
+def _blanks(story: Story, section: str, place: int, draw: random.Random) -> list[Record]:
+    elsewhere = " ".join(other for number, other in enumerate(story["sections"]) if number != place).lower()
+    found = []
+    for sentence in _SENTENCE.findall(section):
+        words = [word for word in _WORD.findall(sentence) if word.lower() not in elsewhere]
+        if words:
+            word = draw.choice(words)
+            text = sentence.strip().replace(word, _BLANK)
+            found.append({"question": f"Which word is left out: {text}", "answer": word, "gold": [place]})
+    return found

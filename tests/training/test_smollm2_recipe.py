@@ -1,0 +1,81 @@
+"""Records that the recipe of SmolLM2 makes: what is asked stands where it is marked, and only there."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+from focus_core.training.records import read_records
+from recipes.smollm2 import adapter, data
+
+STORY = {
+    "id": "fox",
+    "sections": [
+        "A clever fox lived near the river with her four children. Every morning she crossed the wooden bridge.",
+        "The miller had a donkey called Bartholomew, who carried the flour to the market on Thursday mornings.",
+        "In winter nobody came. The fox and the miller shared a candle and talked about the summer.",
+    ],
+    "questions": [
+        {"question": "Who lived near the river?", "answers": ["a fox", "the fox"], "sections": [0]},
+        {"question": "Who shared a candle?", "answers": ["the fox and the miller"], "sections": [2, 1, 2]},
+        {"question": "Why?", "answers": ["nobody knows"], "sections": []},
+    ],
+}
+
+
+def test_questions_mark_their_sections() -> None:
+    (record,) = data.questions([STORY, {**STORY, "questions": []}])
+    assert record["documents"] == STORY["sections"]
+    assert record["questions"] == [
+        {"question": "Who lived near the river?", "answer": "a fox", "gold": [0]},
+        {"question": "Who shared a candle?", "answer": "the fox and the miller", "gold": [1, 2]},
+    ]
+
+
+def test_planted_numbers_stand_in_their_sections_and_nowhere_else() -> None:
+    for record in data.planted([STORY] * 20, random.Random(0)):
+        assert len(record["questions"]) == 4
+        for asked in record["questions"]:
+            (place,) = asked["gold"]
+            having = [number for number, text in enumerate(record["documents"]) if asked["answer"] in text]
+            assert having == [place]
+        words = {word for text in STORY["sections"] for word in text.split()}
+        assert words <= {word for text in record["documents"] for word in text.split()}
+
+
+def test_the_word_left_out_stands_in_its_section_and_nowhere_else() -> None:
+    seen = set()
+    for seed in range(20):
+        for record in data.cloze([STORY], random.Random(seed)):
+            for asked in record["questions"]:
+                (place,) = asked["gold"]
+                word = asked["answer"]
+                assert [word.lower() in text.lower() for text in record["documents"]].count(True) == 1
+                assert word in record["documents"][place]
+                assert word not in asked["question"]
+                assert (
+                    asked["question"].removeprefix("Which word is left out: ").replace("_____", word)
+                    in (record["documents"][place])
+                )
+                seen.add(word)
+    assert "Bartholomew" in seen
+    assert len(seen) > 5
+
+
+def test_a_run_has_three_files_and_held_out_stories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("train", "val"):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(STORY) + "\n")
+    files, held_out = adapter.write_data(tmp_path, tmp_path / "run")
+    assert [len(read_records(path)) for path in (*files, held_out)] == [1, 1, 1, 1]
+    monkeypatch.setattr(adapter, "model_path", lambda name: tmp_path / name / "model.gguf")
+    config = adapter.config_for(tmp_path / "run", files, held_out, steps=10, rank=8)
+    assert config.output == tmp_path / "run" / "rank8"
+    assert (config.layout, config.rank, config.model) == ("chat", 8, str(tmp_path / "smollm2"))
+    monkeypatch.setattr(adapter, "model_path", lambda name: None)
+    with pytest.raises(SystemExit, match="make models"):
+        adapter.config_for(tmp_path / "run", files, held_out, steps=10, rank=8)
+    before = [path.read_bytes() for path in files]
+    assert [path.read_bytes() for path in adapter.write_data(tmp_path, tmp_path / "run")[0]] == before
