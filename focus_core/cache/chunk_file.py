@@ -6,14 +6,16 @@ a checksum.
 
 from __future__ import annotations
 
+import json
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from io import SEEK_END, FileIO
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from focus_core.cache.chunks import ChunkBlock
@@ -23,6 +25,7 @@ FORMAT = "1"  # raise it when the same content would be written in another way
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 _TOKEN_IDS = "token_ids"
+_LONGEST_HEADER = 2**20  # bytes; ours have some hundreds
 
 
 class UnusableFile(Exception):
@@ -117,36 +120,97 @@ def check_identity(header: ChunkHeader, identity: Mapping[str, str]) -> None:
             raise UnusableFile(f"its {name} is {found!r}, not {wanted!r}")
 
 
-def read_chunk(path: Path, header: ChunkHeader) -> tuple[dict[str, Tensor], list[int]]:
-    """What `write_chunk` was given as chunk and token ids, checked.
+def read_chunk(path: Path, header: ChunkHeader) -> tuple[ChunkBlock, list[int]]:
+    """A file's chunk in a block of its own on the CPU, and its token ids; like `read_chunk_into`."""
+    block = header.block(1, torch.device("cpu"))
+    return block, read_chunk_into(path, header, block, 0)
 
-    The file is read into memory and not mapped: whatever happens to it meanwhile cannot kill the process.
+
+def read_chunk_into(path: Path, header: ChunkHeader, block: ChunkBlock, row: int) -> list[int]:
+    """Read the keys and values of a file into a row of a block on the CPU, checked; returns the token ids.
+
+    They go from the file to their place and nowhere between. The file is read and not mapped: whatever happens to it
+    meanwhile cannot kill the process.
 
     Args:
         header: as `read_header` found it
 
     Raises:
         FileNotFoundError: it is not there any more
-        UnusableFile: it is damaged, or another file than before
+        UnusableFile: it is damaged, or another file than before; the row then holds anything
     """
     try:
-        tensors = load(path.read_bytes())
-        token_ids = tensors.pop(_TOKEN_IDS)
+        with path.open("rb", buffering=0) as file:
+            places = _places(file)
+            if {name: (place.shape, place.dtype) for name, place in places.items()} != _contents(block):
+                raise UnusableFile("its keys and values have another shape than its header says")
+            for name, tensor in block.tensors.items():
+                _read_checked(file, name, places[name], [_bytes_of(layer[row]) for layer in tensor], header)
+            token_ids = torch.empty(block.tokens, dtype=torch.int64)
+            _read_checked(file, _TOKEN_IDS, places[_TOKEN_IDS], [_bytes_of(token_ids)], header)
     except FileNotFoundError:
         raise
-    except (OSError, SafetensorError, ValueError, KeyError) as error:
+    except OSError as error:
         raise _unusable(error) from error
-    for name, tensor in (*tensors.items(), (_TOKEN_IDS, token_ids)):
-        if _checksum(tensor) != header.metadata.get(f"crc32 of {name}"):
-            raise UnusableFile(f"the checksum of its {name} is wrong")
-    wanted = {name: tensor[:, 0] for name, tensor in header.block(1, torch.device("meta")).tensors.items()}
-    if _kinds(tensors) != _kinds(wanted):
-        raise UnusableFile("its keys and values have another shape than its header says")
-    return tensors, token_ids.tolist()
+    found: list[int] = token_ids.tolist()
+    return found
 
 
-def _kinds(tensors: Mapping[str, Tensor]) -> dict[str, tuple[torch.Size, torch.dtype]]:
-    return {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
+@dataclass(frozen=True)
+class _Place:
+    """Where a tensor lies in a file: its first byte, shape and dtype."""
+
+    start: int
+    shape: tuple[int, ...]
+    dtype: str
+
+
+def _places(file: FileIO) -> dict[str, _Place]:
+    """The tensors of a safetensors file: the length of its header in 8 bytes, the header as JSON, the tensors."""
+    size = file.seek(0, SEEK_END)
+    file.seek(0)
+    length = int.from_bytes(file.read(8), "little")
+    try:
+        if length > _LONGEST_HEADER:
+            raise ValueError(f"a header of {length:,} bytes")
+        header = json.loads(file.read(length))
+        starts = {name: 8 + length + int(header[name]["data_offsets"][0]) for name in header if name != "__metadata__"}
+        if not all(0 <= start <= size for start in starts.values()):
+            raise ValueError("it ends before its tensors")
+        return {
+            name: _Place(start, tuple(header[name]["shape"]), header[name]["dtype"]) for name, start in starts.items()
+        }
+    except (ValueError, LookupError, TypeError, ArithmeticError, RecursionError) as error:  # of JSON that is anything
+        raise _unusable(error) from error
+
+
+def _contents(block: ChunkBlock) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Shape and dtype of each tensor in the file of a chunk of `block`."""
+    names = {dtype: name for name, dtype in _DTYPES.items()} | {torch.int8: "I8"}
+    tensors = block.tensors.items()
+    chunk = {name: ((*tensor.shape[:1], *tensor.shape[2:]), names[tensor.dtype]) for name, tensor in tensors}
+    return {**chunk, _TOKEN_IDS: ((block.tokens,), "I64")}
+
+
+def _read_checked(file: FileIO, name: str, place: _Place, into: Sequence[memoryview], header: ChunkHeader) -> None:
+    """Fill `into`, one after the other, from a place of the file."""
+    file.seek(place.start)
+    checksum = 0
+    for part in into:
+        filled = 0
+        while filled < len(part):
+            got = file.readinto(part[filled:])
+            if not got:
+                raise UnusableFile("it is cut off")
+            filled += got
+        checksum = zlib.crc32(part, checksum)
+    if f"{checksum:08x}" != header.metadata.get(f"crc32 of {name}"):
+        raise UnusableFile(f"the checksum of its {name} is wrong")
+
+
+def _bytes_of(tensor: Tensor) -> memoryview:
+    """The memory of a contiguous tensor."""
+    return memoryview(tensor.view(-1).view(torch.uint8).numpy().data)
 
 
 def _unusable(error: Exception) -> UnusableFile:
@@ -156,4 +220,4 @@ def _unusable(error: Exception) -> UnusableFile:
 
 
 def _checksum(tensor: Tensor) -> str:
-    return f"{zlib.crc32(tensor.view(torch.uint8).numpy().data):08x}"
+    return f"{zlib.crc32(_bytes_of(tensor)):08x}"

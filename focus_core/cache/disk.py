@@ -16,7 +16,15 @@ from threading import Lock
 
 import torch
 
-from focus_core.cache.chunk_file import ChunkHeader, UnusableFile, check_identity, read_chunk, read_header, write_chunk
+from focus_core.cache.chunk_file import (
+    ChunkHeader,
+    UnusableFile,
+    check_identity,
+    read_chunk,
+    read_chunk_into,
+    read_header,
+    write_chunk,
+)
 from focus_core.cache.chunks import ChunkBlock, ChunkRow
 from focus_core.cache.folder import FolderContent, StoredDocument, chunk_path
 from focus_core.cache.keys import ChunkKey
@@ -157,8 +165,13 @@ class DiskTier:
     def _load_into(
         self, block: ChunkBlock, row: int, key: ChunkKey, header: ChunkHeader, token_ids: Sequence[int]
     ) -> bool:
+        direct, path = block.keys.device.type == "cpu", self.path(key)
+        read = block
         try:
-            chunk, stored = read_chunk(self.path(key), header)
+            if direct:
+                stored = read_chunk_into(path, header, block, row)
+            else:
+                read, stored = read_chunk(path, header)
             if stored != list(token_ids):
                 raise UnusableFile("it holds other tokens")
         except FileNotFoundError:  # removed by another process
@@ -166,8 +179,9 @@ class DiskTier:
         except UnusableFile as error:
             self._note_unusable(key, error)
             return False
-        for name, tensor in block.tensors.items():
-            tensor[:, row] = chunk[name]
+        if not direct:
+            for name, tensor in block.tensors.items():
+                tensor[:, row] = read.tensors[name][:, 0]
         return True
 
     def _note_unusable(self, key: ChunkKey, error: UnusableFile) -> None:

@@ -149,8 +149,8 @@ class Calibration:
         """Of a byte, with the checks and the way to the device."""
 
         def read() -> None:
-            for tensor in read_chunk(path, read_header(path))[0].values():
-                tensor.to(self._device, copy=True)
+            for tensor in read_chunk(path, read_header(path))[0].tensors.values():
+                tensor.to(self._device)
 
         return self._timed(read) / read_header(path).nbytes
 
