@@ -34,6 +34,7 @@ from focus_core.methods.focus import FocusModel
 SHAPES = {
     "tiny": Shape(hidden=64, layers=3, heads=4, kv_heads=2, intermediate=96, vocabulary=96),
     "25m": Shape(hidden=512, layers=8, heads=8, kv_heads=2, intermediate=1536, vocabulary=2048),
+    "smollm2-135m": Shape(hidden=576, layers=30, heads=9, kv_heads=3, intermediate=1536, vocabulary=49152),
     "llama-3.1-8b": Shape(hidden=4096, layers=32, heads=32, kv_heads=8, intermediate=14336, vocabulary=128256),
 }
 

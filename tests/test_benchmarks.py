@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import compare, decode, edits, floors, plan, report
+from benchmarks import compare, decode, edits, floors, plan, report, training
 from benchmarks.floors import Shape, Work
 from benchmarks.machine import Rates
 from benchmarks.ways import FULL_ATTENTION, ONE_BY_ONE, OURS
@@ -131,3 +131,15 @@ def test_an_edit_replaces_characters() -> None:
     assert edits.Edit(5, 9, "2.").of(text) == "One. 2.\n\nThree.\n\n"
     assert edits.Edit(11, 11, "New. ", without=11).of(text) == "New. Three.\n\n"
     assert edits.paragraphs_of(text) == [(0, 11), (11, 19)]
+
+
+def test_both_ways_of_training_learn_the_same(tmp_path: Path) -> None:
+    path = tmp_path / "result.json"
+    sizes = ["--shape", "tiny", "--chunks", "3", "--chunk-size", "16", "--question-tokens", "6", "--questions", "2"]
+    training.main([*sizes, "--rounds", "1", "--json", str(path)])
+    result = json.loads(path.read_text())["results"]
+    assert result["targets"] == 4
+    assert result["gradient_difference"] < 1e-4
+    assert result["faster_by"] == pytest.approx(
+        result["targets_per_second"]["together"] / result["targets_per_second"]["one at a time"]
+    )

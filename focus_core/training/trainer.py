@@ -114,6 +114,8 @@ def _started(
     records: Iterable[Mapping[str, Any]] | None = None,
 ) -> Iterator[tuple[_Run, Examples]]:
     """A run and its examples; what it changed in this process is put back at the end."""
+    if examples is not None and records is not None:
+        raise ConfigError("examples and records are both given. Hand over one of them.")
     accelerator = Accelerator(
         mixed_precision=config.mixed_precision,
         gradient_accumulation_plugin=GradientAccumulationPlugin(

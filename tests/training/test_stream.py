@@ -71,6 +71,11 @@ def test_rows_whose_objectives_are_off_are_passed_over(tmp_path: Path, model_fol
     assert {line.split(",")[1] for line in (tmp_path / "losses.csv").read_text().splitlines()[1:]} == {"answering"}
 
 
+def test_examples_and_records_are_two_ways(tmp_path: Path, model_folder: Path) -> None:
+    with pytest.raises(ConfigError, match="examples and records are both given"):
+        train(config(tmp_path, model_folder), records=[row(0)], examples=[])
+
+
 def test_a_row_that_is_no_record_is_named(tmp_path: Path, model_folder: Path) -> None:
     made = config(tmp_path, model_folder)
     with pytest.raises(ConfigError, match="record 1: needs the field 'text' or the field 'documents'"):
