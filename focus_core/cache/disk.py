@@ -10,6 +10,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Lock
@@ -33,10 +34,18 @@ from focus_core.errors import ConfigError, warn
 
 TokensOf = Callable[[ChunkKey], Sequence[int]]  # the tokens of a chunk, opening included
 
+Loading = tuple[ChunkRow, Future[bool]]  # where a chunk is loaded to, and whether its file could be used
+
+_READERS = 4  # threads, at most
 _SHARE = 0.5  # of the disk that is free without the store, where no limit is given
 _BELIEVED = 2.0  # seconds for which the folder is not looked through again
 _HEADER = 2**11  # bytes that a file takes besides, at most
 _NAMED_AT_MOST = 3  # files that a warning names
+
+
+def readers() -> int:
+    """Threads that read files: more than a few don't read faster."""
+    return min(torch.get_num_threads(), _READERS)
 
 
 def file_bytes(states: int, tokens: int) -> int:
@@ -108,17 +117,24 @@ class DiskTier:
     def load(
         self, found: Mapping[ChunkKey, ChunkHeader], tokens_of: TokensOf, device: torch.device
     ) -> Iterator[Mapping[ChunkKey, ChunkRow]]:
-        """Keys and values of chunks that `find` has found, one file per item; empty for one that cannot be used."""
+        """Keys and values of chunks that `find` has found, one file per item; empty for one that cannot be used.
+
+        Files are read by several threads, ahead of use.
+        """
         kinds = [(header.shape, header.dtype, header.kv_dtype) for header in found.values()]
-        of_kind, used = dict(zip(kinds, found.values(), strict=True)), dict.fromkeys(kinds, 0)
+        of_kind, next_row = dict(zip(kinds, found.values(), strict=True)), dict.fromkeys(kinds, 0)
         blocks = {kind: header.block(kinds.count(kind), device) for kind, header in of_kind.items()}
-        for (key, header), kind in zip(found.items(), kinds, strict=True):
-            block, row = blocks[kind], used[kind]
-            if self._load_into(block, row, key, header, tokens_of(key)):
-                used[kind] += 1
-                yield {key: (block, row)}
-            else:
-                yield {}
+        pool, waiting = ThreadPoolExecutor(readers(), thread_name_prefix="store"), dict[ChunkKey, Loading]()
+        try:
+            for (key, header), kind in zip(found.items(), kinds, strict=True):
+                block, row = blocks[kind], next_row[kind]
+                next_row[kind] += 1
+                loading = pool.submit(self._load_into, block, row, key, header, tokens_of(key))
+                waiting[key] = (block, row), loading
+            for key, (place, loading) in waiting.items():
+                yield {key: place} if loading.result() else {}
+        finally:
+            pool.shutdown(cancel_futures=True)
 
     def touch(self, keys: Collection[ChunkKey]) -> set[ChunkKey]:
         """Note that chunks were used; those that are not there."""

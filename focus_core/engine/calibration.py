@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +18,7 @@ import torch
 
 from focus_core.cache.chunk_file import UnusableFile, read_chunk, read_header, write_chunk
 from focus_core.cache.chunks import ChunkBlock, ChunkRow
-from focus_core.cache.disk import DiskTier
+from focus_core.cache.disk import DiskTier, readers
 from focus_core.cache.store import DeviceTier
 from focus_core.cache.tiers import ChunkStore
 from focus_core.config import SamplingConfig
@@ -146,13 +147,15 @@ class Calibration:
         return median(taken[1:]) * block.chunks / block.nbytes
 
     def _seconds_to_read(self, path: Path) -> float:
-        """Of a byte, with the checks and the way to the device."""
+        """Of a byte, with the checks and the way to the device, by as many threads as a store reads with."""
 
-        def read() -> None:
+        def read(_: int) -> None:
             for tensor in read_chunk(path, read_header(path))[0].tensors.values():
                 tensor.to(self._device)
 
-        return self._timed(read) / read_header(path).nbytes
+        with ThreadPoolExecutor(readers()) as pool:
+            seconds = self._timed(lambda: list(pool.map(read, range(readers()))))
+        return seconds / readers() / read_header(path).nbytes
 
     # --- made-up requests ---------------------------------------------------------------------------------------------
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import errno
 import shutil
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -173,6 +175,27 @@ def test_a_file_that_another_process_removes_meanwhile_is_missing_without_a_word
     file_of(folder, 0).unlink()
     assert [set(rows) for rows in disk.load(found, tokens_of, CPU)] == [set(), {KEYS[1]}]
     disk.warn_of_unusable()
+
+
+def test_files_are_read_by_threads_that_end_with_the_loading(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where nobody waits for all of them, as after Ctrl-C."""
+    disk = tier(folder)
+    disk.save(rows_of(0, 1, 2, 3), tokens_of)
+    found = disk.find(KEYS[:4], tokens_of, layers=2)
+    seen = set[str]()
+    read = disk_module.read_chunk_into
+
+    def noted(*arguments: Any) -> list[int]:
+        seen.add(threading.current_thread().name.split("_")[0])
+        return read(*arguments)
+
+    monkeypatch.setattr(disk_module, "read_chunk_into", noted)
+    loading = disk.load(found, tokens_of, CPU)
+    assert set(next(loading)) == {KEYS[0]}
+    loading.close()  # type: ignore[attr-defined]
+    assert seen == {"store"}
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("store")]
+    assert list(loaded(disk, 3, 1, 0)) == [KEYS[3], KEYS[1], KEYS[0]]
 
 
 # --- the limit --------------------------------------------------------------------------------------------------------
