@@ -38,6 +38,7 @@ from focus_integrations.llama_index.inputs import (
     warn_of_pictures,
 )
 from focus_integrations.llama_index.llm import FocusLLM, named_document
+from focus_integrations.llama_index.numbered import numbered
 from focus_integrations.llama_index.structured import ObjectParser
 from focus_integrations.llama_index.whole import WholeDocument, whole_documents
 
@@ -85,6 +86,7 @@ class FocusSynthesizer(BaseSynthesizer):
         output_cls: type[BaseModel] | None = None,
         text_qa_template: BasePromptTemplate | str | None = None,
         document_template: BasePromptTemplate | str | None = None,
+        numbered_sources: bool = False,
         empty_response: str | None = None,
         callback_manager: CallbackManager | None = None,
         **unknown: Any,
@@ -99,6 +101,8 @@ class FocusSynthesizer(BaseSynthesizer):
             documents go beside the prompt
         document_template: a document as the model sees it, from `text` and its metadata; names that its metadata lack
             stay empty
+        numbered_sources: the answer ends with the numbers of its sources, `[1][2]`, and the source nodes are these
+            passages, the first one beginning "Source 1:"; needs `FocusLLM(sources=True)`, and the whole answer at once
 
         Raises:
             ConfigError: there is no model, or an argument cannot work
@@ -106,6 +110,7 @@ class FocusSynthesizer(BaseSynthesizer):
         _refuse(unknown)
         for name, given, kind in (
             ("streaming", streaming, bool),
+            ("numbered_sources", numbered_sources, bool),
             ("empty_response", empty_response, str | None),
             ("callback_manager", callback_manager, CallbackManager | None),
         ):
@@ -121,6 +126,9 @@ class FocusSynthesizer(BaseSynthesizer):
             output_cls = output_cls or llm.output_cls
             llm = llm.llm
         self._focus = llm if isinstance(llm, FocusLLM) else None
+        self._numbered = numbered_sources
+        if numbered_sources:
+            self._require_numbers(streaming=streaming, output_cls=output_cls)
         if self._focus is None:
             warnings.warn(
                 f"{type(llm).__name__} cannot take whole documents: they are joined in its prompt, and text beyond "
@@ -142,6 +150,17 @@ class FocusSynthesizer(BaseSynthesizer):
             prompt_helper=PromptHelper.from_llm_metadata(LLMMetadata(), tokenizer=str.split),
             chat_prompt_helper=ChatPromptHelper.from_llm_metadata(LLMMetadata(), tokenizer=str.split),
         )
+
+    def _require_numbers(self, *, streaming: bool, output_cls: type[BaseModel] | None) -> None:
+        """Refuse numbered sources where there can be none."""
+        if self._focus is None or not self._focus.sources:
+            raise ConfigError("numbered_sources=True needs a model that finds sources: llm=FocusLLM(…, sources=True).")
+        for name, given in (("streaming", streaming), ("output_cls", output_cls is not None)):
+            if given:
+                raise ConfigError(
+                    f"numbered_sources=True with {name}: the sources are known when the answer has ended, and stand in "
+                    "its text. Leave one of the two out."
+                )
 
     def _get_prompts(self) -> PromptDictType:
         return {"text_qa_template": self._question, "document_template": self._document}
@@ -244,7 +263,10 @@ class FocusSynthesizer(BaseSynthesizer):
         first = source_nodes[0].node
         assert isinstance(first, _WholeNode)
         additional = [source for source in source_nodes if not isinstance(source.node, _WholeNode)]
-        found = _by_evidence(first._found, first._usage)
+        if self._numbered and isinstance(response_str, str):
+            response_str, found = numbered(response_str, first._usage.get("sources", ()), first._found)
+        else:
+            found = _by_evidence(first._found, first._usage)
         response = super()._prepare_response_output(response_str, [*found, *additional])
         return _with_usage(response, first._usage)
 
@@ -355,7 +377,10 @@ class _WholeNode(TextNode):
 def _refuse(unknown: dict[str, Any]) -> None:
     """Arguments that other synthesizers take, and slips of the pen."""
     for name in unknown:
-        known = ("llm", "docstore", "streaming", "output_cls", *_PROMPTS, "empty_response", "callback_manager")
+        known = (
+            *("llm", "docstore", "streaming", "output_cls", *_PROMPTS, "numbered_sources", "empty_response"),
+            "callback_manager",
+        )
         near = nearest(name, known)
         hint = _WITHOUT_USE.get(name) or (f"Did you mean {near!r}?" if near else f"It takes: {', '.join(known)}.")
         raise ConfigError(f"FocusSynthesizer takes no {name!r}. {hint}")

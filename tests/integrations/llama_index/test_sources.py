@@ -6,14 +6,23 @@ from typing import Any
 
 import pytest
 from llama_index.core.schema import NodeWithScore, TextNode
+from pydantic import BaseModel
 
+from focus_core import ConfigError
 from focus_integrations.llama_index import FocusLLM, FocusSynthesizer
+from focus_integrations.llama_index.numbered import numbered
 from tests.integrations.made_sources import EXCERPT, METADATA, make_up
 
 NODES = [
     NodeWithScore(node=TextNode(id_="a", text="The gates were closed at noon. " * 3), score=0.9),
     NodeWithScore(node=TextNode(id_="b", text=f"At noon {EXCERPT} More."), score=0.1),
 ]
+
+
+class Person(BaseModel):
+    """What an answer may have to be."""
+
+    name: str
 
 
 @pytest.fixture(autouse=True)
@@ -50,3 +59,47 @@ def test_a_stream_has_its_sources_once_it_has_ended(tiny_settings: dict[str, Any
 def test_the_model_tells_sources_in_raw(tiny_settings: dict[str, Any]) -> None:
     raw = FocusLLM(**tiny_settings).complete("Who?", documents=["At noon."], sources=True).raw
     assert {name: raw[name] for name in METADATA} == METADATA
+
+
+# --- by number --------------------------------------------------------------------------------------------------------
+
+
+def test_numbers_in_the_answer_are_those_of_the_source_nodes(tiny_settings: dict[str, Any]) -> None:
+    llm = FocusLLM(**tiny_settings, sources=True)
+    plain = FocusSynthesizer(llm).synthesize("Who?", NODES)
+    response = FocusSynthesizer(llm, numbered_sources=True).synthesize("Who?", NODES)
+    sources = METADATA["sources"]
+    numbers = "".join(f"[{number}]" for number in range(1, len(sources) + 1))
+    assert str(response) == f"{str(plain).rstrip()} {numbers}"
+    assert [hit.node.get_content() for hit in response.source_nodes] == [
+        f"Source {number}:\n{source['excerpt']}\n" for number, source in enumerate(sources, 1)
+    ]
+    assert [hit.score for hit in response.source_nodes] == [source["score"] for source in sources]
+    assert response.metadata["focus"]["sources"] == sources
+
+
+def test_a_numbered_source_has_the_metadata_of_its_node(tiny_settings: dict[str, Any]) -> None:
+    holding = next(hit.node for hit in NODES if EXCERPT in hit.node.get_content())
+    holding.metadata["page"] = 7
+    response = FocusSynthesizer(FocusLLM(**tiny_settings, sources=True), numbered_sources=True).synthesize(
+        "Who?", NODES
+    )
+    cited = next(hit.node for hit in response.source_nodes if EXCERPT in hit.node.get_content())
+    assert cited.metadata["page"] == 7
+    assert cited.source_node is not None
+
+
+def test_an_answer_without_sources_has_no_numbers() -> None:
+    assert numbered("Nobody. ", [], NODES) == ("Nobody. ", NODES)
+
+
+@pytest.mark.parametrize(
+    ("given", "named"), [({"streaming": True}, "streaming"), ({"output_cls": Person}, "output_cls")]
+)
+def test_numbers_need_sources_and_a_whole_answer(
+    tiny_settings: dict[str, Any], given: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(ConfigError, match="needs a model that finds sources"):
+        FocusSynthesizer(FocusLLM(**tiny_settings), numbered_sources=True)
+    with pytest.raises(ConfigError, match=f"numbered_sources=True with {named}"):
+        FocusSynthesizer(FocusLLM(**tiny_settings, sources=True), numbered_sources=True, **given)
