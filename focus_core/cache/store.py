@@ -71,6 +71,11 @@ class DeviceTier:
         return f"<DeviceTier: {len(self._rows)} chunks, {self._nbytes / 2**20:.1f} of {self._budget / 2**20:.1f} MiB>"
 
     @property
+    def budget(self) -> int:
+        """Bytes that it may hold."""
+        return self._budget
+
+    @property
     def nbytes(self) -> int:
         return self._nbytes
 

@@ -422,6 +422,7 @@ class FocusEngine:
         left = self._planner.positions_left(lengths, plan.method, plan.chunks)
         disk = self.store.disk
         planned = plan_of_documents(plan, found, self.focus.device, positions_left=left, disk=disk, refused=refused)
+        planned = replace(planned, store_bytes=self.store.memory.budget)
         if not (calibrate and planned.fits):
             return planned
         with sign_of_life("measuring this machine", visible=self._progress):

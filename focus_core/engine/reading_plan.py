@@ -91,6 +91,7 @@ class ReadingPlan:
         lacking_bytes: bytes for which the device has no room
         positions_left: positions that the window leaves for question and answer
         answer_tokens: tokens that the answer may have; 0 if there is no room for any
+        store_bytes: what may stay in memory for the next question; `None` where nobody said
         folder: of the store, if there is one
         first_token: if the machine was measured
         problem: why it does not fit, and what to change; `None` if it fits
@@ -111,6 +112,7 @@ class ReadingPlan:
     lacking_bytes: int
     positions_left: int
     answer_tokens: int
+    store_bytes: int | None = None
     folder: FolderPlan | None = None
     first_token: FirstToken | None = None
     problem: str | None = None
@@ -124,6 +126,13 @@ class ReadingPlan:
     def needed_bytes(self) -> int:
         """All keys and values that the device holds for the question."""
         return self.cache_bytes + self.prompt_bytes
+
+    @property
+    def unkept_bytes(self) -> int:
+        """Keys and values that do not stay in memory, and are read or loaded again for the next question."""
+        if not self.chunks or self.store_bytes is None:
+            return 0
+        return max(self.cache_bytes - self.store_bytes, 0)
 
     @property
     def fits(self) -> bool:
@@ -147,6 +156,11 @@ class ReadingPlan:
         )
         if self.evict_bytes:
             yield f"        {shown_bytes(self.evict_bytes)} of other documents give way."
+        if self.unkept_bytes:
+            yield (
+                f"        {shown_bytes(self.unkept_bytes)} of documents are over the budget for what stays in memory "
+                f"({shown_bytes(self.store_bytes or 0)}). Raise store_bytes to keep them for the next question."
+            )
         if self.folder is not None:
             yield from _folder_lines(self.folder)
         if self.first_token is not None:

@@ -195,6 +195,19 @@ def test_other_documents_give_way(monkeypatch: pytest.MonkeyPatch) -> None:
     assert store.nbytes < kept + plan.cache_bytes  # of A a block is gone
 
 
+def test_a_budget_that_is_too_small_to_keep_all_of_it_is_said() -> None:
+    """The second question would read everything again, and nobody would know why."""
+    engine = make_engine(store_bytes=10_000)
+    plan = plan_of(engine, [A, B])
+    assert plan.store_bytes == 10_000
+    assert plan.unkept_bytes == plan.cache_bytes - 10_000 > 0
+    assert "Raise store_bytes" in str(plan)
+    enough = plan_of(make_engine(store_bytes=plan.cache_bytes), [A, B])
+    assert enough.unkept_bytes == 0
+    assert "store_bytes" not in str(enough)
+    assert plan_of(engine, [A, B], method="plain").unkept_bytes == 0  # nothing of it is ever kept
+
+
 def test_a_folder_with_too_small_a_limit(tmp_path: Path) -> None:
     """Older files give way; what is over the limit is said."""
     make_engine(store=tmp_path).prepare(A)
