@@ -20,7 +20,7 @@ from focus_core.engine.answers import Answer, AnswersFromEvents, Event, Finished
 from focus_core.engine.attribution import explain, first_parts
 from focus_core.engine.options import CheckedOptions, Options, chosen_store, split_settings
 from focus_core.engine.places import with_pieces
-from focus_core.engine.planning import ChunkMemo, Outline, Planner
+from focus_core.engine.planning import Outline, Planner
 from focus_core.engine.prefill import ChunkPrefill
 from focus_core.engine.prepared import PreparedDocuments
 from focus_core.engine.reading_plan import ReadingPlan, Whereabouts, plan_of_documents, plan_of_lengths, timed
@@ -498,11 +498,10 @@ class FocusEngine:
             of_each = [self._documents_of(one) for one in self._per_question(documents, questions, batch=batch)]
         else:
             of_each = [self._documents_of(cast(Documents | None, documents))] * len(questions)
-        memo: ChunkMemo = {}
         prefills: dict[PlanKey, ChunkPrefill] = {}
         requests = []
         for question, listed in zip(questions, of_each, strict=True):
-            request = self._request(question, listed, options, memo)
+            request = self._request(question, listed, options)
             if request.plan.chunks:  # questions about the same chunks wait for one prefill
                 request.prefill = prefills.setdefault(request.plan.key, request.prefill)
             requests.append(request)
@@ -515,13 +514,12 @@ class FocusEngine:
         question: Question,
         documents: Sequence[TokenizedDocument],
         options: CheckedOptions,
-        memo: ChunkMemo,
     ) -> QuestionRequest:
         templated = self._templated(options)
         if templated and documents:
             self._require_place()
         prompt = self._prompt(question, options)
-        plan = self._planner.plan(documents, prompt, options.max_new_tokens, options.method, memo=memo)
+        plan = self._planner.plan(documents, prompt, options.max_new_tokens, options.method)
         if templated and plan.chunks:
             self._require_place()
         self._warn(plan.notice)

@@ -18,6 +18,7 @@ from focus_core.methods.limits import (
 )
 from focus_core.methods.table import AUTO, METHODS, WITHOUT_ADAPTER, checked_method
 from focus_core.text.chunking import Chunk
+from focus_core.text.cuts import Cuts
 from focus_core.text.documents import TokenizedDocument
 from focus_core.text.layout import Layout, Prompt
 from focus_core.text.shortlist import shortlist
@@ -53,7 +54,6 @@ class Outline:
 
 
 Decode = Callable[[Sequence[int]], str]
-ChunkMemo = dict[tuple[object, ...], tuple[Chunk, ...]]  # so that the questions of a call cut their documents once
 
 
 class Planner:
@@ -71,6 +71,7 @@ class Planner:
         self._focus, self._layout, self._decode = focus, layout, decode
         self._default = checked_method(method)
         self._methods: dict[str, Method] = {}
+        self._cuts = Cuts()
 
     def method(self, name: str) -> Method:
         """The method of this name, made once."""
@@ -95,18 +96,13 @@ class Planner:
         prompt: Prompt,
         max_new_tokens: int | None = None,
         method: str | None = None,
-        *,
-        memo: ChunkMemo | None = None,
     ) -> Plan:
         """The plan for one question.
-
-        Args:
-            memo: chunks that were cut for other questions of the same call
 
         Raises:
             ContextOverflowError: it does not fit, with both numbers and what to change
         """
-        plan = self.draft(documents, prompt, max_new_tokens, method, memo=memo)
+        plan = self.draft(documents, prompt, max_new_tokens, method)
         plan.limits.check(plan.new_tokens)
         return plan
 
@@ -116,8 +112,6 @@ class Planner:
         prompt: Prompt,
         max_new_tokens: int | None = None,
         method: str | None = None,
-        *,
-        memo: ChunkMemo | None = None,
     ) -> Plan:
         """Like `plan`, whether it fits or not."""
         layout = self._layout if prompt.turn is not None else replace(self._layout, turn_opening=None)
@@ -125,7 +119,7 @@ class Planner:
         outline = self._outline(lengths, max_new_tokens, method)
         cut, context = tuple[Chunk, ...](), prompt
         if outline.chunks and documents:
-            cut = self._cut_once(outline.method, self._within(layout, prompt, outline.method), documents, memo)
+            cut = self._cut(outline.method, self._within(layout, prompt, outline.method), documents)
         elif outline.chunks:
             listed, context = self._within(layout, prompt, outline.method).long_prompt(prompt)
             cut = tuple(listed)
@@ -151,17 +145,11 @@ class Planner:
 
     def cut(self, method: Method, documents: Sequence[TokenizedDocument]) -> tuple[Chunk, ...]:
         """The chunks that a method reads of documents."""
-        return self._cut_once(method, self._layout, documents, None)
+        return self._cut(method, self._layout, documents)
 
-    def _cut_once(
-        self, method: Method, layout: Layout, documents: Sequence[TokenizedDocument], memo: ChunkMemo | None
-    ) -> tuple[Chunk, ...]:
-        key = (id(documents), method.name, layout.turn_opening)
-        if memo is None or key not in memo:
-            cutting = layout.cutting(boundaries=method.reading.boundaries, pack=method.reading.pack)
-            memo = {} if memo is None else memo
-            memo[key] = tuple(layout.chunks_of(documents, cutting))
-        return memo[key]
+    def _cut(self, method: Method, layout: Layout, documents: Sequence[TokenizedDocument]) -> tuple[Chunk, ...]:
+        cutting = layout.cutting(boundaries=method.reading.boundaries, pack=method.reading.pack)
+        return self._cuts.chunks_of(documents, layout, cutting)
 
     def _shortlisted(
         self, chunks: tuple[Chunk, ...], layout: Layout, context: Prompt, outline: Outline
