@@ -18,6 +18,7 @@ from focus_core.methods.base import TokenizedQuestion
 from focus_core.methods.evidence import NO_COST, NOTHING, Cost, Evidence, LeftOut, Passage
 
 SUPPORTED = 5.0  # nats that a supported answer loses without its sources: `benchmarks/sources.py`, docs/sources.md
+_DECISIVE = 0.9  # of what the answer loses without a chunk: by the tokens that hold it sentences are told apart
 _MOST_REFINED = 4  # chunks whose sentences are told apart
 
 Decode = Callable[[Sequence[int]], str]
@@ -36,6 +37,7 @@ class Ledger:
     exclusively: Exclusively
     cost: Cost = NO_COST
     _known: dict[LeftOut, Tensor] = field(default_factory=dict)
+    _screened: dict[tuple[LeftOut, tuple[int, ...]], float] = field(default_factory=dict)
 
     def token_losses(self, left_out: Sequence[LeftOut]) -> list[Tensor]:
         """Of each token of the answer, without each of these."""
@@ -49,6 +51,20 @@ class Ledger:
     def losses(self, left_out: Sequence[LeftOut]) -> list[float]:
         """Of the whole answer."""
         return [float(loss.sum()) for loss in self.token_losses(left_out)]
+
+    def screened(self, left_out: Sequence[LeftOut], tokens: tuple[int, ...]) -> list[float]:
+        """Of some tokens of the answer together."""
+        new = [one for one in dict.fromkeys(left_out) if one not in self._known and (one, tokens) not in self._screened]
+        if new:
+            self.cost += self.evidence.cost(new, tokens)
+            found = self.exclusively(lambda: self.evidence.log_probs(new, tokens)).sum(-1).tolist()
+            self._screened |= {(one, tokens): value for one, value in zip(new, found, strict=True)}
+
+        def log_prob(one: LeftOut) -> float:
+            known = self._known.get(one)
+            return self._screened[one, tokens] if known is None else float(known[list(tokens)].sum())
+
+        return [log_prob(NOTHING) - log_prob(one) for one in left_out]
 
     @property
     def log_probs(self) -> Tensor:
@@ -128,10 +144,8 @@ def _sentences(
 ) -> list[Source]:
     """The sentences of a chunk that the answer rests on; the whole chunk, if they are too many to be told apart."""
     units = [place.passage for place in sentences]
-    before, without_all = ledger.losses([given, given | {_whole(question, member.unit)}])
-    # A chunk of one sentence is read quickly, a chunk without one is not: the sufficient ones are looked for first.
-    alone = sufficient(units, given, without_all, without_all - before, ledger.losses)
-    asked = alone or list(range(len(units)))
+    asked = _asked_sentences(units, given, _whole(question, member.unit), ledger)
+    before = ledger.losses([given])[0]
     necessity = [loss - before for loss in ledger.losses([given | {units[unit]} for unit in asked])]
     support = find_support([units[unit] for unit in asked], given, necessity, ledger.losses)
     found = [
@@ -141,6 +155,38 @@ def _sentences(
     ]
     whole = min(sentences, key=lambda place: place.passage.start)
     return found or [_source(question, whole, member.score, member.role, decode, until=sentences[-1])]
+
+
+def _asked_sentences(units: Sequence[Passage], given: LeftOut, whole: Passage, ledger: Ledger) -> list[int]:
+    """The sentences that may matter, by those tokens of the answer that the chunk decides: others cost and say little.
+
+    A chunk of one sentence is read quickly, a chunk without one is not: the sufficient ones are looked for first.
+    """
+    with_it, without = ledger.token_losses([given, given | {whole}])
+    tokens = decisive(without - with_it)
+
+    def screened(left_out: Sequence[LeftOut]) -> list[float]:
+        return ledger.screened(left_out, tokens)
+
+    before, without_all = screened([given, given | {whole}])
+    alone = sufficient(units, given, without_all, without_all - before, screened)
+    if alone:
+        return alone
+    losses = screened([given | {unit} for unit in units])
+    noticed = [unit for unit, loss in enumerate(losses) if loss - before >= NOTICEABLE / 2]
+    return noticed or [max(range(len(units)), key=lambda unit: losses[unit])]
+
+
+def decisive(losses: Tensor) -> tuple[int, ...]:
+    """The tokens of an answer that lose most: as few as hold nearly all that is lost."""
+    order = losses.argsort(descending=True).tolist()
+    lost, wanted, chosen = 0.0, _DECISIVE * float(losses.clamp(min=0).sum()), list[int]()
+    for token in order:
+        chosen.append(token)
+        lost += float(losses[token])
+        if lost >= wanted:
+            break
+    return tuple(sorted(chosen))
 
 
 def _source(

@@ -62,13 +62,16 @@ class Evidence(Protocol):
     def begin(self) -> None:
         """Call for the chunks, if they are needed: before the passes, because it may wait for those of others."""
 
-    def cost(self, left_out: Sequence[LeftOut]) -> Cost:
+    def cost(self, left_out: Sequence[LeftOut], tokens: Sequence[int] | None = None) -> Cost:
         """What `log_probs` of these will take, without the prefill of chunks that have been evicted."""
 
-    def log_probs(self, left_out: Sequence[LeftOut]) -> Tensor:
-        """Log-probability (nats) of each token of the answer without each of these, `[left_out, answer]`, float32.
+    def log_probs(self, left_out: Sequence[LeftOut], tokens: Sequence[int] | None = None) -> Tensor:
+        """Log-probability (nats) of tokens of the answer without each of these, `[left_out, tokens]`, float32.
 
         The model's own, before sampling options. Each entry depends on its own passages alone.
+
+        Args:
+            tokens: numbers of the answer's tokens, rising; by default all of them
         """
 
 

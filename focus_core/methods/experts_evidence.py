@@ -44,15 +44,16 @@ class ExpertsEvidence:
 
     def begin(self) -> None: ...
 
-    def cost(self, left_out: Sequence[LeftOut]) -> Cost:
+    def cost(self, left_out: Sequence[LeftOut], tokens: Sequence[int] | None = None) -> Cost:
         cost = Cost()
         if "_whole_rows" not in self.__dict__:
             cost = sum((row.cost(1) for row in self._rows.values()), self._amateur.cost(1))
         return sum((self._rows[self._chunk(part)].cost(1) for part in self._partly(left_out)), cost)
 
-    def log_probs(self, left_out: Sequence[LeftOut]) -> Tensor:
+    def log_probs(self, left_out: Sequence[LeftOut], tokens: Sequence[int] | None = None) -> Tensor:
         partly = {part: self._hidden(part) for part in self._partly(left_out)}
-        return torch.stack([self._log_probs(one, partly) for one in left_out])
+        found = torch.stack([self._log_probs(one, partly) for one in left_out])
+        return found if tokens is None else found[:, list(tokens)]
 
     def _log_probs(self, left_out: LeftOut, partly: dict[LeftOut, Tensor]) -> Tensor:
         parts = by_chunk(left_out)

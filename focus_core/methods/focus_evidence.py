@@ -40,28 +40,30 @@ class FocusEvidence:
     def begin(self) -> None:
         _ = self._chunks
 
-    def cost(self, left_out: Sequence[LeftOut]) -> Cost:
-        local = [len(self._local) + target for target in range(len(self._answer))]
-        passes = sum(-(-len(left_out) // self._rows_of(tokens)) for tokens in local)
+    def cost(self, left_out: Sequence[LeftOut], tokens: Sequence[int] | None = None) -> Cost:
+        targets = self._targets(tokens)
+        local = [len(self._local) + target for target in targets]
+        passes = sum(-(-len(left_out) // self._rows_of(length)) for length in local)
         cost = Cost(passes, len(left_out) * sum(local))
         if "_memory" not in self.__dict__:
-            cost += self._cost_of_memory(len(self._question.chunks))
+            cost += self._cost_of_memory(len(self._question.chunks), len(self._answer))
         anew = self._read_anew(left_out)
         if anew:
-            tokens = [len(self._row_without(part)) for part in anew]
-            read = Cost(-(-sum(tokens) // self._model.tokens_per_pass), sum(tokens))
-            cost += read + self._cost_of_memory(len(anew))
+            lengths = [len(self._row_without(part)) for part in anew]
+            read = Cost(-(-sum(lengths) // self._model.tokens_per_pass), sum(lengths))
+            cost += read + self._cost_of_memory(len(anew), targets[-1] + 1)
         return cost
 
-    def log_probs(self, left_out: Sequence[LeftOut]) -> Tensor:
+    def log_probs(self, left_out: Sequence[LeftOut], tokens: Sequence[int] | None = None) -> Tensor:
+        targets = self._targets(tokens)
         anew = self._read_anew(left_out)
         hidden = torch.tensor(
             [[self._is_whole(one, chunk) for chunk in range(len(self._question.chunks))] for one in left_out]
         )
         # `[layers, answer, kv_heads, 1, head_dim]` of each chunk that was read anew
-        columns = dict(zip(anew, self._columns_of(anew), strict=True)) if anew else {}
-        found = torch.empty(len(left_out), len(self._answer))
-        for target, token in enumerate(self._answer):
+        columns = dict(zip(anew, self._columns_of(anew, targets[-1] + 1), strict=True)) if anew else {}
+        found = torch.empty(len(left_out), len(targets))
+        for place, target in enumerate(targets):
             local = torch.tensor([[*self._local, *self._answer[:target]]])
             size = self._rows_of(local.shape[1])
             for start in range(0, len(left_out), size):
@@ -69,33 +71,39 @@ class FocusEvidence:
                 memory = self._memory_of(left_out[rows], target, columns)
                 ids = local.expand(len(left_out[rows]), -1)
                 logits = self._model.next_token_logits(ids, memory, hidden=hidden[rows])
-                found[rows, target] = log_probs_of(logits.float()[:, None], [token])[:, 0].cpu()
+                of_target = log_probs_of(logits.float()[:, None], [self._answer[target]])
+                found[rows, place] = of_target[:, 0].cpu()
         return found
+
+    def _targets(self, tokens: Sequence[int] | None) -> Sequence[int]:
+        return range(len(self._answer)) if tokens is None else tokens
 
     # --- memories -----------------------------------------------------------------------------------------------------
 
     @cached_property
     def _memory(self) -> Memory:
         """Of every token of the answer: `[layers, answer, kv_heads, chunks, head_dim]`."""
-        return self._memory_after(self._chunks)
+        return self._memory_after(self._chunks, len(self._answer))
 
     @cached_property
     def _chunks(self) -> ChunkSet:
         return self._read()
 
-    def _memory_after(self, chunks: ChunkSet) -> Memory:
+    def _memory_after(self, chunks: ChunkSet, targets: int) -> Memory:
+        """Of the first tokens of the answer."""
         appended, new, found = self._model.start_answer(chunks), self._prompt, list[Memory]()
-        for token in self._answer:
+        for token in self._answer[:targets]:
             found.append(self._model.decode_candidates(chunks, torch.tensor([new]), appended))
             new = [new[-1], token]
         return Memory(torch.cat([m.keys for m in found], dim=1), torch.cat([m.values for m in found], dim=1))
 
-    def _columns_of(self, anew: Sequence[LeftOut]) -> list[tuple[Tensor, Tensor]]:
+    def _columns_of(self, anew: Sequence[LeftOut], targets: int) -> list[tuple[Tensor, Tensor]]:
         """Keys and values of the candidates of chunks that are read without some tokens, at the chunks' own slots."""
-        read = self._memory_after(ChunkSet.of(self._model.prefill([self._row_without(part) for part in anew])))
+        rows = [self._row_without(part) for part in anew]
+        read = self._memory_after(ChunkSet.of(self._model.prefill(rows)), targets)
         slots = torch.tensor([_chunk_of(part) for part in anew], device=self._model.device)
         distance = slots - torch.arange(len(anew), device=self._model.device)
-        keys = self._model.positions.move(read.keys, distance.expand(len(self._answer), -1))
+        keys = self._model.positions.move(read.keys, distance.expand(targets, -1))
         return [(keys[:, :, :, [slot]], read.values[:, :, :, [slot]]) for slot in range(len(anew))]
 
     def _memory_of(self, rows: Sequence[LeftOut], target: int, columns: dict[LeftOut, tuple[Tensor, Tensor]]) -> Memory:
@@ -130,9 +138,9 @@ class FocusEvidence:
         """Rows of `local` tokens that pass the model together."""
         return max(1, self._model.tokens_per_pass // (local + len(self._question.chunks)))
 
-    def _cost_of_memory(self, chunks: int) -> Cost:
-        """Dynamic prompt and answer after every chunk, a token of the answer at a time."""
-        lengths = [len(self._prompt), *[2] * (len(self._answer) - 1)]
+    def _cost_of_memory(self, chunks: int, targets: int) -> Cost:
+        """Dynamic prompt and the first tokens of the answer after every chunk, a token of the answer at a time."""
+        lengths = [len(self._prompt), *[2] * (targets - 1)]
         passes = (-(-chunks // self._model.rows_per_pass(new, self._model.tokens_per_pass)) for new in lengths)
         return Cost(sum(passes), chunks * sum(lengths))
 

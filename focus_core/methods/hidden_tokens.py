@@ -83,13 +83,14 @@ class RowEvidence:
 
     def begin(self) -> None: ...
 
-    def cost(self, left_out: Sequence[LeftOut]) -> Cost:
+    def cost(self, left_out: Sequence[LeftOut], tokens: Sequence[int] | None = None) -> Cost:
         return self._rows.cost(len({self._hidden(one) for one in left_out}))
 
-    def log_probs(self, left_out: Sequence[LeftOut]) -> Tensor:
+    def log_probs(self, left_out: Sequence[LeftOut], tokens: Sequence[int] | None = None) -> Tensor:
         places = [self._hidden(one) for one in left_out]
         different = list(dict.fromkeys(places))  # of chunks that are not in the row nothing is hidden
-        return self._rows.log_probs(different)[[different.index(one) for one in places]]
+        found = self._rows.log_probs(different)[[different.index(one) for one in places]]
+        return found if tokens is None else found[:, list(tokens)]  # a row has them all in one pass
 
     def _hidden(self, left_out: LeftOut) -> frozenset[int]:
         """Places in the row."""

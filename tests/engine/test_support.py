@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import pytest
+import torch
+
+from focus_core.engine.attribution import decisive
 from focus_core.engine.support import Support, find_support
 from focus_core.methods.evidence import NOTHING, LeftOut, Passage
 
@@ -59,3 +63,21 @@ def test_an_answer_from_no_passage_loses_little() -> None:
     support, _ = _support(lambda left: 0.3 * (2 not in left))
     assert _found(support) == {2: (0.3, "sole")}
     assert support.loss == 0.3
+
+
+# --- tokens that decide -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("losses", "tokens"),
+    [
+        ([0.0, 5.0, 0.1, 5.0, -0.2], (1, 3)),
+        ([9.5, 0.2, 0.1, 0.2], (0,)),
+        ([1.0, 1.0, 1.0, 1.0], (0, 1, 2, 3)),
+        ([-3.0, 2.0, -1.0], (1,)),
+        ([0.0, 0.0], (0,)),
+        ([-1.0], (0,)),
+    ],
+)
+def test_as_few_tokens_as_hold_nearly_all_of_the_loss(losses: list[float], tokens: tuple[int, ...]) -> None:
+    assert decisive(torch.tensor(losses)) == tokens

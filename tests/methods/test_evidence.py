@@ -189,7 +189,18 @@ def test_batching_changes_nothing(name: str, monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_cost_is_what_passes_the_model(name: str) -> None:
+def test_some_tokens_of_an_answer_are_those_of_all(name: str) -> None:
+    focus = _focus(build("llama"))
+    question, read = _question(focus), () if name in ("focus", "plain") else (0, 1, 2)
+    everything = _evidence(METHODS[name](focus), question, read).log_probs(LEFT_OUT)
+    for tokens in ([0], [1, len(ANSWER) - 1], list(range(len(ANSWER)))):
+        some = _evidence(METHODS[name](focus), question, read).log_probs(LEFT_OUT, tokens)
+        torch.testing.assert_close(some, everything[:, tokens], atol=TOLERANCE, rtol=TOLERANCE)
+
+
+@pytest.mark.parametrize("tokens", [None, [0], [0, 2]])
+@pytest.mark.parametrize("name", METHODS)
+def test_cost_is_what_passes_the_model(name: str, tokens: list[int] | None) -> None:
     focus = _focus(build("llama"))
     question, read = _question(focus), () if name in ("focus", "plain") else (0, 1, 2)
     evidence = _evidence(METHODS[name](focus), question, read)
@@ -199,8 +210,8 @@ def test_cost_is_what_passes_the_model(name: str) -> None:
         module.register_forward_pre_hook(lambda _, args: passed.append(args[0].numel()))
     for left_out in (LEFT_OUT[:-1], LEFT_OUT[:3]):
         passed.clear()
-        cost = evidence.cost(left_out)
-        evidence.log_probs(left_out)
+        cost = evidence.cost(left_out, tokens)
+        evidence.log_probs(left_out, tokens)
         own_chunks = 3 * 25 if name == "focus" and len(left_out) > 3 else 0  # prefilled once, and no part of it
         assert sum(passed) == cost.tokens + own_chunks
         assert cost.tokens > 0 or name == "experts"
