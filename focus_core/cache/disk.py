@@ -231,7 +231,7 @@ class DiskTier:
             keep: chunks that are used now, and so are not removed
         """
         content, kept = FolderContent(self.folder), {self.path(key) for key in keep}
-        removable = sum(file.nbytes for path, file in content.chunks.items() if path not in kept)
+        removable = content.chunk_bytes - sum(content.chunks[path].nbytes for path in kept if path in content.chunks)
         return room_for(nbytes, free=self.limit - content.nbytes, evictable=removable)
 
     def _holds(self, key: ChunkKey, block: ChunkBlock) -> bool:

@@ -51,6 +51,7 @@ class FolderContent:
 
     Attributes:
         chunks: the least recently used first
+        chunk_bytes: of their files
         documents: lists of documents
         partial: files that are being written, or were when their process ended
         foreign: bytes of files of others, which count and stay
@@ -69,27 +70,31 @@ class FolderContent:
             else:
                 self.foreign += file.nbytes
         self.chunks = {file.path: file for file in sorted(chunks, key=lambda file: file.used)}
+        self.chunk_bytes = sum(file.nbytes for file in chunks)  # kept up: there may be many, and one more every moment
 
     @property
     def nbytes(self) -> int:
         """Of all files."""
-        return self.foreign + sum(file.nbytes for file in (*self.chunks.values(), *self.documents, *self.partial))
+        return self.foreign + self.chunk_bytes + sum(file.nbytes for file in (*self.documents, *self.partial))
 
     def added(self, path: Path, nbytes: int) -> None:
         """A chunk was written, in place of an older one perhaps."""
-        self.chunks.pop(path, None)
+        self._forget(path)
         self.chunks[path] = StoredFile(path, nbytes, time.time())
+        self.chunk_bytes += nbytes
+
+    def _forget(self, path: Path) -> None:
+        if path in self.chunks:
+            self.chunk_bytes -= self.chunks.pop(path).nbytes
 
     def shrink(self, limit: int) -> bool:
         """Remove the least recently used chunks until all files take at most `limit` bytes; whether they do."""
-        nbytes = self.nbytes
-        if nbytes - sum(file.nbytes for file in self.chunks.values()) > limit:
+        if self.nbytes - self.chunk_bytes > limit:
             return False  # removing everything would not be enough
-        while nbytes > limit:
-            oldest = next(iter(self.chunks.values()))
-            oldest.path.unlink(missing_ok=True)
-            del self.chunks[oldest.path]
-            nbytes -= oldest.nbytes
+        while self.nbytes > limit:
+            oldest = next(iter(self.chunks))
+            oldest.unlink(missing_ok=True)
+            self._forget(oldest)
         return True
 
     def remove_left_behind(self) -> None:

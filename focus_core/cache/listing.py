@@ -77,7 +77,7 @@ def prune(folder: Path, *, limit: int | None = None, unused_days: float | None =
         oldest = time.time() - unused_days * _DAY
         content.shrink(content.nbytes - sum(file.nbytes for file in content.chunks.values() if file.used < oldest))
     if limit is not None:
-        content.shrink(max(limit, content.nbytes - sum(file.nbytes for file in content.chunks.values())))
+        content.shrink(max(limit, content.nbytes - content.chunk_bytes))
     for listed in list_documents(folder):
         if not listed.chunks:
             listed.document.path(folder).unlink(missing_ok=True)

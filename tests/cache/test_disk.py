@@ -198,6 +198,20 @@ def test_files_are_read_by_threads_that_end_with_the_loading(folder: Path, monke
     assert list(loaded(disk, 3, 1, 0)) == [KEYS[3], KEYS[1], KEYS[0]]
 
 
+def test_bytes_are_kept_up_as_files_come_and_go(folder: Path) -> None:
+    """They were added up anew for every chunk, over all files."""
+    disk = tier(folder)
+    disk.save(rows_of(0, 1, 2, 3), tokens_of)
+    content = FolderContent(folder)
+    path = file_of(folder, 1)
+    content.added(path, 10)  # in place of the older one
+    content.added(folder / "new", 7)
+    assert content.chunk_bytes == sum(file.nbytes for file in content.chunks.values())
+    assert content.shrink(content.nbytes - 1)
+    assert content.chunk_bytes == sum(file.nbytes for file in content.chunks.values())
+    assert not file_of(folder, 0).exists()
+
+
 # --- the limit --------------------------------------------------------------------------------------------------------
 
 ONE = 2 * 2 * 2 * 4 * 4 * 4  # bytes of keys and values of a chunk
