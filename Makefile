@@ -4,7 +4,8 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python;
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
 BIN := .venv/bin
 READY := .venv/.ready
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+# Not compiled: of sixteen thousand files a run imports a few, and Python compiles those when it does.
+PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt
 NOTEBOOKS := $(wildcard cookbook/[0-9]*.py)
 
 .PHONY: demo models test test-slow test-long test-recipe test-gpu check format bench notebooks constraints
