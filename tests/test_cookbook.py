@@ -53,7 +53,7 @@ def test_every_cell_is_python(path: Path) -> None:
 
 def _when(path: Path) -> Any:
     """What these notebooks show is run by their pages in docs/, too."""
-    as_pages = ("02_langchain", "03_llama_index", "06_where_does_it_say_that")
+    as_pages = ("02_langchain", "03_llama_index", "05_read_once", "06_where_does_it_say_that")
     return pytest.param(path, marks=pytest.mark.long if path.stem in as_pages else pytest.mark.slow, id=path.stem)
 
 
