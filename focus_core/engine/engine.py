@@ -80,7 +80,7 @@ class FocusEngine:
         self.tokenizer = shared.tokenizer.tokenizer
         self.layout, self._no_place = self._choose_layout()
         self.method = method  # of questions that name none
-        self._planner = Planner(self.focus, self.layout, method, self._decoded)
+        self._planner = Planner(self.focus, self.layout, method, shared.tokenizer.decode)
         memory = shared.store if store_bytes is None else shared.new_store(store_bytes)
         disk = shared.new_disk(store, store_limit) if store else None
         self.store = ChunkStore(memory, disk)
@@ -287,7 +287,7 @@ class FocusEngine:
         if not question.chunks:
             return Explanation()
         evidence = self._evidence(answer, question, chunks)
-        return explain(question, evidence, self._decoded, self.shared.scheduler.run)
+        return explain(question, evidence, self.shared.tokenizer.decode, self.shared.scheduler.run)
 
     def _evidence(self, answer: Answer | Finished, question: TokenizedQuestion, chunks: ReadChunks) -> Evidence:
         return self._plan_of(answer).method.evidence(question, answer.chunk_scores, chunks)
@@ -309,10 +309,6 @@ class FocusEngine:
         for _ in self._notices([Request(prefill)]):
             pass
         return prefill
-
-    def _decoded(self, tokens: Sequence[int]) -> str:
-        text: str = self.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return text
 
     # --- reading ------------------------------------------------------------------------------------------------------
 
@@ -420,13 +416,13 @@ class FocusEngine:
         found = Whereabouts.of(plan, self.store, self.shared.tiers, self.focus.device)
         lengths = [len(document) for document in listed]
         left = self._planner.positions_left(lengths, plan.method, plan.chunks)
-        disk = self.store.disk
-        planned = plan_of_documents(plan, found, self.focus.device, positions_left=left, disk=disk, refused=refused)
-        planned = replace(planned, store_bytes=self.store.memory.budget)
+        planned = plan_of_documents(
+            plan, found, self.focus.device, positions_left=left, store=self.store, refused=refused
+        )
         if not (calibrate and planned.fits):
             return planned
         with sign_of_life("measuring this machine", visible=self._progress):
-            return timed(planned, plan, found, self.shared.calibration, disk)
+            return timed(planned, plan, found, self.shared.calibration, self.store.disk)
 
     def plan_lengths(self, documents: Sequence[int]) -> ReadingPlan:
         """The plan for a short question about documents of these numbers of tokens, without seconds."""

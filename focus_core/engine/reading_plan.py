@@ -263,7 +263,7 @@ def plan_of_documents(
     device: torch.device,
     *,
     positions_left: int,
-    disk: DiskTier | None,
+    store: ChunkStore,
     refused: FocusError | None,
 ) -> ReadingPlan:
     """The plan for documents whose chunks are known.
@@ -283,7 +283,8 @@ def plan_of_documents(
     missing = sum(len(found.chunks[key]) for key in found.tiers.missing) + plan.limits.appended_tokens(plan.new_tokens)
     asked = len(question.context)
     made = _reading_plan(plan, found.tiers, device, positions_left, lengths, asked, missing, refused=refused, **shares)
-    return made if disk is None else replace(made, folder=_folder_plan(disk, found, method))
+    folder = None if store.disk is None else _folder_plan(store.disk, found, method)
+    return replace(made, store_bytes=store.memory.budget, folder=folder)
 
 
 def timed(

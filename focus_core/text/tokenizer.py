@@ -86,6 +86,11 @@ class TextTokenizer:
         require_whole_characters(text)
         return self._encode(text)[0]
 
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of tokens, without special tokens."""
+        text: str = self.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return text
+
     def document(self, document: Document) -> TokenizedDocument:
         """A document's tokens; of equal documents the tokens are made once."""
         if document.text is None:

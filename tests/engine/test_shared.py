@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 import threading
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -139,3 +141,16 @@ def test_settings_of_the_method_go_into_the_config(model_folder: Path) -> None:
         FocusEngine.from_pretrained(model_folder, chunksize=512)
     with pytest.raises(ConfigError, match=r"temperature is an option of a call: engine.generate\(…, temperature=…\)"):
         FocusEngine.from_pretrained(model_folder, temperature=0.5)
+
+
+def test_an_engine_that_nobody_holds_is_gone_at_once() -> None:
+    """In a cycle it would keep its model, gigabytes of it, until Python looks for cycles."""
+    engine = make_engine(method="select")
+    engine.generate("Why?", "The gates were closed at noon. " * 30, max_new_tokens=1)
+    held = weakref.ref(engine)
+    gc.disable()
+    try:
+        del engine
+        assert held() is None
+    finally:
+        gc.enable()

@@ -24,7 +24,7 @@ from focus_core.errors import ConfigError, FocusError, OutOfMemoryError, Unsuppo
 from focus_core.loading.adapters import ADAPTER_CONFIG, load_adapter
 from focus_core.methods.continuation import continue_tokens
 from focus_core.methods.focus import FocusModel
-from focus_core.training import trainer as trainer_module
+from focus_core.training import start as start_module
 from focus_core.training.config import TrainingConfig
 from focus_core.training.examples import TrainingExample
 from focus_core.training.loss import FocusLoss
@@ -503,6 +503,6 @@ def test_a_model_without_tokenizer_is_named(model_folder: Path, tmp_path: Path) 
 
 def test_a_gpu_by_number_is_refused_with_the_way_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It would train on the first one in silence."""
-    monkeypatch.setattr(trainer_module, "choose_device", torch.device)
+    monkeypatch.setattr(start_module, "choose_device", torch.device)
     with pytest.raises(ConfigError, match=r"device='cuda:1'.*CUDA_VISIBLE_DEVICES=1"):
         train(config_for(tmp_path, device="cuda:1"), model=focus_model(), examples=numbered)
