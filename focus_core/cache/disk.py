@@ -21,7 +21,6 @@ from focus_core.cache.chunk_file import (
     ChunkHeader,
     UnusableFile,
     check_identity,
-    read_chunk,
     read_chunk_into,
     read_header,
     write_chunk,
@@ -181,14 +180,10 @@ class DiskTier:
     def _load_into(
         self, block: ChunkBlock, row: int, key: ChunkKey, header: ChunkHeader, token_ids: Sequence[int]
     ) -> bool:
-        direct, path = block.keys.device.type == "cpu", self.path(key)
-        read = block
+        direct = block.keys.device.type == "cpu"
+        read, place = (block, row) if direct else (header.block(1, torch.device("cpu")), 0)
         try:
-            if direct:
-                stored = read_chunk_into(path, header, block, row)
-            else:
-                read, stored = read_chunk(path, header)
-            if stored != list(token_ids):
+            if read_chunk_into(self.path(key), header, read, place) != list(token_ids):
                 raise UnusableFile("it holds other tokens")
         except FileNotFoundError:  # removed by another process
             return False
@@ -197,7 +192,7 @@ class DiskTier:
             return False
         if not direct:
             for name, tensor in block.tensors.items():
-                tensor[:, row] = read.tensors[name][:, 0]
+                tensor[:, row] = read.tensors[name][:, place]
         return True
 
     def _note_unusable(self, key: ChunkKey, error: UnusableFile) -> None:

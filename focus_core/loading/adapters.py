@@ -26,9 +26,9 @@ from focus_core.parsing import parse_json
 
 ADAPTER_CONFIG = "focusllm_adapter.json"
 ADAPTER_WEIGHTS = "focusllm_adapter.safetensors"
+ADAPTER_CARD = "README.md"
 FORMAT_VERSION = 2
 _FORMAT = "focusllm-adapter"
-_CARD = "README.md"
 _KEYS = frozenset(("format", "format_version", "base_model", "fingerprint", "rank", "projections", "config"))
 
 
@@ -121,7 +121,7 @@ def push_adapter(folder: str | Path, name: str, *, private: bool = False) -> str
     _require_finite(_read_weights(folder), folder)
     if name.count("/") != 1 or not all(name.split("/")):
         raise AdapterError(f"{name!r} is no hub id: write user/name.")
-    return upload(folder, name, [ADAPTER_CONFIG, ADAPTER_WEIGHTS, _CARD], private=private)
+    return upload(folder, name, [ADAPTER_CONFIG, ADAPTER_WEIGHTS, ADAPTER_CARD], private=private)
 
 
 def adapter_settings(folder: Path) -> FocusConfig:

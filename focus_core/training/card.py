@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields
@@ -13,10 +12,10 @@ from typing import Any
 
 from focus_core import __version__
 from focus_core.config import FocusConfig
+from focus_core.loading.adapters import ADAPTER_CARD
 from focus_core.training.config import TrainingConfig
-from focus_core.training.log import EVALUATION, LOSSES
+from focus_core.training.log import EVALUATION, LOSSES, read_rows
 
-CARD = "README.md"
 _ELSEWHERE = ("license", "data_notes")  # stand by themselves
 _NO_NOTES = "Where the data come from, and under which licence, was not said (`data_notes`)."
 _HEAD = """# Candidate projections of FocusLLM for {name}
@@ -50,7 +49,7 @@ def write_card(folder: Path, config: TrainingConfig, base_id: str, step: int) ->
         _data(config),
         _scores(config.output / EVALUATION, step),
     ]
-    (folder / CARD).write_text("\n".join(part for part in parts if part), encoding="utf-8")
+    (folder / ADAPTER_CARD).write_text("\n".join(part for part in parts if part), encoding="utf-8")
 
 
 def _front_matter(config: TrainingConfig, base_id: str) -> str:
@@ -63,7 +62,7 @@ def _front_matter(config: TrainingConfig, base_id: str) -> str:
 
 
 def _training(config: TrainingConfig, step: int) -> str:
-    rows = [row for row in _rows(config.output / LOSSES) if int(row["step"]) <= step]
+    rows = [row for row in read_rows(config.output / LOSSES) if int(row["step"]) <= step]
     targets = sum(int(row["targets"]) for row in rows)
     means = {0: 0.0} | {int(row["step"]): float(row["seconds"]) for row in rows}  # of the steps since the row before
     hours = sum((last - first) * means[last] for first, last in pairwise(means)) / 3600
@@ -115,12 +114,5 @@ def _files(paths: Sequence[Path], use: str) -> list[str]:
 
 
 def _scores(path: Path, step: int) -> str:
-    rows = [row for row in _rows(path) if int(row["step"]) == step]
+    rows = [row for row in read_rows(path) if int(row["step"]) == step]
     return _SCORES + "".join(f"| {row['name']} | {float(row['value']):.3f} |\n" for row in rows) if rows else ""
-
-
-def _rows(path: Path) -> list[dict[str, str]]:
-    if not path.exists():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))

@@ -23,6 +23,7 @@ from focus_core.loading.gguf import gguf_path, load_gguf_tokenizer
 from focus_core.methods.focus import FocusModel
 from focus_core.methods.limits import FocusLimits, Lengths
 from focus_core.progress import Report
+from focus_core.text.chunking import Chunk
 from focus_core.text.documents import TokenIds, TokenizedDocument
 from focus_core.text.layout import Layout
 from focus_core.text.template import render
@@ -214,24 +215,9 @@ class FileExamples:
         size = draw.choice(self._fitting_sizes(documents, record))
         layout = self._layout(size, draw.choice(self._config.dynamic_prompts))
         questions = [self._question(layout, one, record.where) for one in asked]
-        example = self._example(record, documents, [self._with_drawn_targets(draw, one) for one in questions], layout)
+        drawn = [self._with_drawn_targets(draw, one) for one in questions]
         gold = [[numbers.index(number) for number in one.gold] for one in asked]
-        return replace(example, questions=self._with_teachers(example.questions, gold, documents, layout))
-
-    @staticmethod
-    def _with_teachers(
-        questions: Sequence[SupervisedQuestion],
-        gold: Sequence[Sequence[int]],
-        documents: Sequence[TokenIds],
-        layout: Layout,
-    ) -> list[SupervisedQuestion]:
-        """The chunks of their gold documents, by number."""
-        counts = [-(-len(document) // layout.config.chunk_size) for document in documents]
-        firsts = [0, *accumulate(counts)]
-        return [
-            replace(question, teachers=tuple(n for one in of_one for n in range(firsts[one], firsts[one + 1])))
-            for question, of_one in zip(questions, gold, strict=True)
-        ]
+        return self._example(record, documents, drawn, layout, gold)
 
     def _drawn(self, draw: random.Random, record: Record) -> tuple[Sequence[QuestionAnswer], Sequence[int]]:
         """Questions, and the numbers of the documents they are asked of: all gold ones, and some of the others."""
@@ -260,14 +246,23 @@ class FileExamples:
         self,
         record: Record,
         documents: Sequence[TokenIds],
-        questions: list[SupervisedQuestion],
+        questions: Sequence[SupervisedQuestion],
         layout: Layout,
+        gold: Sequence[Sequence[int]] = (),
     ) -> TrainingExample:
+        """An example; the chunks of a question's `gold` documents are its teachers."""
         listed = [TokenizedDocument.of_tokens(tokens) for tokens in documents]
-        chunks = [chunk.row for chunk in layout.chunks_of(listed)]
+        cut = layout.chunks_of(listed)
+        chunks = [chunk.row for chunk in cut]
         for question in questions:
             self._check_room(record, chunks, question)
-        return TrainingExample(chunks, questions)
+        return TrainingExample(
+            chunks,
+            [
+                replace(question, teachers=_chunks_of([listed[number] for number in of_one], cut))
+                for question, of_one in zip(questions, gold or [()] * len(questions), strict=True)
+            ],
+        )
 
     def _check_room(self, record: Record, chunks: Sequence[TokenIds], question: SupervisedQuestion) -> None:
         prompt, local = len(question.dynamic_prompt), len(question.local_context)
@@ -342,6 +337,14 @@ class FileExamples:
                 f"max_chunks={config.max_chunks} and local_lengths={list(config.local_lengths)} need up to "
                 f"{limits.local_row} positions, but the model's usable window has {window}. Lower one of the two."
             )
+
+
+def _chunks_of(documents: Sequence[TokenizedDocument], chunks: Sequence[Chunk]) -> tuple[int, ...]:
+    """Numbers of the chunks that are of these documents."""
+    wanted = {id(document.document) for document in documents}
+    return tuple(
+        number for number, chunk in enumerate(chunks) if wanted & {id(part.document) for part in chunk.document_parts}
+    )
 
 
 def _shares(records: Sequence[Record], mixture: Mapping[str, float]) -> list[float]:

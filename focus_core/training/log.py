@@ -99,15 +99,12 @@ class LossLog:
 
     def has_evaluation(self, done: int) -> bool:
         """Whether an evaluation after step `done` has been written."""
-        with (self._config.output / EVALUATION).open(newline="", encoding="utf-8") as file:
-            return any(int(row["step"]) == done for row in csv.DictReader(file))
+        return any(int(row["step"]) == done for row in read_rows(self._config.output / EVALUATION))
 
     def best(self) -> tuple[int, int]:
         """The step whose held-out loss was the lowest, and how many evaluations followed it; 0 without any."""
-        with (self._config.output / EVALUATION).open(newline="", encoding="utf-8") as file:
-            values = {
-                int(row["step"]): float(row["value"]) for row in csv.DictReader(file) if row["name"] == HELD_OUT_LOSS
-            }
+        rows = [row for row in read_rows(self._config.output / EVALUATION) if row["name"] == HELD_OUT_LOSS]
+        values = {int(row["step"]): float(row["value"]) for row in rows}
         step = min(values, key=lambda step: values[step], default=0)
         return step, sum(later > step for later in values)
 
@@ -158,12 +155,17 @@ def _by_objective(examples: list[tuple[str, float, int]]) -> list[dict[str, Any]
     ]
 
 
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV of a run; none, where there is no file."""
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
 def _open_csv(path: Path, columns: tuple[str, ...], first: int) -> None:
     """A file with a header; rows of steps that are about to be done again are taken out."""
-    kept: list[dict[str, str]] = []
-    if path.exists() and first:
-        with path.open(newline="", encoding="utf-8") as file:
-            kept = [row for row in csv.DictReader(file) if int(row["step"]) <= first]
+    kept = [row for row in read_rows(path) if int(row["step"]) <= first] if first else []
 
     def write(to: Path) -> None:
         with to.open("w", newline="", encoding="utf-8") as file:

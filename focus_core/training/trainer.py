@@ -396,9 +396,8 @@ class _Run:
     def _out_of_patience(self, step: int, log: LossLog) -> bool:
         """Whether the held-out loss has not fallen for so long that the run ends before this step."""
         config = self.config
-        if not (config.validation and config.patience and step and config.evaluate_every):
-            return False
-        if step % config.evaluate_every:
+        evaluated = step > 0 and config.evaluate_every > 0 and step % config.evaluate_every == 0
+        if not (config.validation and config.patience and evaluated):
             return False
         main = self.accelerator.is_main_process
         return self._any_process(main and log.best()[1] >= config.patience)

@@ -43,9 +43,9 @@ class Validation:
 
     def __call__(self, focus: FocusModel) -> dict[str, float]:
         """The mean loss of a target, of all and of each answer's first token, with right documents and without."""
-        found = dict[str, float]()
+        found, loss = dict[str, float](), FocusLoss(focus)
         for name, examples in self.examples.items():
-            losses = torch.cat([FocusLoss(focus).target_losses(example) for example in examples])
+            losses = torch.cat([loss.target_losses(example) for example in examples])
             first = torch.tensor([position for example in examples for position in _is_first(example)])
             found[name] = losses.mean().item()
             found[f"{name}, first token"] = losses[first.to(losses.device)].mean().item()
