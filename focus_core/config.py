@@ -14,13 +14,16 @@ CHUNK_WITHOUT_ADAPTER = 512  # the same, for methods that choose among chunks
 DEFAULT_SELECTED = (
     2048  # tokens of chunks: the four likeliest, of 512 tokens, hold nearly all that one question asks for
 )
+DEFAULT_TOP_P = (
+    0.95  # of the shares of chunks: reads a third less, and next to nothing less of what holds answers (log)
+)
 DEFAULT_SHORTLIST = 32  # chunks: of 120 to 165 in a text, those hold the passage of 98 to 99 % of questions (log)
 LAYOUTS = ("chat", "raw")
 BOUNDARIES = ("tokens", "paragraph", "content")
 MIXINGS = ("pced", "nbce")
 KV_DTYPES = ("int8",)
 _AS_GIVEN = (  # no window decides
-    *("layout", "boundaries", "pack", "shortlist", "select_tokens", "experts", "mixing", "kv_dtype"),
+    *("layout", "boundaries", "pack", "shortlist", "select_tokens", "select_top_p", "experts", "mixing", "kv_dtype"),
 )
 _SIZES = (
     *("chunk_size", "local_window", "dynamic_prompt", "parallel_chunks", "window"),
@@ -49,6 +52,10 @@ class FocusConfig:
     shortlist: int | None = None  # chunks that methods without an adapter read: those that share most words with the
     # question; None: 32; 0: all
     select_tokens: int | None = None  # of chunks that method="select" puts into the window; None: 2,048, or what fits
+    select_top_p: float | None = (
+        None  # it reads no more chunks once they have so much of the evidence; None: 0.95; 1: as
+    )
+    # many as fit
     experts: int | None = None  # chunks that decode together with method="experts"
     mixing: str | None = None  # how they do: "pced" or "nbce"
     kv_dtype: str | None = None  # "int8": chunks' keys and values take a quarter or half of the bytes, and are rounded
@@ -61,6 +68,12 @@ class FocusConfig:
             _require_whole(name, value)
             if value is not None and value < 0:
                 raise ConfigError(f"{name}={value}: must be 0 ({zero}) or more.")
+        if self.select_top_p is not None:
+            _require_number("select_top_p", self.select_top_p)
+            _require(
+                0 < self.select_top_p <= 1,
+                f"select_top_p={self.select_top_p}: must be above 0 and at most 1 (all that fit).",
+            )
         if not isinstance(self.bos_per_chunk, bool):
             raise ConfigError(f"bos_per_chunk={self.bos_per_chunk!r}: must be True or False.")
         if not isinstance(self.pack, bool | None):
@@ -130,6 +143,7 @@ class ResolvedConfig:
     pack: bool | None = None
     shortlist: int | None = None
     select_tokens: int | None = None
+    select_top_p: float | None = None
     experts: int | None = None
     mixing: str | None = None
     kv_dtype: str | None = None

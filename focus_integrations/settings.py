@@ -48,7 +48,7 @@ _ONLY_ENGINE = {"report", "on_reading", "stop"}  # a call's `stop` is an argumen
 PER_CALL = tuple(_RENAMED.get(name, name) for name in Options.__annotations__ if name not in _ONLY_ENGINE)
 _CONFIG = (
     *("chunk_size", "local_window", "dynamic_prompt", "parallel_chunks", "layout", "boundaries", "pack"),
-    *("shortlist", "select_tokens", "experts", "mixing", "kv_dtype"),
+    *("shortlist", "select_tokens", "select_top_p", "experts", "mixing", "kv_dtype"),
 )
 _STORE = ("store", "store_limit")
 _OF_AN_ENGINE = ("revision", "device", "dtype", *_STORE, *_CONFIG)  # an engine that is given has these already
@@ -110,7 +110,9 @@ class FocusSettings(BaseModel):
     """Chunks that methods "select" and "experts" read, those that share most words with the question: by default 32;
     0 means all."""
     select_tokens: int | None = None
-    """Tokens of chunks that method "select" reads again; by default 2,048, or what fits."""
+    """Tokens of chunks that method "select" reads again, at most; by default 2,048, or what fits."""
+    select_top_p: float | None = None
+    """It reads no more chunks once they have so much of the evidence; by default 0.95; 1 means as many as fit."""
     experts: int | None = None
     """Chunks that decode together with method "experts"."""
     mixing: str | None = None

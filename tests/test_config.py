@@ -28,6 +28,21 @@ def test_plain_up_to_may_be_zero_but_not_less() -> None:
 
 
 @pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (0.0, "select_top_p=0.0: must be above 0 and at most 1"),
+        (1.5, "select_top_p=1.5: must be above 0 and at most 1"),
+        ("all", "select_top_p='all': must be a number"),
+        (True, "select_top_p=True: must be a number"),
+    ],
+)
+def test_a_share_of_the_evidence(value: object, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        FocusConfig(select_top_p=value)  # type: ignore[arg-type]
+    assert FocusConfig(select_top_p=1).select_top_p == 1
+
+
+@pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"temperature": -0.1}, r"temperature=-0.1: must be 0 \(greedy\) or more"),

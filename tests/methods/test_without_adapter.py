@@ -12,7 +12,7 @@ from torch import Tensor
 
 from focus_core import FocusEngine
 from focus_core.methods.mixing import Nbce, Pced, contrast_weights, nucleus
-from focus_core.methods.select import SelectDecoding
+from focus_core.methods.select import SelectDecoding, chunk_shares
 from focus_core.text.chunking import Chunk
 from tests.engines import QUESTION, A, B, C, make_engine
 
@@ -70,7 +70,7 @@ def test_scores_of_questions_of_different_lengths_together() -> None:
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("system", [None, SYSTEM])
 def test_the_answer_is_the_plain_models_over_the_best_chunks(layout: str, system: str | None) -> None:
-    engine = make_engine(method="select", layout=layout, select_tokens=140)
+    engine = make_engine(method="select", layout=layout, select_tokens=140, select_top_p=1)
     answer = engine.generate(QUESTION, [A, B, C], max_new_tokens=12, system=system)
     read = [found for found in answer.chunk_scores if found.read]
     assert 1 < len(read) < len(answer.chunk_scores)
@@ -84,9 +84,34 @@ def test_the_answer_is_the_plain_models_over_the_best_chunks(layout: str, system
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_chunk_that_alone_makes_the_question_likely_is_read_alone(layout: str) -> None:
+    """Chunks are read until those before have `select_top_p` of the posterior, computed here score by score."""
+    scores = make_engine(method="select", layout=layout).generate(QUESTION, [A, B, C], max_new_tokens=1).chunk_scores
+    _, _, (first, last) = _prompt(make_engine(layout=layout))
+    posterior = [math.exp(found.score * min(last - first, 32) / 2) for found in scores]
+    best = sorted(range(len(scores)), key=lambda index: -scores[index].score)
+    for top_p in (0.2, 0.5, 0.95, 1.0):
+        engine = make_engine(method="select", layout=layout, select_top_p=top_p)
+        answer = engine.generate(QUESTION, [A, B, C], max_new_tokens=6)
+        read = [index for index, found in enumerate(answer.chunk_scores) if found.read]
+        shares = [posterior[index] / sum(posterior) for index in best]
+        wanted = 1 + sum(sum(shares[: number + 1]) < top_p for number in range(len(best) - 1))
+        assert read == sorted(best[:wanted])
+    assert len(read) == len(scores)
+
+
+def test_a_long_prompt_is_not_taken_for_certainty() -> None:
+    """The length of a long prompt would make any difference of scores look certain."""
+    scores = [-3.0, -3.1, -2.9]
+    assert chunk_shares(scores, 500) == chunk_shares(scores, 32) != chunk_shares(scores, 20)
+    assert max(chunk_shares(scores, 500)) < 0.9
+    assert sum(chunk_shares(scores, 7)) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("documents", [[A], [A, B, C]], ids=["a", "abc"])
 def test_select_with_every_chunk_is_the_plain_model(layout: str, documents: list[str]) -> None:
-    engine = make_engine(layout=layout, window=512)
+    engine = make_engine(layout=layout, window=512, select_top_p=1)
     select, plain = (
         engine.generate(QUESTION, documents, max_new_tokens=12, method=name) for name in ("select", "plain")
     )
