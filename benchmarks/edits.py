@@ -29,7 +29,7 @@ import torch
 from benchmarks import machine
 from focus_core.config import BOUNDARIES, FocusConfig
 from focus_core.evaluation.facts import filler_sentences
-from focus_core.loading.embedded import EMBEDDED_FOLDER
+from focus_core.loading.named import EMBEDDED_FOLDER
 from focus_core.text.chunking import Chunk, Cutting
 from focus_core.text.documents import Document, TokenizedDocument
 from focus_core.text.files import read_file

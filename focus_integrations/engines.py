@@ -15,7 +15,7 @@ from uuid import uuid4
 from weakref import WeakKeyDictionary
 
 from focus_core import ConfigError, FocusConfig, FocusEngine
-from focus_core.loading.embedded import EMBEDDED
+from focus_core.loading.named import EMBEDDED
 from focus_core.loading.peek import settings_on_disk
 from focus_core.methods.limits import check_sizes, longest_documents
 

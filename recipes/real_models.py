@@ -23,7 +23,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-FOLDER_VARIABLE = "FOCUSLLM_MODELS"
+from focus_core.loading.named import models_folder
 
 
 @dataclass(frozen=True)
@@ -140,14 +140,6 @@ MODELS = {
         ),
     ),
 }
-
-
-def models_folder() -> Path:
-    """Where the models lie: `$FOCUSLLM_MODELS`, or `focusllm/models` in the user's cache."""
-    named, cache = (os.environ.get(variable, "") for variable in (FOLDER_VARIABLE, "XDG_CACHE_HOME"))
-    if named:
-        return Path(named).expanduser().absolute()
-    return (Path(cache) if Path(cache).is_absolute() else Path.home() / ".cache") / "focusllm" / "models"
 
 
 def model_path(name: str) -> Path | None:

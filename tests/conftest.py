@@ -19,10 +19,10 @@ from hypothesis import settings
 from transformers import set_seed
 from transformers.utils import logging
 
-from recipes.real_models import FOLDER_VARIABLE, models_folder
+from focus_core.loading.named import MODELS_VARIABLE, models_folder
 from tests.tiny import save_tiny_model
 
-os.environ[FOLDER_VARIABLE] = str(models_folder())  # before `_own_cache` moves the cache that they lie in
+os.environ[MODELS_VARIABLE] = str(models_folder())  # before `_own_cache` moves the cache that they lie in
 # `make test` runs two processes, each with a thread; and each process that a test starts has as many.
 _THREADS = os.environ.get("FOCUSLLM_TEST_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
 os.environ.setdefault("OMP_NUM_THREADS", _THREADS)

@@ -8,7 +8,7 @@ from functools import cache
 import pytest
 
 from focus_core.evaluation.facts import Fact, filler_sentences, hide
-from focus_core.loading.embedded import EMBEDDED_FOLDER
+from focus_core.loading.named import EMBEDDED_FOLDER
 
 needs_embedded = pytest.mark.skipif(
     not (EMBEDDED_FOLDER / "base" / "config.json").is_file(),

@@ -119,7 +119,7 @@ PUBLIC_MODULES = {
     *("config", "errors", "device", "text.chat", "text.documents", "text.files", "text.tokenizer"),
     *("engine.answers", "engine.engine", "engine.options", "engine.prepared"),
     *("engine.sources", "engine.source_page"),
-    *("loading.adapters", "loading.authors", "loading.embedded", "loading.models", "loading.peek"),
+    *("loading.adapters", "loading.authors", "loading.named", "loading.models", "loading.peek"),
     *("methods.focus", "methods.limits", "methods.table", "methods.continuation", "cache.chunks"),
     *("training.*", "evaluation.*"),
 }

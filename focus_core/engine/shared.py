@@ -19,13 +19,13 @@ from focus_core.cache.store import DeviceTier
 from focus_core.device import choose_device, choose_dtype, free_memory
 from focus_core.engine.calibration import Calibration
 from focus_core.engine.scheduler import Scheduler
-from focus_core.errors import ConfigError, UnsupportedModelError
+from focus_core.errors import ConfigError
 from focus_core.loading.adapters import fresh_projections
-from focus_core.loading.embedded import EMBEDDED, EMBEDDED_ADAPTER, EMBEDDED_BASE, EMBEDDED_FOLDER
 from focus_core.loading.fingerprint import model_key, weights_content
 from focus_core.loading.gguf import gguf_path, load_gguf_tokenizer
 from focus_core.loading.hub import is_folder
 from focus_core.loading.models import LoadedModel, load_model
+from focus_core.loading.named import EMBEDDED, named_model
 from focus_core.progress import sign_of_life
 from focus_core.text.tokenizer import TextTokenizer, load_tokenizer
 
@@ -160,7 +160,7 @@ def shared_model(
         with _lock:
             found = _shared.get(key)
         if found is None:
-            path, own_adapter = _resolve(name)
+            path, own_adapter = named_model(name)
             options: dict[str, Any] = {"device": device, "dtype": dtype, "progress": progress, **arguments}
             loaded = load_model(path, adapter=adapter or own_adapter, **options)
             with sign_of_life("loading the tokenizer", visible=progress):
@@ -179,11 +179,3 @@ def _files(name: str) -> tuple[tuple[str, int, int], ...]:
     listed = sorted(Path(name).glob("*")) if is_folder(name) else [Path(name)] if name.endswith(".gguf") else []
     found = ((path.name, path.stat()) for path in listed if path.is_file())
     return tuple((name, stat.st_mtime_ns, stat.st_size) for name, stat in found)
-
-
-def _resolve(name: str) -> tuple[str, Path | None]:
-    if name != EMBEDDED:
-        return name, None
-    if not (EMBEDDED_BASE / "config.json").is_file():
-        raise UnsupportedModelError(f"The embedded model is not installed at {EMBEDDED_FOLDER}. Reinstall focusllm.")
-    return str(EMBEDDED_BASE), EMBEDDED_ADAPTER

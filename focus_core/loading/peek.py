@@ -11,9 +11,9 @@ from focus_core.config import CHUNK_WITHOUT_ADAPTER, LARGEST_CHUNK, FocusConfig,
 from focus_core.errors import AdapterError, ConfigError, UnsupportedModelError
 from focus_core.loading.adapters import ADAPTER_CONFIG, adapter_settings
 from focus_core.loading.authors import authors_settings
-from focus_core.loading.embedded import EMBEDDED, EMBEDDED_ADAPTER, EMBEDDED_BASE
 from focus_core.loading.gguf import gguf_config, gguf_path
 from focus_core.loading.hub import local_folder
+from focus_core.loading.named import EMBEDDED, named_model
 from focus_core.parsing import parse_json
 
 
@@ -28,11 +28,12 @@ def settings_on_disk(
         config: the settings that the engine would be given
         revision: branch, tag or commit of the model, for a hub id
     """
-    if model is None or str(model) == EMBEDDED:
-        folder: Path | None = EMBEDDED_BASE
-        adapter = adapter or EMBEDDED_ADAPTER
-    else:
-        folder = _gguf_file(str(model)) or local_folder(str(model), "config.json", revision=revision)
+    try:
+        name, own_adapter = named_model(EMBEDDED if model is None else str(model))
+    except UnsupportedModelError:
+        return None
+    adapter = adapter or own_adapter
+    folder = _gguf_file(name) or local_folder(name, "config.json", revision=revision)
     window = None if folder is None else saved_window(folder)
     adapter_folder = local_folder(str(adapter), ADAPTER_CONFIG) if adapter else None
     if folder is None or window is None or (adapter and adapter_folder is None):

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from focus_core.loading.adapters import load_adapter, save_adapter
-from focus_core.loading.embedded import EMBEDDED_FOLDER
+from focus_core.loading.named import EMBEDDED_FOLDER
 
 OF_TRAINING = ("checkpoint.*", "*.csv")
 LIMIT = 15_000_000  # bytes, model, adapter and tokenizer together

@@ -11,7 +11,7 @@ import pytest
 from focus_core import FocusConfig, FocusEngine, FocusModel
 from focus_core.loading import peek
 from focus_core.loading.adapters import ADAPTER_CONFIG
-from focus_core.loading.embedded import EMBEDDED, EMBEDDED_ADAPTER, EMBEDDED_BASE
+from focus_core.loading.named import EMBEDDED, EMBEDDED_ADAPTER, EMBEDDED_BASE
 from focus_core.loading.peek import settings_on_disk
 from tests.loading.conftest import COMMIT, HUB_ID, hub_cache
 

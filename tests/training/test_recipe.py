@@ -16,7 +16,7 @@ from focus_core.cache.chunks import ChunkSet
 from focus_core.config import FocusConfig
 from focus_core.engine.engine import FocusEngine
 from focus_core.evaluation import facts
-from focus_core.loading.embedded import EMBEDDED_FOLDER
+from focus_core.loading.named import EMBEDDED_FOLDER
 from focus_core.methods.focus import FocusModel
 from recipes.embedded_model import documents, memory
 from recipes.embedded_model.data import OTHER_FORMS, Sampler

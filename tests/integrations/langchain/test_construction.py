@@ -14,7 +14,7 @@ from langchain_core.runnables import ConfigurableField
 from focus_core import FocusEngine
 from focus_core.engine import shared as registry
 from focus_core.errors import ConfigError, UnsupportedModelError
-from focus_core.loading.embedded import EMBEDDED
+from focus_core.loading.named import EMBEDDED
 from focus_integrations.engines import MODEL_VARIABLE
 from focus_integrations.langchain import ChatFocusLLM
 from focus_integrations.settings import PER_CALL, FocusSettings

