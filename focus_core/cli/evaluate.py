@@ -53,7 +53,7 @@ Contenders = Annotated[
         metavar="NAMES",
         help="With commas between: auto, focus, plain (all documents in the window) or another method; middle, end: "
         "the documents cut to the budget; bm25, minilm: top-k retrieval; gold: the passages with the answer; none: "
-        "no documents. The first is what the others are compared with.",
+        "no documents; other: another text of the data. The first is what the others are compared with.",
     ),
 ]
 Compare = Annotated[

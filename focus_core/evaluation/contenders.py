@@ -28,7 +28,7 @@ class Handed:
 
     Attributes:
         documents: `None` for none
-        spans: where they stand in the sheet
+        spans: where they stand in the sheet; nothing, if they are none of its documents
     """
 
     documents: list[str] | None
@@ -45,7 +45,7 @@ class Handed:
         """Of the gold passages' characters, the share from which the answer was made; `None` where it is not known."""
         if not question.gold:
             return None
-        if not answer.chunk_scores:
+        if not answer.chunk_scores or not self.spans:
             return share_read(question.gold, self.spans)
         number_of = {text: number for number, text in enumerate(self.documents or ())}
         spans = []
@@ -87,12 +87,14 @@ class Setting:
         budget: tokens of documents that rivals with a budget hand over; `None`: what the window leaves
         passage_tokens: longest passage of retrieval
         embedder: folder of a sentence encoder
+        texts: those of the data
     """
 
     engine: FocusEngine
     budget: int | None = None
     passage_tokens: int = 256
     embedder: Path | None = None
+    texts: Sequence[str] = ()
 
     def budget_for(self, question: Question, prompt: str) -> int:
         """Tokens of documents for this question.
@@ -202,6 +204,27 @@ class NoDocuments:
         return Handed(None, _PLAIN, ())
 
 
+@dataclass(frozen=True)
+class AnotherText:
+    """The next text of the data instead of the question's own, for the engine's own choice of a method: a control.
+
+    What this scores comes of the model and of the form of its answers, and not of reading.
+    """
+
+    setting: Setting
+    name: str = "other"
+
+    def hand(self, sheet: Sheet, question: Question, prompt: str) -> Handed:
+        texts = list(dict.fromkeys(self.setting.texts))
+        if len(sheet.documents) != 1 or sheet.documents[0] not in texts or len(texts) == 1:
+            raise ConfigError(
+                "Contender other asks about another text of --data: it needs several, each a document of its own "
+                "(--arrange single)."
+            )
+        another = texts[(texts.index(sheet.documents[0]) + 1) % len(texts)]
+        return Handed([another], AUTO, ())
+
+
 def _minilm(setting: Setting) -> Contender:
     from focus_core.evaluation.embedding import Embedder
 
@@ -216,6 +239,7 @@ RIVALS: dict[str, Callable[[Setting], Contender]] = {
     "minilm": _minilm,
     "gold": lambda setting: Gold(),
     "none": lambda setting: NoDocuments(),
+    "other": AnotherText,
 }
 
 

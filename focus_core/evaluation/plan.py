@@ -105,7 +105,9 @@ class Plan:
 
     def rivals(self, engine: FocusEngine) -> list[Contender]:
         """The contenders."""
-        setting = Setting(engine, self.budget, self.passage_tokens, self.embedder)
+        setting = Setting(
+            engine, self.budget, self.passage_tokens, self.embedder, [record.text for record in self.records]
+        )
         return contenders_named(self.contenders, setting)
 
     def require_score(self, score: str) -> None:

@@ -66,6 +66,20 @@ def test_gold_and_none(engine: FocusEngine) -> None:
         Gold().hand(sheet_of(*TWO), sheet_of(*TWO).questions[0], "?")
 
 
+def test_another_text_is_a_control(engine: FocusEngine) -> None:
+    """What is scored without the right text is no reading."""
+    texts = ["The fox is red. " * 12, "The owl is grey. " * 12]
+    for number, text in enumerate(texts):
+        sheet = sheet_of(text, gold=(Span(0, 0, 8),))
+        found = handed("other", sheet, Setting(engine, texts=texts))
+        assert found == Handed([texts[1 - number]], "auto", ())
+        answer = engine.generate("?", found.documents, method="select", max_new_tokens=1)
+        assert found.gold_read(sheet.questions[0], answer) == 0.0
+    for documents, of_data in ((texts, texts), (texts[:1], texts[:1]), (["?"], texts)):
+        with pytest.raises(ConfigError, match="other asks about another text of --data"):
+            handed("other", sheet_of(*documents), Setting(engine, texts=of_data))
+
+
 class Longest:
     """Ranks passages by a letter; counts how often it reads them."""
 
