@@ -3,7 +3,7 @@
     make models
     python -m recipes.smollm2.adapter --data fairytale/ --output runs/smollm2
 
-`--data` holds train.jsonl and val.jsonl of FairytaleQA, as `recipes.smollm2.data.read_stories` reads them.
+`--data` holds train.jsonl and val.jsonl of FairytaleQA, as `focusllm eval` reads them.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
+from focus_core.evaluation.tasks.records import read_records
 from focus_core.training.config import TrainingConfig
 from focus_core.training.trainer import train
 from recipes.real_models import model_path
@@ -35,7 +36,7 @@ _SIZES = {
 
 def write_data(folder: Path, output: Path) -> tuple[list[Path], Path]:
     """The files that are trained, and the one that is held out, made anew if they are there."""
-    train_stories, held_out = (data.read_stories(folder / name) for name in ("train.jsonl", "val.jsonl"))
+    train_stories, held_out = (read_records(folder / name) for name in ("train.jsonl", "val.jsonl"))
     made = {
         "questions.jsonl": data.questions(train_stories),
         "planted.jsonl": data.planted(train_stories, random.Random(1)),

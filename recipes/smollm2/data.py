@@ -12,8 +12,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-Story = dict[str, Any]
-Record = dict[str, Any]
+from focus_core.evaluation.tasks.records import Record
+
+Example = dict[str, Any]  # a record that `focusllm train` reads
 
 _THINGS = "amber birch cobalt copper coral crimson dusty gentle golden hollow ivory jade lunar misty olive pale".split()
 _NAMES = "anchor badge barrel basket beacon bridge candle castle chest cradle crown drum ferry gate harp kettle".split()
@@ -28,37 +29,32 @@ _WORD = re.compile(r"\b[A-Z][a-z]{3,}\b|\b[a-z]{6,}\b")
 _SENTENCE = re.compile(r"[^.!?\n]{40,200}[.!?]")
 
 
-def read_stories(path: Path) -> list[Story]:
-    """JSON lines with `sections` and `questions`; each question with `answers` and the numbers of its `sections`."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-def write(path: Path, records: Iterable[Record]) -> int:
+def write(path: Path, records: Iterable[Example]) -> int:
     """As JSON lines; returns how many."""
     lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in records]
     path.write_text("".join(lines), encoding="utf-8")
     return len(lines)
 
 
-def questions(stories: Sequence[Story]) -> list[Record]:
+def questions(stories: Sequence[Record]) -> list[Example]:
     """One record for each story: the questions that mark their sections, with the first of their answers."""
     records = []
     for story in stories:
         asked = [
-            {"question": one["question"], "answer": one["answers"][0], "gold": sorted(set(one["sections"]))}
-            for one in story["questions"]
-            if one["sections"]
+            {"question": one.text, "answer": one.answers[0], "gold": sorted(set(one.sections))}
+            for one in story.questions
+            if one.sections
         ]
         if asked:
-            records.append({"documents": story["sections"], "questions": asked})
+            records.append({"documents": story.sections, "questions": asked})
     return records
 
 
-def planted(stories: Sequence[Story], draw: random.Random, *, each: int = 4) -> list[Record]:
+def planted(stories: Sequence[Record], draw: random.Random, *, each: int = 4) -> list[Example]:
     """Numbers under made-up names, planted between sentences of each story: as many questions as numbers."""
     records = []
     for story in stories:
-        sections, asked = list(story["sections"]), list[Record]()
+        sections, asked = list(story.sections), list[Example]()
         names = draw.sample([f"the {thing} {name}" for thing in _THINGS for name in _NAMES], each)
         for name in names:
             value, place = str(draw.randint(10_000, 99_999)), draw.randrange(len(sections))
@@ -69,13 +65,13 @@ def planted(stories: Sequence[Story], draw: random.Random, *, each: int = 4) -> 
     return records
 
 
-def cloze(stories: Sequence[Story], draw: random.Random, *, each: int = 6) -> list[Record]:
+def cloze(stories: Sequence[Record], draw: random.Random, *, each: int = 6) -> list[Example]:
     """Sentences of each story with a word left out that occurs in one section only."""
     records = []
     for story in stories:
-        asked = [one for place, section in enumerate(story["sections"]) for one in _blanks(story, section, place, draw)]
+        asked = [one for place, section in enumerate(story.sections) for one in _blanks(story, section, place, draw)]
         if asked:
-            records.append({"documents": story["sections"], "questions": draw.sample(asked, min(each, len(asked)))})
+            records.append({"documents": story.sections, "questions": draw.sample(asked, min(each, len(asked)))})
     return records
 
 
@@ -85,8 +81,8 @@ def _planted(section: str, sentence: str, draw: random.Random) -> str:
     return " ".join(sentences)
 
 
-def _blanks(story: Story, section: str, place: int, draw: random.Random) -> list[Record]:
-    elsewhere = " ".join(other for number, other in enumerate(story["sections"]) if number != place).lower()
+def _blanks(story: Record, section: str, place: int, draw: random.Random) -> list[Example]:
+    elsewhere = " ".join(other for number, other in enumerate(story.sections) if number != place).lower()
     found = []
     for sentence in _SENTENCE.findall(section):
         words = [word for word in _WORD.findall(sentence) if word.lower() not in elsewhere]

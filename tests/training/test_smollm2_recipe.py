@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from focus_core.evaluation.tasks.records import Record
+from focus_core.evaluation.tasks.records import read_records as read_stories
 from focus_core.training.records import read_records
 from recipes.smollm2 import adapter, data
 
-STORY = {
+LINE = {
     "id": "fox",
     "sections": [
         "A clever fox lived near the river with her four children. Every morning she crossed the wooden bridge.",
@@ -26,30 +29,37 @@ STORY = {
 }
 
 
-def test_questions_mark_their_sections() -> None:
-    (record,) = data.questions([STORY, {**STORY, "questions": []}])
-    assert record["documents"] == STORY["sections"]
+@pytest.fixture
+def story(tmp_path: Path) -> Record:
+    path = tmp_path / "stories.jsonl"
+    path.write_text(json.dumps(LINE) + "\n")
+    return read_stories(path)[0]
+
+
+def test_questions_mark_their_sections(story: Record) -> None:
+    (record,) = data.questions([story, replace(story, questions=())])
+    assert record["documents"] == story.sections
     assert record["questions"] == [
         {"question": "Who lived near the river?", "answer": "a fox", "gold": [0]},
         {"question": "Who shared a candle?", "answer": "the fox and the miller", "gold": [1, 2]},
     ]
 
 
-def test_planted_numbers_stand_in_their_sections_and_nowhere_else() -> None:
-    for record in data.planted([STORY] * 20, random.Random(0)):
+def test_planted_numbers_stand_in_their_sections_and_nowhere_else(story: Record) -> None:
+    for record in data.planted([story] * 20, random.Random(0)):
         assert len(record["questions"]) == 4
         for asked in record["questions"]:
             (place,) = asked["gold"]
             having = [number for number, text in enumerate(record["documents"]) if asked["answer"] in text]
             assert having == [place]
-        words = {word for text in STORY["sections"] for word in text.split()}
+        words = {word for text in story.sections for word in text.split()}
         assert words <= {word for text in record["documents"] for word in text.split()}
 
 
-def test_the_word_left_out_stands_in_its_section_and_nowhere_else() -> None:
+def test_the_word_left_out_stands_in_its_section_and_nowhere_else(story: Record) -> None:
     seen = set()
     for seed in range(20):
-        for record in data.cloze([STORY], random.Random(seed)):
+        for record in data.cloze([story], random.Random(seed)):
             for asked in record["questions"]:
                 (place,) = asked["gold"]
                 word = asked["answer"]
@@ -67,7 +77,7 @@ def test_the_word_left_out_stands_in_its_section_and_nowhere_else() -> None:
 
 def test_a_run_has_three_files_and_held_out_stories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("train", "val"):
-        (tmp_path / f"{name}.jsonl").write_text(json.dumps(STORY) + "\n")
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(LINE) + "\n")
     files, held_out = adapter.write_data(tmp_path, tmp_path / "run")
     assert [len(read_records(path)) for path in (*files, held_out)] == [1, 1, 1, 1]
     monkeypatch.setattr(adapter, "model_path", lambda name: tmp_path / name / "model.gguf")
