@@ -32,6 +32,7 @@ from focus_core.device import require_memory
 from focus_core.errors import ConfigError
 from focus_core.loading.adapters import fresh_projections
 from focus_core.loading.models import load_model
+from focus_core.loading.named import named_model
 from focus_core.methods.base import ChunkScore, pad_left, without_unused
 from focus_core.methods.decoder import Decoder, visible_columns
 from focus_core.progress import Report
@@ -73,8 +74,9 @@ class FocusModel(Decoder):
         dtype: str = "auto",
         **model_arguments: Any,
     ) -> FocusModel:
-        """A folder or hub id: an ordinary model with or without `adapter`, or a checkpoint of the authors."""
-        loaded = load_model(model, adapter=adapter, device=device, dtype=dtype, **model_arguments)
+        """A folder, hub id or known name: a model with or without `adapter`, or a checkpoint of the authors."""
+        path, own_adapter = named_model(str(model))
+        loaded = load_model(path, adapter=adapter or own_adapter, device=device, dtype=dtype, **model_arguments)
         return cls(loaded.model, loaded.projections, config=config, trained_with=loaded.trained_with)
 
     @cached_property

@@ -30,7 +30,7 @@ class TrainingConfig:
     """Everything that a training run depends on. Sizes are in tokens, intervals in optimizer steps."""
 
     output: Path  # a folder: adapter/, checkpoint.pt, losses.csv; the same config goes on where it stopped
-    model: str = ""  # folder or hub id of the base model
+    model: str = ""  # folder, hub id or known name ("smollm2") of the base model
     data: tuple[Path, ...] = ()  # JSONL files; see `data.read_records`
     distillation: float = 0.0  # share of the loss that follows the plain model over the gold chunk, not the answer
     temperature: float = 1.0  # of both distributions in that share

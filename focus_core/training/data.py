@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerBase
 from focus_core.config import ResolvedConfig
 from focus_core.errors import ConfigError, ContextOverflowError
 from focus_core.loading.gguf import gguf_path, load_gguf_tokenizer
+from focus_core.loading.named import named_model
 from focus_core.methods.focus import FocusModel
 from focus_core.methods.limits import FocusLimits, Lengths
 from focus_core.progress import Report
@@ -89,8 +90,9 @@ class FileExamples:
     def _with_tokenizer(
         cls, config: TrainingConfig, records: Sequence[Record], focus: FocusModel, tokenizer_id: str
     ) -> FileExamples:
-        gguf = gguf_path(tokenizer_id, {})
-        tokenizer = load_gguf_tokenizer(gguf) if gguf else load_tokenizer(tokenizer_id)
+        path, _ = named_model(tokenizer_id)
+        gguf = gguf_path(path, {})
+        tokenizer = load_gguf_tokenizer(gguf) if gguf else load_tokenizer(path)
         vocabulary = focus.model.get_input_embeddings().weight.shape[0]
         return cls(config, records, tokenizer, focus.config, vocabulary=vocabulary)
 

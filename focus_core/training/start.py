@@ -16,6 +16,7 @@ from focus_core.device import choose_device
 from focus_core.errors import ConfigError
 from focus_core.loading.adapters import fresh_projections, load_adapter
 from focus_core.loading.models import LoadedModel, load_model
+from focus_core.loading.named import named_model
 from focus_core.methods.focus import FocusModel
 from focus_core.methods.limits import check_sizes
 from focus_core.training.config import TrainingConfig
@@ -123,7 +124,8 @@ def _loaded(config: TrainingConfig, device: torch.device, model: PreTrainedModel
             projections, trained_with = load_adapter(config.adapter, loaded.model)
             loaded = LoadedModel(loaded.model, loaded.model_id, projections, trained_with, config.adapter)
     elif config.model:
-        loaded = load_model(config.model, adapter=config.adapter, device=str(device), dtype=config.dtype)
+        path, _ = named_model(config.model)
+        loaded = load_model(path, adapter=config.adapter, device=str(device), dtype=config.dtype)
     else:
         raise ConfigError("model is missing: a folder or hub id of the base model.")
     if loaded.projections is not None and config.rank not in (None, loaded.projections.rank):

@@ -16,7 +16,6 @@ from pathlib import Path
 from focus_core.evaluation.tasks.records import read_records
 from focus_core.training.config import TrainingConfig
 from focus_core.training.trainer import train
-from recipes.real_models import model_path
 from recipes.smollm2 import data
 
 _NOTES = (
@@ -50,17 +49,10 @@ def write_data(folder: Path, output: Path) -> tuple[list[Path], Path]:
 
 
 def config_for(output: Path, files: Sequence[Path], held_out: Path, *, steps: int, rank: int | None) -> TrainingConfig:
-    """The settings of the run.
-
-    Raises:
-        SystemExit: the model is not there
-    """
-    model = model_path("smollm2")
-    if model is None:
-        raise SystemExit("SmolLM2 is not there. Fetch it with `make models`.")
+    """The settings of the run."""
     return TrainingConfig(
         output=output / (f"rank{rank}" if rank else "full"),
-        model=str(model.parent),
+        model="smollm2",
         data=tuple(files),
         mixture={"questions.jsonl": 6, "planted.jsonl": 2, "cloze.jsonl": 2},
         validation=(held_out,),

@@ -6,10 +6,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-from focus_core import FocusConfig, FocusEngine, UnsupportedModelError
-from focus_core.loading.named import MODELS_VARIABLE, SMOLLM2, named_model
+from focus_core import FocusConfig, FocusEngine, FocusModel, UnsupportedModelError
+from focus_core.loading.named import EMBEDDED, MODELS_VARIABLE, SMOLLM2, named_model
 from focus_core.loading.peek import settings_on_disk
+from focus_core.training.config import TrainingConfig
+from focus_core.training.start import focus_model_for
 
 FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
@@ -52,3 +55,16 @@ def test_a_folder_of_that_name_comes_first(tmp_path: Path, nowhere: Path, monkey
     (tmp_path / "here" / SMOLLM2).mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "here")
     assert named_model(SMOLLM2) == (SMOLLM2, None)
+
+
+def test_names_are_known_wherever_a_model_is_loaded() -> None:
+    embedded = FocusModel.from_pretrained(EMBEDDED, device="cpu")
+    config = TrainingConfig(model=EMBEDDED, device="cpu", dtype="float32", mixed_precision="no")
+    fresh, name = focus_model_for(config, None, torch.device("cpu"))
+    assert name == EMBEDDED
+    assert _same(embedded.model, fresh.model)
+    assert not _same(embedded.projections, fresh.projections)  # training starts from the model, not from its adapter
+
+
+def _same(one: torch.nn.Module, other: torch.nn.Module) -> bool:
+    return all(map(torch.equal, one.state_dict().values(), other.state_dict().values()))
