@@ -59,7 +59,7 @@ def test_a_folder_of_that_name_comes_first(tmp_path: Path, nowhere: Path, monkey
 
 def test_names_are_known_wherever_a_model_is_loaded() -> None:
     embedded = FocusModel.from_pretrained(EMBEDDED, device="cpu")
-    config = TrainingConfig(model=EMBEDDED, device="cpu", dtype="float32", mixed_precision="no")
+    config = TrainingConfig(output=Path("unused"), model=EMBEDDED, device="cpu", dtype="float32", mixed_precision="no")
     fresh, name = focus_model_for(config, None, torch.device("cpu"))
     assert name == EMBEDDED
     assert _same(embedded.model, fresh.model)
