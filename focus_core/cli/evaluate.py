@@ -99,6 +99,13 @@ def evaluate(
             "those of a group.",
         ),
     ] = 1,
+    loss: Annotated[
+        bool,
+        typer.Option(
+            "--loss",
+            help="Also measure the loss of the first reference in place of each answer, nats a token: a pass more.",
+        ),
+    ] = False,
     model: options.Model = None,
     adapter: options.Adapter = None,
     device: options.Device = "auto",
@@ -156,6 +163,7 @@ def evaluate(
         instruction=instruction,
         max_new_tokens=max_new_tokens,
         at_once=at_once,
+        loss=loss,
     )
     if score is not None:
         plan.require_score(score)

@@ -32,7 +32,7 @@ from focus_core.engine.verification import Verification, compare
 from focus_core.errors import ConfigError, DocumentError, UnsupportedModelError, shown, warn
 from focus_core.loading.models import LoadedModel
 from focus_core.methods.base import Method, Plan, PlanKey, TokenizedQuestion
-from focus_core.methods.evidence import NO_COST, Cost, Evidence, ReadChunks
+from focus_core.methods.evidence import NO_COST, NOTHING, Cost, Evidence, ReadChunks
 from focus_core.methods.focus import FocusModel
 from focus_core.progress import Reading, Report, progress_bar, sign_of_life
 from focus_core.text.chat import Message
@@ -274,6 +274,26 @@ class FocusEngine:
             OutOfMemoryError: the documents' keys and values do not fit the memory
         """
         return answer.explanation or self._explain(answer, lambda: self._chunks_again(self._plan_of(answer)))
+
+    def log_probs(self, answer: Answer | Finished, text: str) -> list[float]:
+        """Log-probability, in nats, of each token of `text`, said in place of an answer of this engine.
+
+        The model's own, before sampling options. By the method that answered, over the same chunks: so it tells how
+        likely a reference is, where the words of the answer itself may be others. `text` begins as the answer begins:
+        with a space, if the model writes one there.
+
+        Raises:
+            ConfigError: `text` has no tokens; or as `explain`
+            ContextOverflowError: the window does not hold it
+        """
+        plan, tokens = self._plan_of(answer), self.tokenize(text)
+        if not tokens:
+            raise ConfigError(f"text={text!r} has no tokens.")
+        plan.limits.check(len(tokens))
+        question = with_pieces(plan.question).continued(tokens)
+        evidence = self._evidence(answer, question, lambda: self._chunks_again(plan))
+        evidence.begin()
+        return self.shared.scheduler.run(lambda: evidence.log_probs([NOTHING]))[0].tolist()
 
     def cost_of_sources(self, answer: Answer | Finished) -> Cost:
         """What the losses of all chunks will take, by lengths alone; the sentences of the best ones come on top."""

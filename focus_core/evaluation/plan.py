@@ -41,6 +41,7 @@ class Plan:
         max_new_tokens: longest answer; by default the task's own
         at_once: questions about the same documents that are asked together: sooner done, and the seconds of an answer
             are then those of all
+        loss: also tell how likely the first reference is, token by token, in place of the answer
 
     Raises:
         ConfigError: an unknown name, an impossible size, or data that are missing, unreadable or not needed
@@ -60,6 +61,7 @@ class Plan:
     instruction: str | None = None
     max_new_tokens: int | None = None
     at_once: int = 1
+    loss: bool = False
 
     def __post_init__(self) -> None:
         checked_contenders(self.contenders)

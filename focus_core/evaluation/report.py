@@ -45,6 +45,7 @@ class Row:
         impossible: of these, those that it could not answer; they count in no score
         scores: means
         low: lower end of the 95 % interval of the first score: Wilson's for right and wrong, otherwise a bootstrap
+        loss: mean loss of the first references, nats a token; `None` if it was not asked for
         gold_read: mean share of the gold passages that was read; `None` where it is not known of any question
         tokens_read: median of the documents' tokens from which answers were made
         chunks: median number of chunks
@@ -62,6 +63,7 @@ class Row:
     scores: dict[str, float]
     low: float | None
     high: float | None
+    loss: float | None
     gold_read: float | None
     tokens_read: float | None
     chunks: float | None
@@ -120,7 +122,16 @@ def table(rows: Sequence[Row], *, title: str | None = None) -> Table:
     drawn = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
     drawn.add_column("contender", no_wrap=True)
     heads = [f"{score} [95 %]" if number == 0 else score for number, score in enumerate(scores)]
-    heads = ["questions", *heads, "gold read", "tokens read", "first text s", "later s", "answer s"]
+    heads = [
+        "questions",
+        *heads,
+        *(["loss"] if _has_losses(rows) else []),
+        "gold read",
+        "tokens read",
+        "first text s",
+        "later s",
+        "answer s",
+    ]
     if any(row.tokens is not None for row in rows):
         heads.insert(0, "length")
     if compared is not None:
@@ -128,17 +139,22 @@ def table(rows: Sequence[Row], *, title: str | None = None) -> Table:
     for head in heads:
         drawn.add_column(head, justify="right", no_wrap=True)
     for row in rows:
-        drawn.add_row(row.contender, *_cells(row, scores, len(heads)))
+        drawn.add_row(row.contender, *_cells(row, scores, len(heads), losses=_has_losses(rows)))
     return drawn
 
 
-def _cells(row: Row, scores: Sequence[str], columns: int) -> list[str]:
+def _has_losses(rows: Sequence[Row]) -> bool:
+    return any(row.loss is not None for row in rows)
+
+
+def _cells(row: Row, scores: Sequence[str], columns: int, *, losses: bool) -> list[str]:
     answered = row.questions - row.impossible
     cells = [] if row.tokens is None else [f"{row.tokens:,}"]
     cells.append(f"{row.questions}" if not row.impossible else f"{answered} of {row.questions}")
     for number, score in enumerate(scores):
         mean = _percent(row.scores.get(score))
         cells.append(f"{mean} [{_percent(row.low)}, {_percent(row.high)}]" if number == 0 and row.scores else mean)
+    cells += [_number(row.loss, 2)] if losses else []
     cells += [_percent(row.gold_read), _number(row.tokens_read, 0)]
     cells += [_number(one, 2) for one in (row.first_token_seconds, row.later_first_token_seconds, row.seconds)]
     found = row.comparison
@@ -175,6 +191,7 @@ def _row(group: Group, contender: str, trials: Sequence[Trial], base: Sequence[T
         scores={name: statistics.fmean(found) for name, found in values.items()},
         low=low,
         high=high,
+        loss=_known(statistics.fmean, (trial.loss for trial in answered)),
         gold_read=_known(statistics.fmean, (trial.gold_read for trial in answered)),
         tokens_read=_known(statistics.median, (trial.tokens_read for trial in answered)),
         chunks=_known(statistics.median, ((trial.usage or {}).get("chunks") for trial in answered)),

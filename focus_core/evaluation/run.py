@@ -9,6 +9,7 @@ from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from pathlib import Path
+from statistics import fmean
 
 from focus_core.engine.answers import Answer, AnswersFromEvents, Finished
 from focus_core.engine.engine import FocusEngine
@@ -85,7 +86,8 @@ def _trials(
                 else:
                     missing.append(_Asked(blank, question))
                     asked[name] += 1
-            yield from _answered(missing, engine, task, contender, sheet)
+            found = _answered(missing, engine, task, contender, sheet)
+            yield from _with_losses(list(found), engine) if plan.loss else (trial for trial, _ in found)
 
 
 def _groups(questions: Sequence[Question], size: int) -> Iterator[list[Question]]:
@@ -93,6 +95,9 @@ def _groups(questions: Sequence[Question], size: int) -> Iterator[list[Question]
     for _, alike in groupby(questions, key=lambda question: (question.new_tokens, question.chat_template)):
         listed = list(alike)
         yield from (listed[start : start + size] for start in range(0, len(listed), size))
+
+
+Answered = tuple[Trial, Answer | None]  # none, where there could be no answer
 
 
 @dataclass(frozen=True)
@@ -105,20 +110,20 @@ class _Asked:
 
 def _answered(
     asked: Sequence[_Asked], engine: FocusEngine, task: Task, contender: Contender, sheet: Sheet
-) -> Iterator[Trial]:
-    """The trials of questions that are asked together, as their answers end."""
+) -> Iterator[Answered]:
+    """The trials of questions that are asked together, as their answers end, and the answers."""
     started = time.perf_counter()
     possible: list[tuple[_Asked, Handed]] = []
     for one in asked:
         try:
             possible.append((one, contender.hand(sheet, one.question, one.trial.prompt)))
         except ContextOverflowError as error:
-            yield replace(one.trial, impossible=str(error))
+            yield replace(one.trial, impossible=str(error)), None
     try:
         yield from _asked_together(possible, engine, task, started)
     except ContextOverflowError as error:  # found before any work
         if len(possible) == 1:
-            yield replace(possible[0][0].trial, impossible=str(error))
+            yield replace(possible[0][0].trial, impossible=str(error)), None
         else:
             for one, _ in possible:
                 yield from _answered([one], engine, task, contender, sheet)
@@ -126,7 +131,7 @@ def _answered(
 
 def _asked_together(
     handed: Sequence[tuple[_Asked, Handed]], engine: FocusEngine, task: Task, started: float
-) -> Iterator[Trial]:
+) -> Iterator[Answered]:
     if not handed:
         return
     of_each = [of_one.documents for _, of_one in handed]
@@ -147,7 +152,19 @@ def _asked_together(
             first_text.setdefault(index, now)
             if isinstance(event, Finished):
                 one, of_one = handed[index]
-                yield _trial(one, of_one, task, collected.answer(index), first_text[index], now)
+                answer = collected.answer(index)
+                yield _trial(one, of_one, task, answer, first_text[index], now), answer
+
+
+def _with_losses(answered: Sequence[Answered], engine: FocusEngine) -> Iterator[Trial]:
+    """The trials with the loss of their first references, computed when all seconds have been taken."""
+    for trial, answer in answered:
+        if answer is None or not answer.tokens:
+            yield trial
+            continue
+        begins_with_space = engine.tokenizer.decode(list(answer.tokens)).startswith(" ")
+        log_probs = engine.log_probs(answer, " " * begins_with_space + trial.references[0])
+        yield replace(trial, loss=round(-fmean(log_probs), 4))
 
 
 def _trial(one: _Asked, handed: Handed, task: Task, answer: Answer, first: float, end: float) -> Trial:

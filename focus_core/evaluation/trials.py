@@ -35,6 +35,7 @@ class Trial:
         impossible: why not
         method: the method that answered
         scores: as the task names them
+        loss: of the first reference in place of the answer: its mean negative log-probability, nats a token
         tokens_read: of the documents, the tokens from which the answer was made
         gold_read: of the gold passages' characters, the share that was read; `None` where it is not known
         first_token_seconds: from the question to the first text, with choosing, tokenizing and reading documents
@@ -53,6 +54,7 @@ class Trial:
     impossible: str | None = None
     method: str | None = None
     scores: Mapping[str, float] | None = None
+    loss: float | None = None
     tokens_read: int | None = None
     gold_read: float | None = None
     first_token_seconds: float | None = None

@@ -214,6 +214,8 @@ class Layout:
 
     def selection(self, chunks: Sequence[Chunk], local_context: Prompt) -> TokenIds:
         """Some chunks in one row, for the plain model; with all chunks of some documents it is `plain`."""
+        if not chunks:
+            return local_context.row
         row = [*self.before(local_context), *chunks[0].token_ids]
         for before, chunk in pairwise(chunks):
             row += [*(() if chunk.continues(before) else self.separator), *chunk.token_ids]

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
 
 from focus_core import ConfigError, FocusEngine
 from focus_core.evaluation.plan import Plan
+from focus_core.evaluation.report import summarise, table
 from focus_core.evaluation.run import evaluate
 from focus_core.evaluation.trials import Run, Trial
 from tests.engines import make_engine
@@ -170,3 +172,28 @@ def test_the_control_is_the_plain_model_whatever_the_settings(engine: FocusEngin
 def test_an_impossible_plan_is_refused_without_a_model(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         replace(PASS_KEYS, **change)
+
+
+def test_the_loss_of_the_reference(engine: FocusEngine, tmp_path: Path) -> None:
+    """It is the engine's, and changes no answer; a run without it can go on with it."""
+    data = write_stories(tmp_path / "stories.jsonl")
+    plan = Plan(("fairytale",), ("focus", "gold", "none"), questions=4, data=data, max_new_tokens=6)
+    path = tmp_path / "run.jsonl"
+    without = evaluate(engine, plan).trials
+    evaluate(engine, replace(plan, questions=2, loss=True), path)
+    run = evaluate(engine, replace(plan, loss=True), path)
+    assert {trial.key: replace(trial, loss=None) for trial in without_times(run.trials)} == {
+        trial.key: trial for trial in without_times(without)
+    }
+    assert all(trial.loss is not None and trial.loss > 0 for trial in run.trials)
+    assert len({trial.loss for trial in run.trials}) == len(run.trials)
+    none = next(trial for trial in run.trials if trial.contender == "none")
+    answer = engine.generate(none.prompt, max_new_tokens=6, method="plain")
+    said = " " * answer.text.startswith(" ") + none.references[0]
+    assert none.loss == pytest.approx(-fmean(engine.log_probs(answer, said)), abs=1e-3)
+    rows = summarise(run)
+    assert {row.contender: round(row.loss or 0, 4) for row in rows} == {
+        name: round(fmean(t.loss or 0 for t in run.trials if t.contender == name), 4) for name in plan.contenders
+    }
+    assert "loss" in [column.header for column in table(rows).columns]
+    assert "loss" not in [column.header for column in table(summarise(Run({}, without))).columns]
