@@ -8,7 +8,7 @@ READY := .venv/.ready
 PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt
 NOTEBOOKS := $(wildcard cookbook/[0-9]*.py)
 
-.PHONY: demo models test test-slow test-long test-recipe test-gpu check format bench notebooks constraints
+.PHONY: demo models test test-slow test-long test-recipe test-browser test-gpu check format bench notebooks constraints
 
 demo: $(READY)  ## hide facts in 100,000 tokens and ask for them; with MODEL=smollm2, a real model and a story
 ifdef MODEL
@@ -38,6 +38,10 @@ test-long: $(READY)  ## what takes long, and looks longer at what a smaller test
 
 test-recipe: $(READY)  ## every command of the recipe, with few steps
 	@$(BIN)/python -m pytest -rs -m recipe
+
+test-browser: $(READY)  ## the page of sources in Chromium: some 300 MB are installed the first time
+	@$(PIP) --editable '.[browser]'
+	@$(BIN)/python -m pytest -rs -m browser
 
 test-gpu: $(READY)
 	@$(BIN)/python -c "import sys, torch; torch.cuda.is_available() or sys.exit('There is no GPU that torch can use.')"
