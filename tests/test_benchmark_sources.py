@@ -6,10 +6,13 @@ import random
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 
+from benchmarks.source_rivals import contextcite, lasso, loss, stating
 from benchmarks.sources import CONDITIONS, Item, Outcome, outcome, summary
 from focus_core.engine.sources import ChunkLoss, Explanation, Role, Source
+from tests.engines import A, B, C, make_engine
 
 TEXT = "x" * 40 + "The key is 7. " + "y" * 40 + "It is 7." + "z" * 40
 SPANS = ((40, 53), (94, 102))
@@ -61,3 +64,35 @@ def test_an_item_holds_what_it_says(condition: str) -> None:
     assert len(item.gold) == {"one": 1, "both": 2, "same": 2, "contradict": 2}.get(condition, 0)
     for answer in item.answers:
         assert any(answer in item.text[slice(*span)] for span in item.gold)
+
+
+def test_a_sparse_linear_model() -> None:
+    """Without a penalty it is least squares; of orthogonal inputs the weights shrink by penalty / variance."""
+    draw = np.random.default_rng(0)
+    inputs, noise = draw.normal(size=(40, 3)), draw.normal(size=40)
+    centred = np.c_[inputs, np.ones(40)]
+    outputs = inputs @ [2.0, -1.0, 0.0] + 5 + 0.1 * noise
+    wanted = np.linalg.lstsq(centred, outputs, rcond=None)[0][:3]
+    assert lasso(inputs, outputs, 0.0) == pytest.approx(wanted, abs=1e-6)
+    halves = np.array([[a, b, c] for a in (0, 1) for b in (0, 1) for c in (0, 1)], dtype=float)
+    found = lasso(halves, halves @ [2.0, -1.0, 0.05], 0.1)
+    assert found == pytest.approx([2.0 - 0.4, -1.0 + 0.4, 0.0])
+
+
+def test_contextcite_takes_the_chunks_that_the_answer_needs() -> None:
+    """On a model of random weights it agrees with the exact losses about most of the difference."""
+    engine = make_engine(method="focus")
+    question = Item(" ".join([A, B, C] * 3), "Which?", ("?",), ())
+    answer = engine.generate(question.question, question.text, max_new_tokens=5)
+    (weights, spent), (losses, exact) = (guess(engine, question, answer) for guess in (contextcite, loss))
+    assert len(weights) == len(losses) > 8
+    assert spent > 2 * exact
+    assert np.corrcoef(weights, losses)[0, 1] > 0.5
+    assert np.corrcoef(weights[::-1], losses)[0, 1] < 0.5
+
+
+def test_the_statements_that_say_what_was_answered() -> None:
+    item = replace(ITEM, gold=SPANS, answers=("7", "8"))
+    answer = make_engine().generate("?", max_new_tokens=1)
+    assert stating(item, replace(answer, text="It is 7.")) == list(SPANS)
+    assert stating(item, replace(answer, text="It is 8.")) == []
