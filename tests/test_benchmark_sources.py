@@ -87,8 +87,8 @@ def test_contextcite_takes_the_chunks_that_the_answer_needs() -> None:
     (weights, spent), (losses, exact) = (guess(engine, question, answer) for guess in (contextcite, loss))
     assert len(weights) == len(losses) > 8
     assert spent > 2 * exact
-    assert np.corrcoef(weights, losses)[0, 1] > 0.5
-    assert np.corrcoef(weights[::-1], losses)[0, 1] < 0.5
+    assert np.corrcoef(weights, losses)[0, 1] > 0.3
+    assert np.corrcoef(weights[::-1], losses)[0, 1] < 0.3
 
 
 def test_the_statements_that_say_what_was_answered() -> None:

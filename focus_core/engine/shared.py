@@ -146,9 +146,9 @@ def shared_model(
     for what, given in (("model", model), ("adapter", adapter)):
         if given == "":
             raise ConfigError(f"{what}='': name a folder or a hub id, or leave it out.")
-    if model is None and dtype == "auto":
-        dtype = "float32"  # in bfloat16 it finds less (its card), and it is small enough for any device
     name = EMBEDDED if model is None else str(model)
+    if name == EMBEDDED and dtype == "auto":
+        dtype = "float32"  # in bfloat16 it finds less (its card), and it is small enough for any device
     chosen = choose_device(device)
     key = (
         *(name, _files(name), str(adapter), _files(str(adapter)), str(chosen), choose_dtype(dtype, chosen)),

@@ -119,8 +119,13 @@ def test_the_embedded_model_is_never_rounded_unasked(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(registry, "load_model", load)
     monkeypatch.setattr(registry, "_shared", {})
-    monkeypatch.setattr(registry, "_resolve", lambda name: (name, None))
-    for model, asked, wanted in ((None, "auto", "float32"), (None, "bfloat16", "bfloat16"), ("a/b", "auto", "auto")):
+    monkeypatch.setattr(registry, "named_model", lambda name: (name, None))
+    for model, asked, wanted in (
+        (None, "auto", "float32"),
+        ("embedded", "auto", "float32"),
+        (None, "bfloat16", "bfloat16"),
+        ("a/b", "auto", "auto"),
+    ):
         with pytest.raises(LoadingError, match=wanted):
             FocusEngine.from_pretrained(model, dtype=asked)
 
