@@ -1,0 +1,51 @@
+"""Put the best adapter of a run into the package: `python -m recipes.smollm2.export runs/smollm2/rank32`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from focus_core.loading.adapters import load_adapter, save_adapter
+from focus_core.loading.models import load_model
+from focus_core.loading.named import SMOLLM2, SMOLLM2_ADAPTER, named_model
+
+LIMIT = 10_000_000  # bytes that the package may carry
+
+
+def export(run: Path, target: Path, *, chunk_size: int) -> int:
+    """Write the adapter; returns its bytes.
+
+    Args:
+        run: the folder that training wrote to
+        chunk_size: of engines that load it, in tokens
+    """
+    path, _ = named_model(SMOLLM2)
+    base = load_model(path, device="cpu", dtype="float32").model
+    projections, trained_with = load_adapter(run / "best", base)
+    settings = replace(trained_with, chunk_size=chunk_size)
+    save_adapter(target, projections, base, trained_with=settings, base_id=SMOLLM2, dtype=torch.bfloat16)
+    written = sorted(target.glob("focusllm_adapter.*"))
+    for file in written:
+        file.chmod(0o644)  # safetensors writes files that only their owner can read
+    return sum(file.stat().st_size for file in written)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Export, and refuse what is too large."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--out", type=Path, default=SMOLLM2_ADAPTER)
+    parser.add_argument("--chunk-size", type=int, default=256)
+    given = parser.parse_args(arguments)
+    size = export(given.run, given.out, chunk_size=given.chunk_size)
+    print(f"{size:,} bytes in {given.out}")
+    if size > LIMIT:
+        raise SystemExit(f"That is more than the {LIMIT:,} bytes that the package may carry.")
+
+
+if __name__ == "__main__":
+    main()
