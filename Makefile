@@ -25,9 +25,10 @@ models: $(READY)  ## real models from the package index, outside the repository
 TEST_PROCESSES ?= 2
 PYTEST := $(BIN)/python -m pytest -rs -n $(TEST_PROCESSES) --dist worksteal
 
+# SLOW=1 adds what test-slow runs, in the same two processes.
 test: $(READY)
 	@$(BIN)/python -m recipes.real_models --if-possible
-	@$(PYTEST)
+	@$(PYTEST) $(if $(SLOW),-m "not long and not recipe and not gpu and not browser")
 
 test-slow: $(READY)
 	@$(BIN)/python -m recipes.real_models --if-possible

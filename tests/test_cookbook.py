@@ -45,16 +45,16 @@ def test_pair_is_in_step(path: Path) -> None:
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=names)
 def test_every_cell_is_python(path: Path) -> None:
-    """Notebooks run in `make test-slow` only; a slip of the pen is to show sooner."""
+    """Notebooks run in `make test-slow` and `make test-long` only; a slip of the pen is to show sooner."""
     for number, (kind, source) in enumerate(cells(nbformat.read(path, as_version=4))):
         if kind == "code":
             compile(source, f"{path.name}, cell {number}", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
 
 
 def _when(path: Path) -> Any:
-    """What these notebooks show is run by their pages in docs/, too."""
-    as_pages = ("02_langchain", "03_llama_index", "05_read_once", "06_where_does_it_say_that")
-    return pytest.param(path, marks=pytest.mark.long if path.stem in as_pages else pytest.mark.slow, id=path.stem)
+    """The first one in every run of CI; what the others show is run by pages in docs/ and by tests, too."""
+    marker = pytest.mark.slow if path.stem == "01_quickstart" else pytest.mark.long
+    return pytest.param(path, marks=marker, id=path.stem)
 
 
 @needs_embedded

@@ -2,6 +2,7 @@
 
     make models
     python -m recipes.smollm2.adapter --data fairytale/ --output runs/smollm2
+    python -m recipes.smollm2.adapter --data fairytale/ --output runs/smollm2 --cool-down 60
 
 `--data` holds train.jsonl and val.jsonl of FairytaleQA, as `focusllm eval` reads them.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from focus_core.evaluation.tasks.records import read_records
@@ -76,6 +78,22 @@ def config_for(output: Path, files: Sequence[Path], held_out: Path, *, steps: in
     )
 
 
+def cooled(config: TrainingConfig, steps: int) -> TrainingConfig:
+    """A run that goes on from the last adapter of another, at any of its steps, with a rate that falls to nothing."""
+    return replace(
+        config,
+        output=config.output.with_name(f"{config.output.name}_cooled"),
+        adapter=str(config.output / "adapter"),
+        rank=None,  # as the adapter has it
+        steps=steps,
+        evaluate_every=steps,
+        learning_rate=config.learning_rate / 2,
+        warm_up=5,
+        final_share=0.0,
+        seed=config.seed + 1,
+    )
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write the data, and train."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -83,9 +101,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, default=Path("runs/smollm2"))
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--rank", type=int, default=32, help="0: full copies")
+    parser.add_argument("--cool-down", type=int, help="so many steps more, from a run that was stopped, as its end")
     given = parser.parse_args(arguments)
     files, held_out = write_data(given.data, given.output)
-    print(train(config_for(given.output, files, held_out, steps=given.steps, rank=given.rank or None)))
+    config = config_for(given.output, files, held_out, steps=given.steps, rank=given.rank or None)
+    print(train(cooled(config, given.cool_down) if given.cool_down else config))
 
 
 if __name__ == "__main__":

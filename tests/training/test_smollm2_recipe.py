@@ -83,5 +83,8 @@ def test_a_run_has_three_files_and_held_out_stories(tmp_path: Path) -> None:
     config = adapter.config_for(tmp_path / "run", files, held_out, steps=10, rank=8)
     assert config.output == tmp_path / "run" / "rank8"
     assert (config.layout, config.rank, config.model) == ("chat", 8, "smollm2")
+    end = adapter.cooled(config, 5)
+    assert end.adapter == str(config.output / "adapter")
+    assert (end.output.name, end.steps, end.rank, end.seed) == ("rank8_cooled", 5, None, config.seed + 1)
     before = [path.read_bytes() for path in files]
     assert [path.read_bytes() for path in adapter.write_data(tmp_path, tmp_path / "run")[0]] == before
