@@ -23,7 +23,18 @@ BOUNDARIES = ("tokens", "paragraph", "content")
 MIXINGS = ("pced", "nbce")
 KV_DTYPES = ("int8",)
 _AS_GIVEN = (  # no window decides
-    *("layout", "boundaries", "pack", "shortlist", "select_tokens", "select_top_p", "experts", "mixing", "kv_dtype"),
+    *(
+        "layout",
+        "boundaries",
+        "pack",
+        "shortlist",
+        "select_tokens",
+        "select_top_p",
+        "experts",
+        "mixing",
+        "kv_dtype",
+        "focus_up_to",
+    ),
 )
 _SIZES = (
     *("chunk_size", "local_window", "dynamic_prompt", "parallel_chunks", "window"),
@@ -44,6 +55,10 @@ class FocusConfig:
     parallel_chunks: int | None = None  # chunks that pass the model together; bounds memory, never changes a result
     bos_per_chunk: bool = True  # False: the authors' rule, BOS at the start of the text only
     plain_up_to: int | None = None  # the plain model reads texts up to this length; None: if they fit the window
+    focus_up_to: int | None = (
+        None  # with an adapter, FocusLLM reads texts of up to so many chunks, and select longer ones;
+    )
+    # None: all
     window: int | None = None  # positions to use, if not those the model was trained for; more is at your own risk
     layout: str | None = None  # "chat": documents stand in the user's turn; "raw": in front of the conversation
     boundaries: str | None = None  # "tokens": chunks of equal size; "paragraph": they end at a paragraph, line or
@@ -63,7 +78,11 @@ class FocusConfig:
     def __post_init__(self) -> None:
         for name in _SIZES:
             _require_positive(name, getattr(self, name))
-        for name, zero in (("plain_up_to", "always read in chunks"), ("shortlist", "all chunks")):
+        for name, zero in (
+            ("plain_up_to", "always read in chunks"),
+            ("shortlist", "all chunks"),
+            ("focus_up_to", "never"),
+        ):
             value = getattr(self, name)
             _require_whole(name, value)
             if value is not None and value < 0:
@@ -147,6 +166,7 @@ class ResolvedConfig:
     experts: int | None = None
     mixing: str | None = None
     kv_dtype: str | None = None
+    focus_up_to: int | None = None
 
     def as_settings(self) -> FocusConfig:
         """What is saved with an adapter."""

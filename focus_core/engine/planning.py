@@ -182,7 +182,8 @@ class Planner:
         chosen = self.method(name)
         lengths = lengths.shortened(self._shortlist(chosen) or lengths.chunks)
         limits = chosen.limits(lengths)
-        notice = _NOTICE if asked == AUTO and name == WITHOUT_ADAPTER else chosen.notice
+        unasked = asked == AUTO and name == WITHOUT_ADAPTER and not self._focus.trained
+        notice = _NOTICE if unasked else chosen.notice
         new_tokens = resolve_max_new_tokens(max_new_tokens, limits.positions_left)
         return Outline(chosen, lengths, limits, new_tokens, reason, notice)
 
@@ -207,6 +208,8 @@ class Planner:
             return "plain", f"documents, question and answer fit the window of {config.window:,} positions"
         limit = config.window if config.plain_up_to is None else min(config.plain_up_to, config.window)
         too_long = f"a row of {lengths.whole:,} tokens and the answer is more than the plain model reads ({limit:,})"
-        if self._focus.trained:
-            return "focus", f"{too_long}, and there is an adapter"
-        return WITHOUT_ADAPTER, f"{too_long}, and there is no adapter"
+        if not self._focus.trained:
+            return WITHOUT_ADAPTER, f"{too_long}, and there is no adapter"
+        if config.focus_up_to is not None and lengths.chunks > config.focus_up_to:
+            return WITHOUT_ADAPTER, f"{too_long}, in more than {config.focus_up_to:,} chunks (focus_up_to)"
+        return "focus", f"{too_long}, and there is an adapter"

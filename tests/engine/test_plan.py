@@ -249,6 +249,8 @@ def test_what_is_wrong_is_refused(documents: Any, options: Any, error: type[Exce
     [
         ({"plain_up_to": None, "window": 500}, {}, "fit the window of 500 positions"),
         ({}, {}, "there is an adapter"),
+        ({"focus_up_to": 4}, {}, "in more than 4 chunks (focus_up_to)"),
+        ({"focus_up_to": 400}, {}, "there is an adapter"),
         ({"trained": False}, {}, "there is no adapter"),
         ({}, {"method": "experts"}, "as asked"),
     ],
@@ -257,6 +259,14 @@ def test_a_plan_says_why(config: Any, options: Any, reason: str) -> None:
     plan = plan_of(make_engine(**config), max_new_tokens=4, **options)
     assert reason in plan.reason
     assert reason in str(plan)
+
+
+def test_an_adapter_that_was_trained_on_few_chunks_leaves_many_to_select(recwarn: pytest.WarningsRecorder) -> None:
+    for limit, method in ((0, "select"), (4, "select"), (400, "focus"), (None, "focus")):
+        answer = make_engine(focus_up_to=limit).generate("Which?", TEXTS, max_new_tokens=2)
+        assert answer.method == method
+    assert make_engine(focus_up_to=0).generate("Which?", TEXTS, max_new_tokens=2, method="focus").method == "focus"
+    assert not [warning for warning in recwarn if "no adapter" in str(warning.message)]
 
 
 # --- seconds ----------------------------------------------------------------------------------------------------------
