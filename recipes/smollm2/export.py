@@ -14,19 +14,16 @@ from focus_core.loading.models import load_model
 from focus_core.loading.named import SMOLLM2, SMOLLM2_ADAPTER, named_model
 
 LIMIT = 10_000_000  # bytes that the package may carry
+# Of engines that load it: chunks like those of the training, the sections of stories, and so many of them as measured.
+USED_WITH = {"chunk_size": 256, "boundaries": "paragraph", "focus_up_to": 40}
 
 
-def export(run: Path, target: Path, *, chunk_size: int) -> int:
-    """Write the adapter; returns its bytes.
-
-    Args:
-        run: the folder that training wrote to
-        chunk_size: of engines that load it, in tokens
-    """
+def export(run: Path, target: Path) -> int:
+    """Write the best adapter of the run in folder `run`; returns its bytes."""
     path, _ = named_model(SMOLLM2)
     base = load_model(path, device="cpu", dtype="float32").model
     projections, trained_with = load_adapter(run / "best", base)
-    settings = replace(trained_with, chunk_size=chunk_size)
+    settings = replace(trained_with, **USED_WITH)  # type: ignore[arg-type]
     save_adapter(target, projections, base, trained_with=settings, base_id=SMOLLM2, dtype=torch.bfloat16)
     written = sorted(target.glob("focusllm_adapter.*"))
     for file in written:
@@ -39,9 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path)
     parser.add_argument("--out", type=Path, default=SMOLLM2_ADAPTER)
-    parser.add_argument("--chunk-size", type=int, default=256)
     given = parser.parse_args(arguments)
-    size = export(given.run, given.out, chunk_size=given.chunk_size)
+    size = export(given.run, given.out)
     print(f"{size:,} bytes in {given.out}")
     if size > LIMIT:
         raise SystemExit(f"That is more than the {LIMIT:,} bytes that the package may carry.")

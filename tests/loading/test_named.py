@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from focus_core import FocusConfig, FocusEngine, FocusModel, UnsupportedModelError
-from focus_core.loading.named import EMBEDDED, MODELS_VARIABLE, SMOLLM2, named_model
+from focus_core.loading.named import EMBEDDED, MODELS_VARIABLE, SMOLLM2, SMOLLM2_ADAPTER, named_model
 from focus_core.loading.peek import settings_on_disk
 from focus_core.training.config import TrainingConfig
 from focus_core.training.start import focus_model_for
@@ -38,7 +38,7 @@ def test_what_to_do_without_the_files(nowhere: Path) -> None:
 
 def test_in_the_folder_of_models(nowhere: Path) -> None:
     (nowhere / FILE).touch()
-    assert named_model(SMOLLM2) == (str(nowhere / FILE), None)
+    assert named_model(SMOLLM2) == (str(nowhere / FILE), SMOLLM2_ADAPTER)
 
 
 def test_in_the_installed_wheel(tmp_path: Path) -> None:

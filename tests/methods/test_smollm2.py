@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from focus_core import FocusConfig, FocusEngine
+from focus_core.loading.peek import settings_on_disk
 from tests.models import needs_model
 
 STORY = Path(__file__).parents[2] / "cookbook" / "texts" / "the_lamp_keeper.txt"
@@ -17,10 +18,12 @@ QUESTION = "What cargo did the ship carry?"
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
+CONFIG = FocusConfig(chunk_size=96, select_tokens=600, select_top_p=1)
+
+
 @cache
 def engine() -> FocusEngine:
-    config = FocusConfig(chunk_size=96, select_tokens=600, select_top_p=1)
-    return FocusEngine.from_pretrained("smollm2", device="cpu", progress=False, config=config)
+    return FocusEngine.from_pretrained("smollm2", device="cpu", progress=False, config=CONFIG)
 
 
 @cache
@@ -50,6 +53,13 @@ def test_answers_are_those_of_transformers_on_the_templated_text(method: str, sy
     assert (answer.method, all(found.read for found in answer.chunk_scores)) == (method, True)
     assert list(answer.tokens) == generated(system)
     assert (answer.usage.chunks > 2) == (method == "select")
+
+
+@needs_model("smollm2")
+def test_its_adapter_comes_with_the_package() -> None:
+    assert engine().focus.trained
+    assert settings_on_disk("smollm2", None, CONFIG) == engine().config
+    assert (engine().config.focus_up_to, engine().config.layout) == (40, "chat")
 
 
 @needs_model("smollm2")

@@ -8,11 +8,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
+from focus_core import FocusConfig, FocusModel
 from focus_core.evaluation.tasks.records import Record
 from focus_core.evaluation.tasks.records import read_records as read_stories
+from focus_core.loading.adapters import ADAPTER_CONFIG, load_adapter, save_adapter
 from focus_core.training.records import read_records
-from recipes.smollm2 import adapter, data
+from recipes.smollm2 import adapter, data, export
+from tests.tiny import save_tiny_model
 
 LINE = {
     "id": "fox",
@@ -88,3 +92,20 @@ def test_a_run_has_three_files_and_held_out_stories(tmp_path: Path) -> None:
     assert (end.output.name, end.steps, end.rank, end.seed) == ("rank8_cooled", 5, None, config.seed + 1)
     before = [path.read_bytes() for path in files]
     assert [path.read_bytes() for path in adapter.write_data(tmp_path, tmp_path / "run")[0]] == before
+
+
+def test_the_best_adapter_goes_into_the_package_in_half_of_the_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = save_tiny_model(tmp_path / "model")
+    focus = FocusModel.from_pretrained(folder, device="cpu", dtype="float32")
+    trained_with = FocusConfig(chunk_size=512, dynamic_prompt=64, layout="chat")
+    save_adapter(tmp_path / "run" / "best", focus.projections, focus.model, trained_with=trained_with, base_id="x")
+    monkeypatch.setattr(export, "named_model", lambda name: (str(folder), None))
+    size = export.export(tmp_path / "run", tmp_path / "out")
+    assert size == sum(file.stat().st_size for file in (tmp_path / "out").iterdir())
+    projections, settings = load_adapter(tmp_path / "out", focus.model)
+    assert settings == replace(trained_with, **export.USED_WITH)
+    assert json.loads((tmp_path / "out" / ADAPTER_CONFIG).read_text())["base_model"] == "smollm2"
+    for one, other in zip(projections.parameters(), focus.projections.parameters(), strict=True):
+        assert torch.allclose(one, other, rtol=2**-8)
