@@ -21,8 +21,8 @@ from focus_core.training.config import TrainingConfig
 from focus_core.training.validation import Validation
 from tests.models import needs_model
 
-FLOOR = 4.0  # nats a token, with the right text
-READING = 0.5  # nats a token less than without it
+FLOOR = 2.5  # nats a token, with the right text; it was 1.87 when the adapter was made
+READING = 2.0  # nats a token less than without it; it was 2.8
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1200)]
 
