@@ -15,7 +15,7 @@ from focus_core.loading.named import SMOLLM2, SMOLLM2_ADAPTER, named_model
 
 LIMIT = 10_000_000  # bytes that the package may carry
 # Of engines that load it: chunks like those of the training, the sections of stories, and so many of them as measured.
-USED_WITH = {"chunk_size": 256, "boundaries": "paragraph", "focus_up_to": 40}
+USED_WITH = {"chunk_size": 256, "boundaries": "paragraph", "focus_up_to": 64}
 
 
 def export(run: Path, target: Path) -> int:

@@ -59,7 +59,7 @@ def test_answers_are_those_of_transformers_on_the_templated_text(method: str, sy
 def test_its_adapter_comes_with_the_package() -> None:
     assert engine().focus.trained
     assert settings_on_disk("smollm2", None, CONFIG) == engine().config
-    assert (engine().config.focus_up_to, engine().config.layout) == (40, "chat")
+    assert (engine().config.focus_up_to, engine().config.layout) == (64, "chat")
 
 
 @needs_model("smollm2")
