@@ -32,16 +32,13 @@ import numpy as np
 import torch
 
 from benchmarks import machine
-from benchmarks.sources import Item, ask, make_item
+from benchmarks.sources import Item, ask, make_item, overlap, stating
 from focus_core import FocusConfig, FocusEngine
-from focus_core.cache.chunks import ChunkRow, ChunkSet
+from focus_core.cache.chunks import ChunkSet
 from focus_core.engine.answers import Answer
-from focus_core.engine.sources import ChunkLoss
 from focus_core.evaluation.embedding import Embedder
 from focus_core.evaluation.retrieval import BM25, Ranker
-from focus_core.methods.base import Method
 from focus_core.methods.evidence import Passage
-from focus_core.text.chunking import Chunk
 
 CONDITIONS = ("one", "same", "contradict")
 ABLATIONS, KEPT, PENALTY = 64, 0.5, 0.01  # ContextCite's defaults
@@ -71,18 +68,11 @@ def contextcite(engine: FocusEngine, item: Item, answer: Answer) -> Guess:
     kept = draw.random((ABLATIONS, len(chunks))) < KEPT
     whole = [Passage(number, 0, len(chunk.token_ids)) for number, chunk in enumerate(chunks)]
     parts = [frozenset(one for one, stays in zip(whole, row, strict=True) if not stays) for row in kept]
-    evidence = method.evidence(question, (), lambda: _read(method, chunks))
+    evidence = method.evidence(question, (), lambda: ChunkSet.of(engine.focus.prefill([one.row for one in chunks])))
     evidence.begin()
     found = evidence.log_probs(parts).sum(-1).double()
     logits = (found - torch.log1p(-found.exp().clamp(max=1 - 1e-12))).numpy()
     return lasso(kept.astype(float), logits, PENALTY).tolist(), evidence.cost(parts).tokens
-
-
-def _read(method: Method, chunks: Sequence[Chunk]) -> ChunkSet:
-    rows: dict[int, ChunkRow] = {}
-    for group in method.prefill(chunks):
-        rows |= group
-    return ChunkSet.of([rows[index] for index in range(len(chunks))])
 
 
 def lasso(inputs: np.ndarray, outputs: np.ndarray, penalty: float, *, rounds: int = 1000) -> np.ndarray:
@@ -123,21 +113,8 @@ def _parts(text: str, size: int) -> list[str]:
     return [text[at : at + size] for at in range(0, len(text), size)]
 
 
-def _places(engine: FocusEngine, answer: Answer) -> list[tuple[int, int]]:
-    return [_characters(chunk) for chunk in engine.explain(answer).chunks]
-
-
-def _characters(chunk: ChunkLoss) -> tuple[int, int]:
-    assert chunk.start is not None
-    assert chunk.end is not None
-    return chunk.start, chunk.end
-
-
-def stating(item: Item, answer: Answer) -> list[tuple[int, int]]:
-    """The planted statements that say what the answer says; none of a wrong answer."""
-    words = f" {answer.text.rstrip('. ')} "
-    said = [one for one in item.answers if f" {one} " in words]
-    return [span for span in item.gold if any(one in item.text[slice(*span)] for one in said)]
+def _places(engine: FocusEngine, answer: Answer) -> list[tuple[int | None, int | None]]:
+    return [(chunk.start, chunk.end) for chunk in engine.explain(answer).chunks]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -178,13 +155,13 @@ def _measured(
     for number in range(options.items):
         item = make_item(engine, condition, tokens, number, options.seed)
         answer, _ = ask(engine, item, "focus")
-        gold = stating(item, answer)
+        gold = stating(item, answer.text)
         if not gold:
             continue
         answer = replace(answer, explanation=engine.explain(answer))
         places, right = _places(engine, answer), right + 1
         chunks = len(places)
-        holds = [any(start < span[1] and end > span[0] for span in gold) for start, end in places]
+        holds = [any(overlap(place, span) for span in gold) for place in places]
         for name, guess in rivals.items():
             scores, cost = guess(engine, item, answer)
             best = [place for place, score in enumerate(scores) if score == max(scores)]

@@ -158,18 +158,17 @@ def ask(engine: FocusEngine, item: Item, method: str | None) -> tuple[Answer, fl
 
 def outcome(condition: str, item: Item, answer: str, found: Explanation) -> dict[str, Any]:
     """What the sources of an answer are worth, without what they cost."""
-    said = _said(item, answer)
-    stating = [span for span in item.gold if item.given or any(one in item.text[slice(*span)] for one in said)]
-    named = [span for span in item.gold if any(_overlap((s.start, s.end), span) for s in found.sources)]
+    stated = stating(item, answer)
+    named = [span for span in item.gold if any(overlap((s.start, s.end), span) for s in found.sources)]
     first = found.sources[0] if found.sources else None
     best = max(found.chunks, key=lambda chunk: chunk.loss)
     chunk = best if first is None or first.role != "redundant" else found.chunks[first.chunk]
-    roles = [s.role for s in found.sources if any(_overlap((s.start, s.end), span) for span in item.gold)]
+    roles = [s.role for s in found.sources if any(overlap((s.start, s.end), span) for span in item.gold)]
     wanted = {"both": "needed", "same": "redundant"}.get(condition)
     return {
-        "right": bool(item.given or said),
-        "chunk": any(_overlap((chunk.start, chunk.end), span) for span in stating),
-        "sentence": first is not None and any(_overlap((first.start, first.end), span) for span in stating),
+        "right": bool(item.given or _said(item, answer)),
+        "chunk": any(overlap((chunk.start, chunk.end), span) for span in stated),
+        "sentence": first is not None and any(overlap((first.start, first.end), span) for span in stated),
         "all": len(named) == len(item.gold),
         "named": wanted is None or roles == [wanted] * len(item.gold),
         "supported": bool(found.supported),
@@ -177,12 +176,19 @@ def outcome(condition: str, item: Item, answer: str, found: Explanation) -> dict
     }
 
 
+def stating(item: Item, answer: str) -> list[tuple[int, int]]:
+    """The statements that say what the answer says: of a given answer all, of a wrong one none."""
+    said = _said(item, answer)
+    return [span for span in item.gold if item.given or any(one in item.text[slice(*span)] for one in said)]
+
+
 def _said(item: Item, answer: str) -> list[str]:
     words = f" {answer.rstrip('. ')} "
     return [one for one in item.answers if f" {one} " in words]
 
 
-def _overlap(found: tuple[int | None, int | None], span: tuple[int, int]) -> bool:
+def overlap(found: tuple[int | None, int | None], span: tuple[int, int]) -> bool:
+    """Whether two spans of characters share one; those that are not known share none."""
     start, end = found
     return start is not None and end is not None and start < span[1] and end > span[0]
 

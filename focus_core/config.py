@@ -14,27 +14,15 @@ CHUNK_WITHOUT_ADAPTER = 512  # the same, for methods that choose among chunks
 DEFAULT_SELECTED = (
     2048  # tokens of chunks: the four likeliest, of 512 tokens, hold nearly all that one question asks for
 )
-DEFAULT_TOP_P = (
-    0.95  # of the shares of chunks: reads a third less, and next to nothing less of what holds answers (log)
-)
+DEFAULT_TOP_P = 0.95  # of the posterior of chunks: half of the tokens, and references are likelier (log)
 DEFAULT_SHORTLIST = 32  # chunks: of 120 to 165 in a text, those hold the passage of 98 to 99 % of questions (log)
 LAYOUTS = ("chat", "raw")
 BOUNDARIES = ("tokens", "paragraph", "content")
 MIXINGS = ("pced", "nbce")
 KV_DTYPES = ("int8",)
 _AS_GIVEN = (  # no window decides
-    *(
-        "layout",
-        "boundaries",
-        "pack",
-        "shortlist",
-        "select_tokens",
-        "select_top_p",
-        "experts",
-        "mixing",
-        "kv_dtype",
-        "focus_up_to",
-    ),
+    *("layout", "boundaries", "pack", "shortlist", "select_tokens", "select_top_p"),
+    *("experts", "mixing", "kv_dtype", "focus_up_to"),
 )
 _SIZES = (
     *("chunk_size", "local_window", "dynamic_prompt", "parallel_chunks", "window"),
@@ -55,10 +43,8 @@ class FocusConfig:
     parallel_chunks: int | None = None  # chunks that pass the model together; bounds memory, never changes a result
     bos_per_chunk: bool = True  # False: the authors' rule, BOS at the start of the text only
     plain_up_to: int | None = None  # the plain model reads texts up to this length; None: if they fit the window
-    focus_up_to: int | None = (
-        None  # with an adapter, FocusLLM reads texts of up to so many chunks, and select longer ones;
-    )
-    # None: all
+    focus_up_to: int | None = None  # with an adapter: chunks of a text that FocusLLM reads, and select one of more;
+    # None: all texts
     window: int | None = None  # positions to use, if not those the model was trained for; more is at your own risk
     layout: str | None = None  # "chat": documents stand in the user's turn; "raw": in front of the conversation
     boundaries: str | None = None  # "tokens": chunks of equal size; "paragraph": they end at a paragraph, line or
@@ -67,10 +53,8 @@ class FocusConfig:
     shortlist: int | None = None  # chunks that methods without an adapter read: those that share most words with the
     # question; None: 32; 0: all
     select_tokens: int | None = None  # of chunks that method="select" puts into the window; None: 2,048, or what fits
-    select_top_p: float | None = (
-        None  # it reads no more chunks once they have so much of the evidence; None: 0.95; 1: as
-    )
-    # many as fit
+    select_top_p: float | None = None  # it reads no more chunks once they have so much of the evidence; None: 0.95;
+    # 1: as many as fit
     experts: int | None = None  # chunks that decode together with method="experts"
     mixing: str | None = None  # how they do: "pced" or "nbce"
     kv_dtype: str | None = None  # "int8": chunks' keys and values take a quarter or half of the bytes, and are rounded

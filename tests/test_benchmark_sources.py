@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.source_rivals import contextcite, lasso, loss, stating
-from benchmarks.sources import CONDITIONS, Item, Outcome, outcome, summary
+from benchmarks.source_rivals import contextcite, lasso, loss
+from benchmarks.sources import CONDITIONS, Item, Outcome, outcome, stating, summary
 from focus_core.engine.sources import ChunkLoss, Explanation, Role, Source
 from tests.engines import A, B, C, make_engine
 
@@ -93,6 +93,5 @@ def test_contextcite_takes_the_chunks_that_the_answer_needs() -> None:
 
 def test_the_statements_that_say_what_was_answered() -> None:
     item = replace(ITEM, gold=SPANS, answers=("7", "8"))
-    answer = make_engine().generate("?", max_new_tokens=1)
-    assert stating(item, replace(answer, text="It is 7.")) == list(SPANS)
-    assert stating(item, replace(answer, text="It is 8.")) == []
+    assert stating(item, "It is 7.") == list(SPANS)
+    assert stating(item, "It is 8.") == []

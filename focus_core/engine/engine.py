@@ -290,8 +290,8 @@ class FocusEngine:
         if not tokens:
             raise ConfigError(f"text={text!r} has no tokens.")
         plan.limits.check(len(tokens))
-        question = with_pieces(plan.question).continued(tokens)
-        evidence = self._evidence(answer, question, lambda: self._chunks_again(plan))
+        said = replace(answer, tokens=tuple(tokens))
+        evidence = self._evidence(said, self._question_of(said), lambda: self._chunks_again(plan))
         evidence.begin()
         return self.shared.scheduler.run(lambda: evidence.log_probs([NOTHING]))[0].tolist()
 

@@ -118,6 +118,7 @@ def as_json(run: Run, rows: Sequence[Row]) -> dict[str, Any]:
 def table(rows: Sequence[Row], *, title: str | None = None) -> Table:
     """A table of one task."""
     scores = list(dict.fromkeys(score for row in rows for score in row.scores))
+    losses = any(row.loss is not None for row in rows)
     compared = next((row.comparison.against for row in rows if row.comparison is not None), None)
     drawn = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
     drawn.add_column("contender", no_wrap=True)
@@ -125,7 +126,7 @@ def table(rows: Sequence[Row], *, title: str | None = None) -> Table:
     heads = [
         "questions",
         *heads,
-        *(["loss"] if _has_losses(rows) else []),
+        *(["loss"] if losses else []),
         "gold read",
         "tokens read",
         "first text s",
@@ -139,12 +140,8 @@ def table(rows: Sequence[Row], *, title: str | None = None) -> Table:
     for head in heads:
         drawn.add_column(head, justify="right", no_wrap=True)
     for row in rows:
-        drawn.add_row(row.contender, *_cells(row, scores, len(heads), losses=_has_losses(rows)))
+        drawn.add_row(row.contender, *_cells(row, scores, len(heads), losses=losses))
     return drawn
-
-
-def _has_losses(rows: Sequence[Row]) -> bool:
-    return any(row.loss is not None for row in rows)
 
 
 def _cells(row: Row, scores: Sequence[str], columns: int, *, losses: bool) -> list[str]:

@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from focus_core.evaluation.tasks.records import read_records
+from focus_core.loading.named import SMOLLM2, smollm2_file
 from focus_core.training.config import TrainingConfig
 from focus_core.training.trainer import train
 from recipes.smollm2 import data
@@ -54,7 +55,7 @@ def config_for(output: Path, files: Sequence[Path], held_out: Path, *, steps: in
     """The settings of the run."""
     return TrainingConfig(
         output=output / (f"rank{rank}" if rank else "full"),
-        model="smollm2",
+        model=SMOLLM2,
         data=tuple(files),
         mixture={"questions.jsonl": 6, "planted.jsonl": 2, "cloze.jsonl": 2},
         validation=(held_out,),
@@ -103,6 +104,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rank", type=int, default=32, help="0: full copies")
     parser.add_argument("--cool-down", type=int, help="so many steps more, from a run that was stopped, as its end")
     given = parser.parse_args(arguments)
+    if smollm2_file() is None:
+        raise SystemExit("SmolLM2 is not there. Fetch it with `make models`.")
     files, held_out = write_data(given.data, given.output)
     config = config_for(given.output, files, held_out, steps=given.steps, rank=given.rank or None)
     print(train(cooled(config, given.cool_down) if given.cool_down else config))

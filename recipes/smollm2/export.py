@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 
+from focus_core.config import FocusConfig
 from focus_core.loading.adapters import load_adapter, save_adapter
 from focus_core.loading.models import load_model
 from focus_core.loading.named import SMOLLM2, SMOLLM2_ADAPTER, named_model
 
 LIMIT = 10_000_000  # bytes that the package may carry
 # Of engines that load it: chunks like those of the training, the sections of stories, and so many of them as measured.
-USED_WITH = {"chunk_size": 256, "boundaries": "paragraph", "focus_up_to": 64}
+USED_WITH = FocusConfig(chunk_size=256, boundaries="paragraph", focus_up_to=64)
 
 
 def export(run: Path, target: Path) -> int:
@@ -23,7 +23,7 @@ def export(run: Path, target: Path) -> int:
     path, _ = named_model(SMOLLM2)
     base = load_model(path, device="cpu", dtype="float32").model
     projections, trained_with = load_adapter(run / "best", base)
-    settings = replace(trained_with, **USED_WITH)  # type: ignore[arg-type]
+    settings = USED_WITH.filled_from(trained_with)
     save_adapter(target, projections, base, trained_with=settings, base_id=SMOLLM2, dtype=torch.bfloat16)
     written = sorted(target.glob("focusllm_adapter.*"))
     for file in written:

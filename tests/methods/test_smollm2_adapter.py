@@ -89,7 +89,6 @@ def losses(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str
     def measured(change: str) -> dict[str, float]:
         focus = FocusModel.from_pretrained(SMOLLM2, device="cpu", dtype="float32")
         CHANGES[change](focus)
-        sizes = {"chunk_sizes": (focus.config.chunk_size,), "dynamic_prompts": (focus.config.dynamic_prompt,)}
         config = TrainingConfig(
             path.parent,
             model=SMOLLM2,
@@ -97,7 +96,8 @@ def losses(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str
             validation_examples=len(records),
             targets_per_answer=2,
             layout="chat",
-            **sizes,  # type: ignore[arg-type]
+            chunk_sizes=(focus.config.chunk_size,),
+            dynamic_prompts=(focus.config.dynamic_prompt,),
         )
         return Validation(config, focus, SMOLLM2)(focus)
 

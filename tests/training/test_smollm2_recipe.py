@@ -79,7 +79,7 @@ def test_the_word_left_out_stands_in_its_section_and_nowhere_else(story: Record)
     assert len(seen) > 5
 
 
-def test_a_run_has_three_files_and_held_out_stories(tmp_path: Path) -> None:
+def test_a_run_has_three_files_and_held_out_stories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("train", "val"):
         (tmp_path / f"{name}.jsonl").write_text(json.dumps(LINE) + "\n")
     files, held_out = adapter.write_data(tmp_path, tmp_path / "run")
@@ -90,6 +90,9 @@ def test_a_run_has_three_files_and_held_out_stories(tmp_path: Path) -> None:
     end = adapter.cooled(config, 5)
     assert end.adapter == str(config.output / "adapter")
     assert (end.output.name, end.steps, end.rank, end.seed) == ("rank8_cooled", 5, None, config.seed + 1)
+    monkeypatch.setattr(adapter, "smollm2_file", lambda: None)
+    with pytest.raises(SystemExit, match="make models"):
+        adapter.main(["--data", str(tmp_path), "--output", str(tmp_path / "run")])
     before = [path.read_bytes() for path in files]
     assert [path.read_bytes() for path in adapter.write_data(tmp_path, tmp_path / "run")[0]] == before
 
@@ -105,7 +108,7 @@ def test_the_best_adapter_goes_into_the_package_in_half_of_the_bytes(
     size = export.export(tmp_path / "run", tmp_path / "out")
     assert size == sum(file.stat().st_size for file in (tmp_path / "out").iterdir())
     projections, settings = load_adapter(tmp_path / "out", focus.model)
-    assert settings == replace(trained_with, **export.USED_WITH)
+    assert settings == replace(trained_with, chunk_size=256, boundaries="paragraph", focus_up_to=64)
     assert json.loads((tmp_path / "out" / ADAPTER_CONFIG).read_text())["base_model"] == "smollm2"
     for one, other in zip(projections.parameters(), focus.projections.parameters(), strict=True):
         assert torch.allclose(one, other, rtol=2**-8)
