@@ -42,6 +42,7 @@ test-recipe: $(READY)  ## every command of the recipe, with few steps
 
 test-browser: $(READY)  ## the page of sources in Chromium: some 300 MB are installed the first time
 	@$(PIP) --editable '.[browser]'
+	@$(BIN)/python -c "import PySide6.QtWebEngineWidgets"
 	@$(BIN)/python -m pytest -rs -m browser
 
 test-gpu: $(READY)

@@ -8,7 +8,7 @@ import typer
 
 Model = Annotated[
     str | None,
-    typer.Option(metavar="NAME", help="Model folder, hub id or GGUF file. Default: the embedded model."),
+    typer.Option(metavar="NAME", help="Model folder, hub id, GGUF file, or smollm2. Default: the embedded model."),
 ]
 Adapter = Annotated[
     str | None, typer.Option(metavar="NAME", help="Candidate projections trained for the model: folder or hub id.")
