@@ -40,7 +40,7 @@ test-long: $(READY)  ## what takes long, and looks longer at what a smaller test
 test-recipe: $(READY)  ## every command of the recipe, with few steps
 	@$(BIN)/python -m pytest -rs -m recipe
 
-test-browser: $(READY)  ## the page of sources in Chromium: some 300 MB are installed the first time
+test-browser: $(READY)  ## the page of sources in Chromium: some 700 MB are installed the first time
 	@$(PIP) --editable '.[browser]'
 	@$(BIN)/python -c "import PySide6.QtWebEngineWidgets"
 	@$(BIN)/python -m pytest -rs -m browser
