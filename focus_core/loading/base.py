@@ -17,6 +17,7 @@ from focus_core.errors import FocusError, UnsupportedModelError
 from focus_core.loading.config_checks import checked_arguments, why_not_loaded
 from focus_core.loading.gguf import gguf_config, gguf_path, load_gguf
 from focus_core.loading.hub import is_folder
+from focus_core.loading.named import meant
 from focus_core.loading.quantized import quantization_of, require_packages
 from focus_core.progress import Report, progress_bar
 
@@ -137,7 +138,7 @@ def _what_failed(name: str, error: Exception) -> str:
     hint = " For a GGUF file of a hub id, name it: gguf_file='….gguf'." if "gguf" in name.lower() else ""
     return (
         f"No causal language model could be loaded from {name!r}: {reason}. "
-        f"Give a folder that `save_pretrained` wrote, a GGUF file, or a hub id where there is a network.{hint}"
+        f"Give a folder that `save_pretrained` wrote, a GGUF file, or a hub id where there is a network.{hint}{meant(name)}"
     )
 
 

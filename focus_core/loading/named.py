@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -41,6 +42,12 @@ def named_model(name: str) -> tuple[str, Path | None]:
             )
         return str(path), SMOLLM2_ADAPTER
     return name, None
+
+
+def meant(name: str) -> str:
+    """For the end of a message about a name that stands for nothing: " Did you mean 'smollm2'?", or nothing."""
+    close = get_close_matches(name.lower(), (EMBEDDED, SMOLLM2), n=1, cutoff=0.75)
+    return f" Did you mean {close[0]!r}?" if close else ""
 
 
 def smollm2_file() -> Path | None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from focus_core import FocusConfig, FocusEngine, FocusModel, UnsupportedModelError
-from focus_core.loading.named import EMBEDDED, MODELS_VARIABLE, SMOLLM2, SMOLLM2_ADAPTER, named_model
+from focus_core.loading.named import EMBEDDED, MODELS_VARIABLE, SMOLLM2, SMOLLM2_ADAPTER, meant, named_model
 from focus_core.loading.peek import settings_on_disk
 from focus_core.training.config import TrainingConfig
 from focus_core.training.start import focus_model_for
@@ -55,6 +55,16 @@ def test_a_folder_of_that_name_comes_first(tmp_path: Path, nowhere: Path, monkey
     (tmp_path / "here" / SMOLLM2).mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "here")
     assert named_model(SMOLLM2) == (SMOLLM2, None)
+
+
+@pytest.mark.parametrize(("typed", "known"), [("smolm2", SMOLLM2), ("SmolLM2", SMOLLM2), ("embeded", EMBEDDED)])
+def test_a_misspelt_name_is_told_the_right_one(typed: str, known: str) -> None:
+    with pytest.raises(UnsupportedModelError, match=rf"Did you mean '{known}'\?$"):
+        FocusEngine.from_pretrained(typed)
+
+
+def test_another_name_is_not_taken_for_a_misspelt_one() -> None:
+    assert meant("smollm2-135m-instruct") == meant("llama") == ""
 
 
 def test_names_are_known_wherever_a_model_is_loaded() -> None:
