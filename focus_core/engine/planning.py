@@ -21,7 +21,7 @@ from focus_core.text.chunking import Chunk
 from focus_core.text.cuts import Cuts
 from focus_core.text.documents import TokenizedDocument
 from focus_core.text.layout import Layout, Prompt
-from focus_core.text.shortlist import shortlist
+from focus_core.text.shortlist import shared_words, shortlist
 
 _NOTICE = (
     f"no adapter is loaded, so method {WITHOUT_ADAPTER!r} answers about texts beyond the window: only the chunks that "
@@ -123,10 +123,11 @@ class Planner:
         elif outline.chunks:
             listed, context = self._within(layout, prompt, outline.method).long_prompt(prompt)
             cut = tuple(listed)
-        cut, outline = self._shortlisted(cut, layout, context, outline)
+        shared = self._shared_words(cut, layout, context, outline.method)
+        cut, shared, outline = self._shortlisted(cut, shared, outline)
         if cut:
             outline = self._with_chunks(outline, [len(chunk) for chunk in cut], max_new_tokens)
-        question = TokenizedQuestion(layout, tuple(documents), context, cut, outline.new_tokens)
+        question = TokenizedQuestion(layout, tuple(documents), context, cut, shared, outline.new_tokens)
         return Plan(
             outline.method, cut, question, outline.limits, outline.new_tokens, outline.reason, notice=outline.notice
         )
@@ -151,23 +152,31 @@ class Planner:
         cutting = layout.cutting(boundaries=method.reading.boundaries, pack=method.reading.pack)
         return self._cuts.chunks_of(documents, layout, cutting)
 
+    def _shared_words(
+        self, chunks: Sequence[Chunk], layout: Layout, context: Prompt, method: Method
+    ) -> tuple[float, ...]:
+        """Of each chunk, for a method that asks for it where there is a choice among chunks."""
+        if not method.reading.by_words or len(chunks) < 2:
+            return ()
+        question = self._decode(layout.after(context)[slice(*layout.words(context))])
+        return tuple(shared_words(question, [self._text(chunk) for chunk in chunks]))
+
     def _shortlisted(
-        self, chunks: tuple[Chunk, ...], layout: Layout, context: Prompt, outline: Outline
-    ) -> tuple[tuple[Chunk, ...], Outline]:
+        self, chunks: tuple[Chunk, ...], shared: tuple[float, ...], outline: Outline
+    ) -> tuple[tuple[Chunk, ...], tuple[float, ...], Outline]:
         """Of many chunks those that share most words with the question, where the method reads no more."""
         size = self._shortlist(outline.method)
         if size is None or len(chunks) <= size:
-            return chunks, outline
-        question = self._decode(layout.after(context)[slice(*layout.words(context))])
-        kept = shortlist(question, [self._text(chunk) for chunk in chunks], size)
+            return chunks, shared, outline
+        kept = shortlist(shared, size)
         reason = f"{outline.reason}; of {len(chunks):,} chunks the {size:,} that share most words with the question"
-        return tuple(chunks[index] for index in kept), replace(outline, reason=reason)
+        return tuple(chunks[index] for index in kept), tuple(shared[i] for i in kept), replace(outline, reason=reason)
 
     def _shortlist(self, method: Method) -> int | None:
         """How many chunks a method reads at most; `None`: all."""
         config = self._focus.config
         size = DEFAULT_SHORTLIST if config.shortlist is None else config.shortlist
-        return size if method.reading.shortlist and size else None
+        return size if method.reading.by_words and size else None
 
     def _text(self, chunk: Chunk) -> str:
         return self._decode(chunk.token_ids) if chunk.text is None else chunk.text

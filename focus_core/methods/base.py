@@ -35,6 +35,7 @@ class TokenizedQuestion:
         documents: what it is asked of; empty where one long prompt was chunked
         context: the question with its template, or what is left of a long prompt after its chunks
         chunks: of the documents or the long prompt, in order; none for a method that reads no chunks
+        shared_words: of each chunk, BM25 with the question, for a method that goes by words too
         new_tokens: tokens that the answer may have
         generated: tokens of the answer so far
     """
@@ -43,6 +44,7 @@ class TokenizedQuestion:
     documents: tuple[TokenizedDocument, ...]
     context: Prompt
     chunks: tuple[Chunk, ...] = ()
+    shared_words: tuple[float, ...] = ()
     new_tokens: int = 1
     generated: tuple[int, ...] = ()
 
@@ -68,7 +70,7 @@ class TokenizedQuestion:
 
     def with_chunks(self, chunks: Sequence[Chunk]) -> TokenizedQuestion:
         """The same question over other chunks."""
-        return replace(self, chunks=tuple(chunks))
+        return replace(self, chunks=tuple(chunks), shared_words=())
 
     def continued(self, tokens: Sequence[int]) -> TokenizedQuestion:
         """The same question with more of its answer generated."""
@@ -82,14 +84,15 @@ class Reading:
     Attributes:
         boundaries: where chunks end, unless the configuration says
         pack: small documents share a chunk, unless the configuration says
-        shortlist: of many chunks the method reads those that share most words with the question
+        by_words: chunks that share words with the question count more, and of many chunks only those are read that
+            share most
         own_opening: chunks begin with all that stands before documents in their conversation (system prompt, earlier
             turns), not with what every conversation begins with
     """
 
     boundaries: str = "tokens"
     pack: bool = False
-    shortlist: bool = False
+    by_words: bool = False
     own_opening: bool = False
 
 
@@ -99,11 +102,13 @@ class ChunkScore:
 
     Attributes:
         score: how likely the chunk makes the question: the mean log-probability of a token of it (nats, at most 0)
+        share: of the evidence for all chunks together, by that and by the words that they share with the question
         read: whether the answer comes from this chunk too
     """
 
     chunk: Chunk
     score: float
+    share: float
     read: bool
 
 

@@ -1,6 +1,6 @@
 """Chunks as experts: several chunks' rows decode together, against a row that has no documents (the amateur).
 
-The best rows by the likelihood of the question take part; `mixing.py` says how they become one distribution. With a
+The rows of the highest shares (`scored.py`) take part; `mixing.py` says how they become one distribution. With a
 single chunk this is the plain model.
 """
 
@@ -71,10 +71,11 @@ class ExpertRows:
 class ExpertsDecoding(ScoredDecoding[ExpertRows]):
     """The best chunks as experts, for a batch of questions about the same chunks."""
 
-    def _start(self, question: TokenizedQuestion, scores: Sequence[float]) -> tuple[list[int], ExpertRows, Tensor]:
+    def _start(self, question: TokenizedQuestion, scores: Sequence[ChunkScore]) -> tuple[list[int], ExpertRows, Tensor]:
         config = self._decoder.config
         best = sorted(best_first(scores)[: config.experts or DEFAULT_EXPERTS])
-        mixing = mixing_of(self._decoder, [scores[index] - max(scores) for index in best])
+        likeliest = max(one.score for one in scores)
+        mixing = mixing_of(self._decoder, [scores[index].score - likeliest for index in best])
         chunks = [self._chunks.rows[index] for index in best]
         return best, *ExpertRows.start(self._decoder, question, chunks, mixing)
 
@@ -83,7 +84,7 @@ class ExpertsMethod(ScoringMethod):
     """Chunks as experts, as a `Method`."""
 
     name: ClassVar[str] = "experts"
-    reading: ClassVar[Reading] = Reading(boundaries="paragraph", pack=True, shortlist=True, own_opening=True)
+    reading: ClassVar[Reading] = Reading(boundaries="paragraph", pack=True, by_words=True, own_opening=True)
     own_rows: ClassVar[bool] = False  # their number depends on the chunks
 
     def limits(self, lengths: Lengths) -> RowLimits:

@@ -1,10 +1,10 @@
 """Select, then answer: the chunks that make the question likeliest go into the plain model's window.
 
-    score_k = mean log p(question | chunk k)            # of every chunk, from a pass over the question alone
-    share_k = softmax of score_k · words / 2            # the posterior of chunk k, at a temperature of 2
-    row     = the best chunks until they have 95 % of the shares, as far as they fit, in the order of their documents,
-              and the question
+    row     = the chunks of the highest shares until they have 95 % of all, as far as they fit, in the order of their
+              documents, and the question
     answer  = the plain model's, from this row
+
+`scored.py` says what a chunk's share is.
 
 No training is needed, and the row is one that the model was made for.
 """
@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from focus_core.cache.chunks import ChunkSet
@@ -26,14 +25,13 @@ from focus_core.methods.limits import Lengths, RowLimits
 from focus_core.methods.plain import PlainDecoding
 from focus_core.methods.scored import ScoredDecoding, ScoringMethod, best_first, chunks_read
 
-_TEMPERATURE = 2.0  # by measurement on stories with questions (log)
-_MOST_WORDS = 32  # tokens; the measured questions had about twenty
-
 
 class SelectDecoding(ScoredDecoding[PlainDecoding]):
     """The plain model over the selected chunks, for a batch of questions about the same chunks."""
 
-    def _start(self, question: TokenizedQuestion, scores: Sequence[float]) -> tuple[list[int], PlainDecoding, Tensor]:
+    def _start(
+        self, question: TokenizedQuestion, scores: Sequence[ChunkScore]
+    ) -> tuple[list[int], PlainDecoding, Tensor]:
         kept = select(question, scores, self._decoder.config)
         plain = self._selected_row(question, kept)
         return kept, plain, plain.start()
@@ -52,7 +50,7 @@ class SelectMethod(ScoringMethod):
     """Select, then answer, as a `Method`."""
 
     name: ClassVar[str] = "select"
-    reading: ClassVar[Reading] = Reading(boundaries="paragraph", pack=True, shortlist=True)
+    reading: ClassVar[Reading] = Reading(boundaries="paragraph", pack=True, by_words=True)
     own_rows: ClassVar[bool] = True
 
     def limits(self, lengths: Lengths) -> RowLimits:
@@ -65,39 +63,24 @@ class SelectMethod(ScoringMethod):
         return RowEvidence(self._decoder, question, chunks_read(scores))
 
 
-def select(question: TokenizedQuestion, scores: Sequence[float], config: ResolvedConfig) -> list[int]:
+def select(question: TokenizedQuestion, scores: Sequence[ChunkScore], config: ResolvedConfig) -> list[int]:
     """Chunks that the answer is read from, in order: the best ones that fit, and always the best one.
 
     No more of them once those that came before have `select_top_p` of the shares: a question that only one chunk
     makes likely is answered from that chunk.
     """
-    first, last = question.layout.words(question.context)
-    shares, top_p = chunk_shares(scores, last - first), config.select_top_p or DEFAULT_TOP_P
+    top_p = config.select_top_p or DEFAULT_TOP_P
     around = len(question.layout.before(question.context)) + len(question.layout.after(question.context))
     room = min(config.window - around - question.new_tokens, config.select_tokens or DEFAULT_SELECTED)
     order = best_first(scores)
-    kept, separator, passed = order[:1], len(question.layout.separator), shares[order[0]]
+    kept, separator, passed = order[:1], len(question.layout.separator), scores[order[0]].share
     room -= len(question.chunks[kept[0]].token_ids)
     for index in order[1:]:
         if passed >= top_p:
             break
-        passed += shares[index]
+        passed += scores[index].share
         taken = len(question.chunks[index].token_ids) + separator
         if taken <= room:
             kept.append(index)
             room -= taken
     return sorted(kept)
-
-
-def chunk_shares(scores: Sequence[float], words: int) -> list[float]:
-    """How much of the evidence is for each chunk; they sum to 1.
-
-    The posterior of the chunks, given the question, at a temperature: words depend on each other, so that their number
-    overstates the evidence. Those of a long prompt beyond the first few dozen are taken to add none.
-
-    Args:
-        scores: mean log-probability of the question's words after each chunk
-        words: number of these, in tokens
-    """
-    evidence = torch.tensor(scores, dtype=torch.float64) * min(words, _MOST_WORDS)
-    return (evidence / _TEMPERATURE).softmax(0).tolist()

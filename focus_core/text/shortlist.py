@@ -1,6 +1,6 @@
-"""A first pass over many texts: those that share most words with a question, by BM25 (Robertson and Walker, 1994).
+"""How many words texts share with a question, by BM25 (Robertson and Walker, 1994), and the texts that share most.
 
-It costs milliseconds where a model needs minutes, and need not be right: only to leave the right text among many.
+It costs milliseconds where a model needs minutes: a first pass over many texts, and evidence beside the model's own.
 """
 
 from __future__ import annotations
@@ -16,11 +16,9 @@ _UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\u
 _WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+")
 
 
-def shortlist(question: str, texts: Sequence[str], size: int) -> list[int]:
-    """Indices of the `size` texts that share most words with the question, in order."""
-    scores = shared_words(question, texts)
-    best = sorted(range(len(texts)), key=lambda index: -scores[index])[:size]
-    return sorted(best)
+def shortlist(scores: Sequence[float], size: int) -> list[int]:
+    """Indices of the `size` highest scores, in order; of equal ones the first."""
+    return sorted(sorted(range(len(scores)), key=lambda index: -scores[index])[:size])
 
 
 def shared_words(question: str, texts: Sequence[str]) -> list[float]:

@@ -57,7 +57,7 @@ def _question(model: FocusModel) -> TokenizedQuestion:
 
 
 def _evidence(method: Method, question: TokenizedQuestion, read: Sequence[int] = ()) -> Evidence:
-    scores = [ChunkScore(chunk, -1.0 - index, index in read) for index, chunk in enumerate(question.chunks)]
+    scores = [ChunkScore(chunk, -1.0 - index, 0.1, index in read) for index, chunk in enumerate(question.chunks)]
 
     def chunks() -> ChunkSet:
         rows: dict[int, ChunkRow] = {}

@@ -11,9 +11,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from focus_core import FocusEngine
+from focus_core.methods import scored
 from focus_core.methods.mixing import Nbce, Pced, contrast_weights, nucleus
-from focus_core.methods.select import SelectDecoding, chunk_shares
+from focus_core.methods.scored import chunk_shares
+from focus_core.methods.select import SelectDecoding
 from focus_core.text.chunking import Chunk
+from focus_core.text.shortlist import shared_words
 from tests.engines import QUESTION, A, B, C, make_engine
 
 SYSTEM = "Be brief."
@@ -74,7 +77,7 @@ def test_the_answer_is_the_plain_models_over_the_best_chunks(layout: str, system
     answer = engine.generate(QUESTION, [A, B, C], max_new_tokens=12, system=system)
     read = [found for found in answer.chunk_scores if found.read]
     assert 1 < len(read) < len(answer.chunk_scores)
-    assert max(answer.chunk_scores, key=lambda found: found.score).read
+    assert max(answer.chunk_scores, key=lambda found: found.share).read
     before, after, _ = _prompt(engine, system)
     row = list(before)
     for previous, found in zip([None, *read], read, strict=False):
@@ -85,11 +88,14 @@ def test_the_answer_is_the_plain_models_over_the_best_chunks(layout: str, system
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_chunk_that_alone_makes_the_question_likely_is_read_alone(layout: str) -> None:
-    """Chunks are read until those before have `select_top_p` of the posterior, computed here score by score."""
+    """Chunks are read until those before have `select_top_p` of the posterior, computed here chunk by chunk."""
     scores = make_engine(method="select", layout=layout).generate(QUESTION, [A, B, C], max_new_tokens=1).chunk_scores
     _, _, (first, last) = _prompt(make_engine(layout=layout))
-    posterior = [math.exp(found.score * min(last - first, 32) / 2) for found in scores]
-    best = sorted(range(len(scores)), key=lambda index: -scores[index].score)
+    words = shared_words(QUESTION, [found.chunk.text or "" for found in scores])
+    evidence = [found.score * min(last - first, 32) + of_words for found, of_words in zip(scores, words, strict=True)]
+    posterior = [math.exp(nats / 2) for nats in evidence]
+    assert [found.share for found in scores] == pytest.approx([one / sum(posterior) for one in posterior])
+    best = sorted(range(len(scores)), key=lambda index: -evidence[index])
     for top_p in (0.2, 0.5, 0.95, 1.0):
         engine = make_engine(method="select", layout=layout, select_top_p=top_p)
         answer = engine.generate(QUESTION, [A, B, C], max_new_tokens=6)
@@ -106,6 +112,27 @@ def test_a_long_prompt_is_not_taken_for_certainty() -> None:
     assert chunk_shares(scores, 500) == chunk_shares(scores, 32) != chunk_shares(scores, 20)
     assert max(chunk_shares(scores, 500)) < 0.9
     assert sum(chunk_shares(scores, 7)) == pytest.approx(1)
+
+
+def test_words_that_a_chunk_shares_with_the_question_are_evidence() -> None:
+    """In nats, beside the model's own: e times the share for two nats more, at a temperature of 2."""
+    first, second, third = chunk_shares([-3.0, -3.0, -4.0], 10, [0.0, 2.0, 0.0])
+    assert second / first == pytest.approx(math.e)
+    assert second / third == pytest.approx(math.exp(6))
+
+
+def test_of_chunks_that_the_model_takes_for_equal_the_one_with_the_words_is_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A model takes a name that it does not know for unlikely anywhere."""
+    texts = [f"Page of {name} and what came of it. " * 5 for name in ("Qvorb", "Zelph", "Drint", "Mulge")]
+    monkeypatch.setattr(
+        scored, "question_scores", lambda _, chunks, questions: [[-5.0] * len(chunks) for _ in questions]
+    )
+    engine = make_engine(method="select", pack=False, chunk_size=256, select_tokens=1)
+    for name in ("Zelph", "Mulge"):
+        answer = engine.generate(f"What of {name}?", texts, max_new_tokens=1)
+        assert [found.read for found in answer.chunk_scores] == [name in text for text in texts]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
