@@ -91,4 +91,7 @@ def tokens_left(token_ids: Sequence[int], left_out: Iterable[Passage]) -> TokenI
 
 def by_chunk(left_out: LeftOut) -> dict[int, LeftOut]:
     """The passages of each chunk that has any."""
-    return {chunk: frozenset(p for p in left_out if p.chunk == chunk) for chunk in {p.chunk for p in left_out}}
+    found: dict[int, set[Passage]] = {}
+    for passage in left_out:
+        found.setdefault(passage.chunk, set()).add(passage)
+    return {chunk: frozenset(passages) for chunk, passages in found.items()}

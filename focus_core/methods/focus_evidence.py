@@ -8,7 +8,7 @@ A chunk without some of its tokens is read anew, and its candidates take the pla
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 
 import torch
@@ -16,10 +16,9 @@ from torch import Tensor
 
 from focus_core.attention.memory import Memory
 from focus_core.cache.chunks import ChunkSet
-from focus_core.methods.base import TokenizedQuestion
+from focus_core.methods.base import TokenizedQuestion, pad_left
 from focus_core.methods.evidence import Cost, LeftOut, ReadChunks, by_chunk, tokens_left
 from focus_core.methods.focus import FocusModel
-from focus_core.methods.hidden_tokens import log_probs_of
 from focus_core.text.documents import TokenIds
 
 
@@ -42,9 +41,8 @@ class FocusEvidence:
 
     def cost(self, left_out: Sequence[LeftOut], tokens: Sequence[int] | None = None) -> Cost:
         targets = self._targets(tokens)
-        local = [len(self._local) + target for target in targets]
-        passes = sum(-(-len(left_out) // self._rows_of(length)) for length in local)
-        cost = Cost(passes, len(left_out) * sum(local))
+        local = len(left_out) * sum(len(self._local) + target for target in targets)
+        cost = Cost(len(list(self._passes(len(left_out), targets))), local)
         if "_memory" not in self.__dict__:
             cost += self._cost_of_memory(len(self._question.chunks), len(self._answer))
         anew = self._read_anew(left_out)
@@ -57,23 +55,35 @@ class FocusEvidence:
     def log_probs(self, left_out: Sequence[LeftOut], tokens: Sequence[int] | None = None) -> Tensor:
         targets = self._targets(tokens)
         anew = self._read_anew(left_out)
-        hidden = torch.tensor(
-            [[self._is_whole(one, chunk) for chunk in range(len(self._question.chunks))] for one in left_out]
-        )
+        hidden = torch.zeros(len(left_out), len(self._question.chunks), dtype=torch.bool)
+        for row, one in enumerate(left_out):
+            hidden[row, self._apart(one)[0]] = True
         # `[layers, answer, kv_heads, 1, head_dim]` of each chunk that was read anew
         columns = dict(zip(anew, self._columns_of(anew, targets[-1] + 1), strict=True)) if anew else {}
         found = torch.empty(len(left_out), len(targets))
-        for place, target in enumerate(targets):
-            local = torch.tensor([[*self._local, *self._answer[:target]]])
-            size = self._rows_of(local.shape[1])
-            for start in range(0, len(left_out), size):
-                rows = slice(start, start + size)
-                memory = self._memory_of(left_out[rows], target, columns)
-                ids = local.expand(len(left_out[rows]), -1)
-                logits = self._model.next_token_logits(ids, memory, hidden=hidden[rows])
-                of_target = log_probs_of(logits.float()[:, None], [self._answer[target]])
-                found[rows, place] = of_target[:, 0].cpu()
+        for rows in self._passes(len(left_out), targets):
+            parts, places = [row for row, _ in rows], [place for _, place in rows]
+            said = [targets[place] for place in places]
+            ids, padding = pad_left([[*self._local, *self._answer[:target]] for target in said])
+            memory = self._memory_of([left_out[row] for row in parts], said, columns)
+            unused = torch.tensor(padding) if any(padding) else None
+            logits = self._model.next_token_logits(ids, memory, padding=unused, hidden=hidden[parts]).float()
+            next_tokens = torch.tensor([self._answer[target] for target in said], device=logits.device)
+            found[parts, places] = logits.log_softmax(-1).gather(-1, next_tokens[:, None])[:, 0].cpu()
         return found
+
+    def _passes(self, left_out: int, targets: Sequence[int]) -> Iterator[list[tuple[int, int]]]:
+        """The rows of each pass: which of the parts is left out, and which of the targets follows."""
+        rows: list[tuple[int, int]] = []
+        for place, target in enumerate(targets):
+            size = max(1, self._model.tokens_per_pass // (len(self._local) + target + len(self._question.chunks)))
+            for row in range(left_out):
+                if len(rows) >= size:
+                    yield rows
+                    rows = []
+                rows.append((row, place))
+        if rows:
+            yield rows
 
     def _targets(self, tokens: Sequence[int] | None) -> Sequence[int]:
         return range(len(self._answer)) if tokens is None else tokens
@@ -106,15 +116,16 @@ class FocusEvidence:
         keys = self._model.positions.move(read.keys, distance.expand(targets, -1))
         return [(keys[:, :, :, [slot]], read.values[:, :, :, [slot]]) for slot in range(len(anew))]
 
-    def _memory_of(self, rows: Sequence[LeftOut], target: int, columns: dict[LeftOut, tuple[Tensor, Tensor]]) -> Memory:
-        """The memory of one token of the answer for each row: `[layers, rows, kv_heads, chunks, head_dim]`."""
+    def _memory_of(
+        self, rows: Sequence[LeftOut], targets: Sequence[int], columns: dict[LeftOut, tuple[Tensor, Tensor]]
+    ) -> Memory:
+        """Of each row the memory of its token of the answer, `[layers, rows, kv_heads, chunks, head_dim]`."""
         states = []
         for kind, whole in enumerate((self._memory.keys, self._memory.values)):
-            own = whole[:, [target]].expand(-1, len(rows), -1, -1, -1)
-            parts = [(row, part) for row, one in enumerate(rows) for part in by_chunk(one).values() if part in columns]
-            own = own.clone() if parts else own
-            for row, part in parts:
-                own[:, row, :, _chunk_of(part)] = columns[part][kind][:, target, :, 0]
+            own = whole[:, list(targets)]
+            for row, (one, target) in enumerate(zip(rows, targets, strict=True)):
+                for part in self._apart(one)[1] if columns else ():
+                    own[:, row, :, _chunk_of(part)] = columns[part][kind][:, target, :, 0]
             states.append(own)
         return Memory(states[0], states[1])
 
@@ -122,21 +133,23 @@ class FocusEvidence:
 
     def _read_anew(self, left_out: Sequence[LeftOut]) -> list[LeftOut]:
         """The parts of chunks that are left out, each once; whole chunks need no reading."""
-        parts = (part for one in left_out for chunk, part in by_chunk(one).items() if not self._is_whole(one, chunk))
-        return list(dict.fromkeys(parts))
+        return list(dict.fromkeys(part for one in left_out for part in self._apart(one)[1]))
 
-    def _is_whole(self, left_out: LeftOut, chunk: int) -> bool:
-        return not tokens_left(self._question.chunks[chunk].token_ids, by_chunk(left_out).get(chunk, ()))
+    def _apart(self, left_out: LeftOut) -> tuple[list[int], list[LeftOut]]:
+        """The chunks that are left out whole, and the parts of others."""
+        whole, parts = list[int](), list[LeftOut]()
+        for chunk, part in by_chunk(left_out).items():
+            if tokens_left(self._question.chunks[chunk].token_ids, part):
+                parts.append(part)
+            else:
+                whole.append(chunk)
+        return whole, parts
 
     def _row_without(self, part: LeftOut) -> TokenIds:
         chunk = self._question.chunks[_chunk_of(part)]
         return [*chunk.opening, *tokens_left(chunk.token_ids, part)]
 
     # --- sizes --------------------------------------------------------------------------------------------------------
-
-    def _rows_of(self, local: int) -> int:
-        """Rows of `local` tokens that pass the model together."""
-        return max(1, self._model.tokens_per_pass // (local + len(self._question.chunks)))
 
     def _cost_of_memory(self, chunks: int, targets: int) -> Cost:
         """Dynamic prompt and the first tokens of the answer after every chunk, a token of the answer at a time."""

@@ -27,6 +27,7 @@ from tests.reference import Reference
 
 TOLERANCE = 1e-5
 LENGTHS = (24, 24, 17)
+PADDING = 0  # no token of the texts
 ANSWER = random_tokens(3, seed=9)
 WHOLE = [Passage(chunk, 0, length) for chunk, length in enumerate(LENGTHS)]
 PART = Passage(1, 5, 12)
@@ -34,6 +35,7 @@ LEFT_OUT: list[LeftOut] = [
     NOTHING,
     *(frozenset({passage}) for passage in WHOLE[1:]),
     frozenset(WHOLE),
+    frozenset({WHOLE[0], WHOLE[2]}),
     frozenset({PART}),
     frozenset({PART, Passage(1, 20, 24), WHOLE[2]}),
 ]
@@ -207,7 +209,7 @@ def test_cost_is_what_passes_the_model(name: str, tokens: list[int] | None) -> N
     passed: list[int] = []
     embedding = focus.model.get_input_embeddings()  # the model that has candidates shares its weights, not its modules
     for module in [embedding, focus.candidate_model.get_input_embeddings()]:
-        module.register_forward_pre_hook(lambda _, args: passed.append(args[0].numel()))
+        module.register_forward_pre_hook(lambda _, args: passed.append(int((args[0] != PADDING).sum())))
     for left_out in (LEFT_OUT[:-1], LEFT_OUT[:3]):
         passed.clear()
         cost = evidence.cost(left_out, tokens)
