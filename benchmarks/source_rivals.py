@@ -49,7 +49,9 @@ Guess = tuple[list[float], int]  # a score for each chunk, and tokens that passe
 
 
 def loss(engine: FocusEngine, item: Item, answer: Answer) -> Guess:
-    return [chunk.loss for chunk in engine.explain(answer).chunks], engine.cost_of_sources(answer).tokens
+    found = engine.explain(answer, every_chunk=True)
+    losses = [chunk.loss for chunk in found.chunks if chunk.loss is not None]
+    return losses, engine.cost_of_sources(answer, every_chunk=True).tokens
 
 
 def likelihood(engine: FocusEngine, item: Item, answer: Answer) -> Guess:
@@ -158,7 +160,7 @@ def _measured(
         gold = stating(item, answer.text)
         if not gold:
             continue
-        answer = replace(answer, explanation=engine.explain(answer))
+        answer = replace(answer, explanation=engine.explain(answer, every_chunk=True))
         places, right = _places(engine, answer), right + 1
         chunks = len(places)
         holds = [any(overlap(place, span) for span in gold) for place in places]

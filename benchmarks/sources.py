@@ -3,6 +3,7 @@
     python -m benchmarks.sources                                   20 items of each condition; 4K tokens
     python -m benchmarks.sources --seq 16384 --items 10 --json result.json
     python -m benchmarks.sources --conditions one none --method select
+    python -m benchmarks.sources --seq 16384 --chunk-size 128 --every-chunk       each of 119 chunks by itself
 
 Six conditions, all asked of the embedded model (or of --model):
 
@@ -73,6 +74,8 @@ class Outcome:
         named: their roles are what the condition asks for
         support: nats
         tokens: that passed the model for the sources
+        chunk_tokens: those of them that found the chunks
+        steps: `chunk_tokens` in decode steps of FocusLLM, for each token of the answer
     """
 
     right: bool
@@ -86,6 +89,8 @@ class Outcome:
     answer_seconds: float
     tokens: int
     answer_tokens: int
+    chunk_tokens: int
+    steps: float
 
 
 def _one(rng: random.Random, sentences: list[str]) -> Item:
@@ -161,7 +166,7 @@ def outcome(condition: str, item: Item, answer: str, found: Explanation) -> dict
     stated = stating(item, answer)
     named = [span for span in item.gold if any(overlap((s.start, s.end), span) for s in found.sources)]
     first = found.sources[0] if found.sources else None
-    best = max(found.chunks, key=lambda chunk: chunk.loss)
+    best = max((chunk for chunk in found.chunks if chunk.loss is not None), key=lambda chunk: chunk.loss or 0.0)
     chunk = best if first is None or first.role != "redundant" else found.chunks[first.chunk]
     roles = [s.role for s in found.sources if any(overlap((s.start, s.end), span) for span in item.gold)]
     wanted = {"both": "needed", "same": "redundant"}.get(condition)
@@ -193,17 +198,31 @@ def overlap(found: tuple[int | None, int | None], span: tuple[int, int]) -> bool
     return start is not None and end is not None and start < span[1] and end > span[0]
 
 
-def measure(engine: FocusEngine, condition: str, item: Item, method: str | None) -> Outcome:
+def measure(
+    engine: FocusEngine, condition: str, item: Item, method: str | None, *, every_chunk: bool = False
+) -> Outcome:
     answer, answered = ask(engine, item, method)
     began = time.perf_counter()
-    found = engine.explain(answer)
+    found = engine.explain(answer, every_chunk=every_chunk)
     return Outcome(
         **outcome(condition, item, answer.text, found),
         seconds=time.perf_counter() - began,
         answer_seconds=answered,
         tokens=found.cost.tokens,
         answer_tokens=len(answer.tokens),
+        chunk_tokens=found.cost_of_chunks.tokens,
+        steps=found.cost_of_chunks.tokens / tokens_of_steps(answer),
     )
+
+
+def tokens_of_steps(answer: Answer) -> int:
+    """Tokens that pass the model in as many decode steps of FocusLLM as the answer has tokens.
+
+    A step reads two tokens for each chunk, and the local context with the answer so far.
+    """
+    assert answer.plan is not None
+    question, steps = answer.plan.question, len(answer.tokens)
+    return sum(2 * len(question.chunks) + len(question.local_context) + said for said in range(steps))
 
 
 def summary(condition: str, outcomes: Sequence[Outcome]) -> dict[str, Any]:
@@ -219,6 +238,8 @@ def summary(condition: str, outcomes: Sequence[Outcome]) -> dict[str, Any]:
         "median_seconds": median(one.seconds for one in outcomes),
         "median_answer_seconds": median(one.answer_seconds for one in outcomes),
         "median_tokens": median(one.tokens for one in outcomes),
+        "median_chunk_tokens": median(one.chunk_tokens for one in outcomes),
+        "median_steps": median(one.steps for one in outcomes),
         "outcomes": [asdict(one) for one in outcomes],
     }
 
@@ -231,7 +252,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = _options(arguments)
     if options.threads:
         torch.set_num_threads(options.threads)
-    engine = FocusEngine.from_pretrained(options.model, progress=False)
+    engine = FocusEngine.from_pretrained(options.model, progress=False, chunk_size=options.chunk_size)
     output: dict[str, Any] = {
         "conditions": machine.conditions(engine.focus.device, engine.focus.dtype),
         "arguments": vars(options),
@@ -243,7 +264,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             outcomes = []
             for number in range(options.items):
                 item = make_item(engine, condition, tokens, number, options.seed)
-                outcomes.append(measure(engine, condition, item, options.method))
+                outcomes.append(measure(engine, condition, item, options.method, every_chunk=options.every_chunk))
             result = {"condition": condition, "tokens": tokens, **summary(condition, outcomes)}
             output["results"].append(result)
             print(_line(result), flush=True)
@@ -253,7 +274,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _line(result: dict[str, Any]) -> str:
     rates = "  ".join("–" if rate is None else f"{rate:.0%}" for rate in (result["rates"].get(name) for name in _SHOWN))
-    cost = f"{result['median_seconds']:.1f} s after {result['median_answer_seconds']:.1f} s"
+    seconds = f"{result['median_seconds']:.1f} s after {result['median_answer_seconds']:.1f} s"
+    cost = f"{result['median_steps']:.1f} steps a token, {seconds}"
     return f"{result['condition']:12} {result['tokens']:7,} {result['items']:5} {result['right']:5}  {rates}  {cost}"
 
 
@@ -265,6 +287,8 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--model", help="folder or hub id (default: the embedded model)")
     parser.add_argument("--method", default="focus", help="focus, plain, select or experts (default: %(default)s)")
     parser.add_argument("--seq", type=int, nargs="+", default=[4096], help="tokens of the text")
+    parser.add_argument("--chunk-size", type=int, help="tokens of a chunk (default: the adapter's)")
+    parser.add_argument("--every-chunk", action="store_true", help="leave each chunk out by itself, also of long texts")
     parser.add_argument("--items", type=int, default=20, help="of each condition and length (default: %(default)s)")
     parser.add_argument("--conditions", nargs="+", choices=CONDITIONS, default=list(CONDITIONS))
     parser.add_argument("--threads", type=int, help="CPU threads; by default torch's choice")

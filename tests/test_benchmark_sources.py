@@ -51,7 +51,14 @@ def test_a_wrong_answer_has_no_right_source() -> None:
 
 
 def test_rates_are_of_right_answers() -> None:
-    costs: dict[str, Any] = {"seconds": 1.0, "answer_seconds": 1.0, "tokens": 10, "answer_tokens": 2}
+    costs: dict[str, Any] = {
+        "seconds": 1.0,
+        "answer_seconds": 1.0,
+        "tokens": 10,
+        "answer_tokens": 2,
+        "chunk_tokens": 8,
+        "steps": 2.0,
+    }
     right = Outcome(True, True, True, True, True, True, 9.0, **costs)
     wrong = replace(right, right=False, chunk=False, sentence=False, supported=False)
     assert summary("one", [right, wrong])["rates"]["sentence"] == 1.0

@@ -7,107 +7,65 @@ log-probabilities of the same tokens.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
-from torch import Tensor
-
+from focus_core.engine.groups import GroupSearch, chunk_groups, first_parts
+from focus_core.engine.ledger import Exclusively, Ledger, decisive
 from focus_core.engine.places import Place, chunk_places, sentence_places
-from focus_core.engine.sources import ChunkLoss, DocumentLoss, Explanation, Role, Source
+from focus_core.engine.sources import ChunkLoss, DocumentLoss, Explanation, GroupLoss, Role, Source
 from focus_core.engine.support import NOTICEABLE, Member, Support, find_support, sufficient
 from focus_core.methods.base import TokenizedQuestion
-from focus_core.methods.evidence import NO_COST, NOTHING, Cost, Evidence, LeftOut, Passage
+from focus_core.methods.evidence import NOTHING, Cost, Evidence, LeftOut, Passage
 
 SUPPORTED = 5.0  # nats that a supported answer loses without its sources: `benchmarks/sources.py`, docs/sources.md
-_DECISIVE = 0.9  # of what the answer loses without a chunk: by the tokens that hold it sentences are told apart
 _MOST_REFINED = 4  # chunks whose sentences are told apart
 
 Decode = Callable[[Sequence[int]], str]
-Exclusively = Callable[[Callable[[], Tensor]], Tensor]  # runs passes of the model while no other step runs
 
 
-@dataclass(eq=False)
-class Ledger:
-    """Losses of one answer, each computed once.
-
-    Attributes:
-        cost: of all that was computed
-    """
-
-    evidence: Evidence
-    exclusively: Exclusively
-    cost: Cost = NO_COST
-    _known: dict[LeftOut, Tensor] = field(default_factory=dict)
-    _screened: dict[tuple[LeftOut, tuple[int, ...]], float] = field(default_factory=dict)
-
-    def token_losses(self, left_out: Sequence[LeftOut]) -> list[Tensor]:
-        """Of each token of the answer, without each of these."""
-        new = [one for one in dict.fromkeys([NOTHING, *left_out]) if one not in self._known]
-        if new:
-            self.cost += self.evidence.cost(new)
-            found = self.exclusively(lambda: self.evidence.log_probs(new))
-            self._known |= dict(zip(new, found, strict=True))
-        return [self._known[NOTHING] - self._known[one] for one in left_out]
-
-    def losses(self, left_out: Sequence[LeftOut]) -> list[float]:
-        """Of the whole answer."""
-        return [float(loss.sum()) for loss in self.token_losses(left_out)]
-
-    def screened(self, left_out: Sequence[LeftOut], tokens: tuple[int, ...]) -> list[float]:
-        """Of some tokens of the answer together."""
-        new = [one for one in dict.fromkeys(left_out) if one not in self._known and (one, tokens) not in self._screened]
-        if new:
-            self.cost += self.evidence.cost(new, tokens)
-            found = self.exclusively(lambda: self.evidence.log_probs(new, tokens)).sum(-1).tolist()
-            self._screened |= {(one, tokens): value for one, value in zip(new, found, strict=True)}
-
-        def log_prob(one: LeftOut) -> float:
-            known = self._known.get(one)
-            return self._screened[one, tokens] if known is None else float(known[list(tokens)].sum())
-
-        return [log_prob(NOTHING) - log_prob(one) for one in left_out]
-
-    @property
-    def log_probs(self) -> Tensor:
-        """Of the answer's tokens, with nothing left out."""
-        self.token_losses([NOTHING])
-        return self._known[NOTHING]
+def first_cost(question: TokenizedQuestion, evidence: Evidence, *, every_chunk: bool) -> Cost:
+    """What the first losses of an answer take: nothing left out, each chunk or each group, all chunks."""
+    places = chunk_places(question)
+    units = _units(question)
+    groups = chunk_groups(units, [_documents(of) for of in places], evidence, every_chunk=every_chunk)
+    return evidence.cost(first_parts(units, groups))
 
 
-def first_parts(question: TokenizedQuestion) -> list[LeftOut]:
-    """What is left out of every answer: nothing, each chunk, all chunks."""
-    whole = [Passage(number, 0, len(chunk.token_ids)) for number, chunk in enumerate(question.chunks)]
-    return [NOTHING, *(frozenset({passage}) for passage in whole), frozenset(whole)]
-
-
-def explain(question: TokenizedQuestion, evidence: Evidence, decode: Decode, exclusively: Exclusively) -> Explanation:
+def explain(
+    question: TokenizedQuestion, evidence: Evidence, decode: Decode, exclusively: Exclusively, *, every_chunk: bool
+) -> Explanation:
     """What an answer owes to its documents.
 
     Args:
         question: with its answer, and with chunks, or pieces that stand for them; at least one
         decode: tokens to text
         exclusively: runs passes of the model
+        every_chunk: each chunk is left out by itself, also of a long text
     """
     evidence.begin()
-    ledger, places = Ledger(evidence, exclusively), chunk_places(question)
-    parts = first_parts(question)
-    *of_chunks, without = ledger.token_losses(parts)[1:]
-    losses = [float(loss.sum()) for loss in of_chunks]
-    whole = [passage for part in parts[1:-1] for passage in part]
-    support = find_support(whole, NOTHING, losses, ledger.losses)
+    ledger, places, units = Ledger(evidence, exclusively), chunk_places(question), _units(question)
+    groups = chunk_groups(units, [_documents(of) for of in places], evidence, every_chunk=every_chunk)
+    search = GroupSearch(units, groups, ledger)
+    support = find_support(units, NOTHING, search.necessity(), ledger.losses, search.alone)
+    together = [
+        GroupLoss(chunks, float(losses.sum()), tuple(losses.tolist())) for chunks, losses in search.left_together()
+    ]
+    chunks = _chunk_losses(units, places, together, ledger)
+    (without,) = ledger.token_losses([frozenset(units)])
+    cost_of_chunks = ledger.cost
     sources = _sources(question, support, places, ledger, decode)
     return Explanation(
         sources=tuple(sorted(sources, key=lambda source: -source.score)),
         supported=support.loss >= SUPPORTED,
         support=support.loss,
-        chunks=tuple(
-            ChunkLoss(_documents(of), *_only(of), loss, tuple(tokens.tolist()))
-            for of, loss, tokens in zip(places, losses, of_chunks, strict=True)
-        ),
-        documents=_document_losses(places, losses, support, ledger),
+        chunks=tuple(chunks),
+        groups=tuple(together),
+        documents=_document_losses(places, chunks, together, support, ledger),
         pieces=tuple(decode([token]) for token in question.generated),
         log_probs=tuple(ledger.log_probs.tolist()),
         without_documents=tuple(without.tolist()),
         cost=ledger.cost,
+        cost_of_chunks=cost_of_chunks,
     )
 
 
@@ -147,7 +105,7 @@ def _sentences(
     asked = _asked_sentences(units, given, _whole(question, member.unit), ledger)
     before = ledger.losses([given])[0]
     necessity = [loss - before for loss in ledger.losses([given | {units[unit]} for unit in asked])]
-    support = find_support([units[unit] for unit in asked], given, necessity, ledger.losses)
+    support = find_support([units[unit] for unit in asked], given, dict(enumerate(necessity)), ledger.losses)
     found = [
         _source(question, sentences[asked[one.unit]], one.score, _joined_role(member.role, one.role), decode)
         for one in support.members
@@ -169,24 +127,12 @@ def _asked_sentences(units: Sequence[Passage], given: LeftOut, whole: Passage, l
         return ledger.screened(left_out, tokens)
 
     before, without_all = screened([given, given | {whole}])
-    alone = sufficient(units, given, without_all, without_all - before, screened)
+    alone = sufficient(units, given, without_all, without_all - before, screened, range(len(units)))
     if alone:
         return alone
     losses = screened([given | {unit} for unit in units])
     noticed = [unit for unit, loss in enumerate(losses) if loss - before >= NOTICEABLE / 2]
     return noticed or [max(range(len(units)), key=lambda unit: losses[unit])]
-
-
-def decisive(losses: Tensor) -> tuple[int, ...]:
-    """The tokens of an answer that lose most: as few as hold nearly all that is lost."""
-    order = losses.argsort(descending=True).tolist()
-    lost, wanted, chosen = 0.0, _DECISIVE * float(losses.clamp(min=0).sum()), list[int]()
-    for token in order:
-        chosen.append(token)
-        lost += float(losses[token])
-        if lost >= wanted:
-            break
-    return tuple(sorted(chosen))
 
 
 def _source(
@@ -215,6 +161,10 @@ def _with_role(source: Source, needed: bool) -> Source:
     return replace(source, role=role)
 
 
+def _units(question: TokenizedQuestion) -> list[Passage]:
+    return [_whole(question, chunk) for chunk in range(len(question.chunks))]
+
+
 def _whole(question: TokenizedQuestion, chunk: int) -> Passage:
     return Passage(chunk, 0, len(question.chunks[chunk].token_ids))
 
@@ -222,21 +172,48 @@ def _whole(question: TokenizedQuestion, chunk: int) -> Passage:
 # --- chunks and documents ---------------------------------------------------------------------------------------------
 
 
+def _chunk_losses(
+    units: Sequence[Passage], places: Sequence[Sequence[Place]], together: Sequence[GroupLoss], ledger: Ledger
+) -> list[ChunkLoss]:
+    group_of = {chunk: number for number, group in enumerate(together) for chunk in group.chunks}
+    found = list[ChunkLoss]()
+    for chunk, of_chunk in enumerate(places):
+        where = (_documents(of_chunk), *_only(of_chunk))
+        if chunk in group_of:
+            found.append(ChunkLoss(*where, None, group=group_of[chunk]))
+        else:
+            (losses,) = ledger.token_losses([frozenset({units[chunk]})])
+            found.append(ChunkLoss(*where, float(losses.sum()), tuple(losses.tolist())))
+    return found
+
+
 def _document_losses(
-    places: Sequence[Sequence[Place]], losses: Sequence[float], support: Support, ledger: Ledger
+    places: Sequence[Sequence[Place]],
+    chunks: Sequence[ChunkLoss],
+    together: Sequence[GroupLoss],
+    support: Support,
+    ledger: Ledger,
 ) -> tuple[DocumentLoss, ...]:
-    total, names = dict[int, float](), dict[int, str | None]()
+    total, unknown = dict[int, float](), set[int]()
+    names = {place.index: place.document.name for of_chunk in places for place in of_chunk}
     members = {member.unit for member in support.members}
-    for number, of_chunk in enumerate(places):
+    for number, (of_chunk, chunk) in enumerate(zip(places, chunks, strict=True)):
+        if chunk.loss is None:
+            continue
         shared = len(of_chunk) > 1
         if shared and number in members and support.loss >= NOTICEABLE:
             own = ledger.losses([frozenset({place.passage}) for place in of_chunk])
         else:
-            own = [0.0 if shared else losses[number]] * len(of_chunk)
+            own = [0.0 if shared else chunk.loss] * len(of_chunk)
         for place, loss in zip(of_chunk, own, strict=True):
             total[place.index] = total.get(place.index, 0.0) + loss
-            names[place.index] = place.document.name
-    return tuple(DocumentLoss(index, names[index], loss) for index, loss in sorted(total.items()))
+    for group in together:
+        first, *others = {place.index for chunk in group.chunks for place in places[chunk]}
+        total[first] = total.get(first, 0.0) + group.loss
+        unknown |= {first, *others} if others else set()
+    return tuple(
+        DocumentLoss(index, names[index], None if index in unknown else total[index]) for index in sorted(names)
+    )
 
 
 def _documents(of_chunk: Sequence[Place]) -> tuple[int, ...]:

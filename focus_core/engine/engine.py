@@ -17,7 +17,7 @@ from focus_core.cache.store import DeviceTier
 from focus_core.cache.tiers import ChunkStore
 from focus_core.config import CHUNK_WITHOUT_ADAPTER, LARGEST_CHUNK, FocusConfig, ResolvedConfig
 from focus_core.engine.answers import Answer, AnswersFromEvents, Event, Finished, Usage
-from focus_core.engine.attribution import explain, first_parts
+from focus_core.engine.attribution import explain, first_cost
 from focus_core.engine.options import CheckedOptions, Options, chosen_store, split_settings
 from focus_core.engine.places import with_pieces
 from focus_core.engine.planning import Outline, Planner
@@ -263,17 +263,24 @@ class FocusEngine:
 
     # --- sources ------------------------------------------------------------------------------------------------------
 
-    def explain(self, answer: Answer | Finished) -> Explanation:
+    def explain(self, answer: Answer | Finished, *, every_chunk: bool = False) -> Explanation:
         """Which passages an answer of this engine rests on: its log-probability again, without parts of the text.
 
         What leaving a part out means for each method: docs/sources.md. Chunks that have been evicted since are read
         anew.
 
+        Args:
+            every_chunk: each chunk is left out by itself. Otherwise the chunks of a long text are left out in groups,
+                and those that no source was found in have the loss of their group
+
         Raises:
             ConfigError: the answer was not made by this model, or its method has no sources
             OutOfMemoryError: the documents' keys and values do not fit the memory
         """
-        return answer.explanation or self._explain(answer, lambda: self._chunks_again(self._plan_of(answer)))
+        found = answer.explanation
+        if found is not None and not (every_chunk and found.groups):
+            return found
+        return self._explain(answer, lambda: self._chunks_again(self._plan_of(answer)), every_chunk=every_chunk)
 
     def log_probs(self, answer: Answer | Finished, text: str) -> list[float]:
         """Log-probability, in nats, of each token of `text`, said in place of an answer of this engine.
@@ -295,19 +302,24 @@ class FocusEngine:
         evidence.begin()
         return self.shared.scheduler.run(lambda: evidence.log_probs([NOTHING]))[0].tolist()
 
-    def cost_of_sources(self, answer: Answer | Finished) -> Cost:
-        """What the losses of all chunks will take, by lengths alone; the sentences of the best ones come on top."""
+    def cost_of_sources(self, answer: Answer | Finished, *, every_chunk: bool = False) -> Cost:
+        """What the losses of all chunks will take, or of all groups, by lengths alone.
+
+        On top come, as the answer has it: the chunks of those groups that matter, and the sentences of the best chunks.
+        """
         question = self._question_of(answer)
         if not question.chunks:
             return NO_COST
-        return self._evidence(answer, question, lambda: ChunkSet.of([])).cost(first_parts(question))
+        evidence = self._evidence(answer, question, lambda: ChunkSet.of([]))
+        return first_cost(question, evidence, every_chunk=every_chunk)
 
-    def _explain(self, answer: Answer | Finished, chunks: ReadChunks) -> Explanation:
+    def _explain(self, answer: Answer | Finished, chunks: ReadChunks, *, every_chunk: bool = False) -> Explanation:
         question = self._question_of(answer)
         if not question.chunks:
             return Explanation()
         evidence = self._evidence(answer, question, chunks)
-        return explain(question, evidence, self.shared.tokenizer.decode, self.shared.scheduler.run)
+        decode, exclusively = self.shared.tokenizer.decode, self.shared.scheduler.run
+        return explain(question, evidence, decode, exclusively, every_chunk=every_chunk)
 
     def _evidence(self, answer: Answer | Finished, question: TokenizedQuestion, chunks: ReadChunks) -> Evidence:
         return self._plan_of(answer).method.evidence(question, answer.chunk_scores, chunks)

@@ -6,14 +6,17 @@ No script, no font, no picture from elsewhere. Every colour stands beside a numb
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from html import escape
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from focus_core.engine.sources import ChunkLoss, Explanation, Source
+    from focus_core.engine.sources import ChunkLoss, Explanation, GroupLoss, Source
     from focus_core.text.documents import Document
 
-_MOST_ROWS = 20  # chunks of the table
+_MOST_ROWS = 20  # of the table
+_MOST_NAMES = 3  # documents that the table names of a group
 _STRIP = 1000  # units that a document's strip is wide
 _ROLES = {
     "sole": "the only support",
@@ -100,70 +103,134 @@ def _strips(documents: Sequence[Document], found: Explanation) -> Iterator[str]:
     if not found.chunks:
         return
     yield "<h2>Where in the documents</h2>\n"
-    highest = max(chunk.loss for chunk in found.chunks)
+    highest = max(part.loss for part in _parts(documents, found))
     for index, document in enumerate(documents):
-        chunks = [chunk for chunk in found.chunks if chunk.documents == (index,) and chunk.start is not None]
-        if document.text is not None and chunks:
+        boxes = list(_boxes(index, found))
+        if document.text is not None and boxes:
             marks = [(n, s) for n, s in enumerate(found.sources, 1) if s.document == index and s.start is not None]
-            yield _strip(document.name or f"document {index + 1}", len(document.text), chunks, marks, highest)
+            yield _strip(document.name or f"document {index + 1}", len(document.text), boxes, marks, highest)
+
+
+@dataclass(frozen=True)
+class _Box:
+    """Characters of a document, what the answer loses without them, and without how many chunks together."""
+
+    start: int
+    end: int
+    loss: float
+    chunks: int = 1
+
+
+def _boxes(document: int, found: Explanation) -> Iterator[_Box]:
+    """Of each chunk of a document; chunks that were left out together and follow one another are one box."""
+    there = [chunk for chunk in found.chunks if chunk.documents == (document,)]
+    for group, run in groupby(there, key=lambda chunk: chunk.group):
+        spans = [(chunk.start, chunk.end, chunk.loss) for chunk in run]
+        known = [(start, end, loss) for start, end, loss in spans if start is not None and end is not None]
+        if group is None:
+            yield from (_Box(start, end, loss) for start, end, loss in known if loss is not None)
+        elif known:
+            together = found.groups[group]
+            yield _Box(known[0][0], known[-1][1], together.loss, len(together.chunks))
 
 
 def _strip(
-    name: str, characters: int, chunks: Sequence[ChunkLoss], marks: Sequence[tuple[int, Source]], highest: float
+    name: str, characters: int, boxes: Sequence[_Box], marks: Sequence[tuple[int, Source]], highest: float
 ) -> str:
     def x(character: int | None) -> float:
         return round((character or 0) * _STRIP / characters, 1)
 
-    boxes = "".join(_box(chunk, x(chunk.start), x(chunk.end), _share(chunk.loss, highest)) for chunk in chunks)
+    drawn = "".join(_drawn(box, x(box.start), x(box.end), _share(box.loss, highest)) for box in boxes)
     labels = "".join(f'<text x="{x(s.start)}" y="15">[{n}]</text>' for n, s in marks)
     told = ", ".join(f"source {n} at {100 * (s.start or 0) // characters} %" for n, s in marks) or "no source in it"
     label = escape(f"{name}: {told}", quote=True)
     return (
         f'<figure><svg role="img" aria-label="{label}" viewBox="0 0 {_STRIP} 42">'
-        f"{boxes}{labels}</svg><figcaption>{escape(name)}, {characters:,} characters: {escape(told)}</figcaption>"
+        f"{drawn}{labels}</svg><figcaption>{escape(name)}, {characters:,} characters: {escape(told)}</figcaption>"
         "</figure>\n"
     )
 
 
-def _box(chunk: ChunkLoss, left: float, right: float, share: float) -> str:
+def _drawn(box: _Box, left: float, right: float, share: float) -> str:
     at = f'x="{left}" y="20" width="{round(right - left, 1)}" height="20"'
-    told = f"characters {chunk.start:,} to {chunk.end:,}: {_number(chunk.loss)} nats"
+    together = "" if box.chunks == 1 else f" without all {box.chunks} chunks of their group"
+    told = f"characters {box.start:,} to {box.end:,}: {_number(box.loss)} nats{together}"
     return f'<rect class="loss" {at} fill-opacity="{share:.2f}"><title>{told}</title></rect><rect class="edge" {at}/>'
 
 
 # --- tokens by chunks -------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class _Part:
+    """A row of the table: a chunk, or chunks that were left out together."""
+
+    name: str
+    loss: float
+    token_losses: Sequence[float]
+
+
+def _parts(documents: Sequence[Document], found: Explanation) -> list[_Part]:
+    """In the order of their first chunks."""
+    chunks = {
+        number: _Part(_name(documents, number, chunk), chunk.loss, chunk.token_losses)
+        for number, chunk in enumerate(found.chunks)
+        if chunk.loss is not None
+    }
+    groups = {
+        group.chunks[0]: _Part(_name_of_group(documents, group, found), group.loss, group.token_losses)
+        for group in found.groups
+    }
+    return [part for _, part in sorted([*chunks.items(), *groups.items()], key=lambda numbered: numbered[0])]
+
+
 def _table(documents: Sequence[Document], found: Explanation) -> Iterator[str]:
     if not found.chunks:
         return
-    order = sorted(range(len(found.chunks)), key=lambda number: -found.chunks[number].loss)
+    parts = _parts(documents, found)
+    order = sorted(range(len(parts)), key=lambda number: -parts[number].loss)
     shown = sorted(order[:_MOST_ROWS])
-    highest = max(max(chunk.token_losses) for chunk in found.chunks)
+    highest = max(max(part.token_losses) for part in parts)
     yield "<h2>Every token of the answer, without each part of the text</h2>\n"
     yield '<div class="scroll" role="region" tabindex="0" aria-label="Losses of tokens by parts of the text">'
-    yield f"<table><caption>Loss in log-probability (nats). {_shown(len(shown), len(order))}</caption>\n<thead><tr>"
-    yield '<th scope="col">part</th><th scope="col">all</th>'
+    yield f"<table><caption>Loss in log-probability (nats). {_shown(len(shown), len(order))}{_together(found)}"
+    yield '</caption>\n<thead><tr><th scope="col">part</th><th scope="col">all</th>'
     yield "".join(f'<th scope="col">{escape(piece) or "·"}</th>' for piece in found.pieces)
     yield "</tr></thead>\n<tbody>"
-    for number in shown:
-        chunk = found.chunks[number]
+    for part in (parts[number] for number in shown):
         cells = "".join(
-            f'<td style="--v:{_share(loss, highest):.2f}">{_number(loss)}</td>' for loss in chunk.token_losses
+            f'<td style="--v:{_share(loss, highest):.2f}">{_number(loss)}</td>' for loss in part.token_losses
         )
-        total = f'<td style="--v:0">{_number(chunk.loss)}</td>'
-        yield f'<tr><th scope="row">{_part(documents, number, chunk)}</th>{total}{cells}</tr>\n'
+        total = f'<td style="--v:0">{_number(part.loss)}</td>'
+        yield f'<tr><th scope="row">{escape(part.name)}</th>{total}{cells}</tr>\n'
     yield "</tbody></table></div>\n"
 
 
 def _shown(shown: int, there: int) -> str:
-    return "" if shown == there else f"Of {there:,} parts the {shown} without which the answer loses most."
+    return "" if shown == there else f"Of {there:,} parts the {shown} without which the answer loses most. "
 
 
-def _part(documents: Sequence[Document], number: int, chunk: ChunkLoss) -> str:
+def _together(found: Explanation) -> str:
+    if not found.groups:
+        return ""
+    return "Where a part is several chunks, they were left out together, and no number is known for one of them."
+
+
+def _name(documents: Sequence[Document], number: int, chunk: ChunkLoss) -> str:
     names = [documents[index].name or f"document {index + 1}" for index in chunk.documents if index < len(documents)]
     where = "" if chunk.start is None else f" {chunk.start:,}–{chunk.end:,}"
-    return escape(f"{number + 1}: {', '.join(names)}{where}")
+    return f"{number + 1}: {', '.join(names)}{where}"
+
+
+def _name_of_group(documents: Sequence[Document], group: GroupLoss, found: Explanation) -> str:
+    """The numbers of its chunks, and their documents."""
+    inside = dict.fromkeys(index for chunk in group.chunks for index in found.chunks[chunk].documents)
+    names = [documents[index].name or f"document {index + 1}" for index in inside if index < len(documents)]
+    shown = names if len(names) <= _MOST_NAMES else [*names[:_MOST_NAMES], f"{len(names) - _MOST_NAMES} more"]
+    numbers = groupby(enumerate(group.chunks), key=lambda placed: placed[1] - placed[0])  # consecutive ones
+    runs = [[chunk + 1 for _, chunk in run] for _, run in numbers]
+    told = ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}–{run[-1]}" for run in runs)
+    return f"{told} together: {', '.join(shown)}"
 
 
 def _number(loss: float) -> str:

@@ -58,27 +58,45 @@ class ChunkLoss:
         documents: indices of the documents that stand in it
         start: first character in the document's text; `None` where characters are not known, or of several documents
         end: the character after the last
-        loss: of the whole answer, nats
-        token_losses: of each of its tokens
+        loss: of the whole answer, nats; `None` where the chunk was left out only together with others
+        token_losses: of each of its tokens; none without `loss`
+        group: of a chunk without `loss`, the index in `Explanation.groups`
     """
 
     documents: tuple[int, ...]
     start: int | None
     end: int | None
+    loss: float | None
+    token_losses: tuple[float, ...] = field(default=(), repr=False)
+    group: int | None = None
+
+
+@dataclass(frozen=True)
+class GroupLoss:
+    """What the answer loses without several chunks together.
+
+    Attributes:
+        chunks: indices in `Explanation.chunks`, rising
+        loss: of the whole answer, nats
+        token_losses: of each of its tokens
+    """
+
+    chunks: tuple[int, ...]
     loss: float
     token_losses: tuple[float, ...] = field(repr=False)
 
 
 @dataclass(frozen=True)
 class DocumentLoss:
-    """The sum of the losses of a document's chunks, nats.
+    """The sum of the losses of a document's chunks, nats; chunks that were left out together count together.
 
-    Where documents share a chunk, the loss without the document's part of it; 0 if that chunk is no source.
+    `None` where chunks of other documents were left out with them. Where documents share a chunk, the loss without the
+    document's part of it; 0 if that chunk is no source.
     """
 
     document: int
     name: str | None
-    loss: float
+    loss: float | None
 
 
 @dataclass(frozen=True)
@@ -91,19 +109,23 @@ class Explanation:
             (docs/sources.md); `None` where nothing can be left out, because there are no documents
         support: what the answer loses, in nats, when all its sources are left out together
         chunks: of all chunks, in order
+        groups: of long texts: the chunks that were left out only together
         documents: of all documents, in order
         pieces: the answer's tokens as text
         log_probs: of the answer's tokens, with nothing left out
         without_documents: what each token of the answer loses without any document
         cost: what all this took
+        cost_of_chunks: the part of it that found the chunks; the rest told sentences apart
     """
 
     sources: tuple[Source, ...] = ()
     supported: bool | None = None
     support: float = 0.0
     chunks: tuple[ChunkLoss, ...] = field(default=(), repr=False)
+    groups: tuple[GroupLoss, ...] = field(default=(), repr=False)
     documents: tuple[DocumentLoss, ...] = field(default=(), repr=False)
     pieces: tuple[str, ...] = field(default=(), repr=False)
     log_probs: tuple[float, ...] = field(default=(), repr=False)
     without_documents: tuple[float, ...] = field(default=(), repr=False)
     cost: Cost = NO_COST
+    cost_of_chunks: Cost = NO_COST

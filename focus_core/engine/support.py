@@ -10,13 +10,14 @@ explain what the answer owes to the passages together.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from focus_core.engine.sources import Role
 from focus_core.methods.evidence import LeftOut, Passage
 
 Losses = Callable[[Sequence[LeftOut]], list[float]]  # of the answer without each of these, nats
+Alone = Callable[[float, float], list[int]]  # `sufficient` of the passages, given the last two of its numbers
 
 NOTICEABLE = 1.0  # nats; passages without which an answer loses less are no sources
 _EXPLAINED = 0.5  # of the loss without all passages: if the necessary ones explain so much, no other is looked for
@@ -47,30 +48,56 @@ class Support:
     loss: float
 
 
-def find_support(units: Sequence[Passage], given: LeftOut, necessity: Sequence[float], losses: Losses) -> Support:
+def find_support(
+    units: Sequence[Passage],
+    given: LeftOut,
+    necessity: Mapping[int, float],
+    losses: Losses,
+    alone_among: Alone | None = None,
+) -> Support:
     """The support of an answer among some passages.
 
     Args:
         given: what is left out anyway
-        necessity: of each passage
+        necessity: of each passage that may be necessary, at least of one
         losses: of the answer
+        alone_among: called with the loss without all passages, and how much of it is theirs: which of them support the
+            answer by themselves; by default each is asked
     """
     before, without_all = losses([given, given | frozenset(units)])
     whole = without_all - before
-    needed = [unit for unit, loss in enumerate(necessity) if loss >= NOTICEABLE]
+    needed = [unit for unit, loss in necessity.items() if loss >= NOTICEABLE]
     explained = losses([given | {units[unit] for unit in needed}])[0] - before if needed else 0.0
-    alone = [] if explained >= _EXPLAINED * whole else sufficient(units, given, without_all, whole, losses)
-    chosen = sorted({*needed, *alone}) or _best(necessity)
+    alone = list[int]()
+    if explained < _EXPLAINED * whole:
+        each = range(len(units))
+        alone = (
+            alone_among(without_all, whole)
+            if alone_among is not None
+            else sufficient(units, given, without_all, whole, losses, each)
+        )
+    chosen = sorted({*needed, *alone}) or [max(necessity, key=lambda unit: necessity[unit])]
     return _support(units, chosen, alone, given, losses)
 
 
-def sufficient(units: Sequence[Passage], given: LeftOut, without_all: float, whole: float, losses: Losses) -> list[int]:
-    """The passages that support the answer by themselves; none, if nearly any passage would do."""
+def sufficient(
+    units: Sequence[Passage], given: LeftOut, without_all: float, whole: float, losses: Losses, asked: Sequence[int]
+) -> list[int]:
+    """The passages that support the answer by themselves; none, if nearly any passage would do.
+
+    Args:
+        asked: those that may
+    """
     if whole < NOTICEABLE:
         return []
-    only = losses([given | (frozenset(units) - {unit}) for unit in units])
-    found = [unit for unit, loss in enumerate(only) if without_all - loss >= _SUFFICIENT * whole]
-    return found if len(found) <= max(_FEW, len(units) * _COMMON) else []
+    only = losses([given | (frozenset(units) - {units[unit]}) for unit in asked])
+    found = [unit for unit, loss in zip(asked, only, strict=True) if without_all - loss >= _SUFFICIENT * whole]
+    return [] if nearly_any(len(found), len(units)) else found
+
+
+def nearly_any(found: int, asked: int) -> bool:
+    """Whether so many of the passages restore an answer that its form alone does."""
+    return found > max(_FEW, asked * _COMMON)
 
 
 def _support(
@@ -101,7 +128,3 @@ def _support(
         score = without_both[place] - without[place] if redundant[place] else necessity[place] - before
         members.append(Member(unit, score, "redundant" if redundant[place] else role))
     return Support(tuple(sorted(members, key=lambda member: -member.score)), joint - before)
-
-
-def _best(necessity: Sequence[float]) -> list[int]:
-    return sorted(range(len(necessity)), key=lambda unit: -necessity[unit])[:1]

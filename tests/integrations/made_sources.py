@@ -32,4 +32,4 @@ METADATA = {
 
 def make_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every answer that is explained has this explanation."""
-    monkeypatch.setattr(FocusEngine, "_explain", lambda *_: MADE)
+    monkeypatch.setattr(FocusEngine, "_explain", lambda *_, **options: MADE)

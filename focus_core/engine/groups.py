@@ -1,0 +1,158 @@
+"""Many chunks: they are left out in groups, and only the groups that matter are opened.
+
+    a group      takes one row of the local context for each token of the answer, whatever the number of its chunks
+    opening it   its halves, and theirs, on those tokens alone that lose most without it, down to single chunks
+
+A chunk that is found is then left out by itself, for all tokens. The others of its group are left out together again,
+so that every number is the loss without exactly the chunks that it names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby, pairwise
+from math import ceil, sqrt
+
+from torch import Tensor
+
+from focus_core.engine.ledger import Ledger, decisive
+from focus_core.engine.support import NOTICEABLE, nearly_any, sufficient
+from focus_core.methods.evidence import NOTHING, Evidence, LeftOut, Passage
+
+EACH = 24  # chunks that are left out one by one: as many tokens as the groups of a hundred take (docs/sources.md)
+_ROOTS = 2.0  # chunks of a group, in square roots of their number: halving finds one among many in few rows
+_RESTORED = 0.5  # of what the decisive tokens lose without all chunks; a part that restores less is not opened
+
+Group = tuple[int, ...]  # chunks, rising
+
+
+def chunk_groups(
+    units: Sequence[Passage], documents: Sequence[tuple[int, ...]], evidence: Evidence, *, every_chunk: bool
+) -> list[Group]:
+    """What is left out together at first: groups, or each chunk by itself where groups would save less than half.
+
+    Args:
+        units: every chunk, whole
+        documents: of each chunk the documents in it
+    """
+    each: list[Group] = [(number,) for number in range(len(units))]
+    if every_chunk or len(units) <= EACH:
+        return each
+    groups = list(_grouped(documents, ceil(_ROOTS * sqrt(len(units)))))
+    saved, cost = (evidence.cost(first_parts(units, kind)).tokens for kind in (groups, each))
+    return groups if 2 * saved <= cost else each
+
+
+def first_parts(units: Sequence[Passage], groups: Sequence[Group]) -> list[LeftOut]:
+    """What is left out of every answer: nothing, each group, all chunks."""
+    return [NOTHING, *(_part(units, group) for group in groups), frozenset(units)]
+
+
+def _grouped(documents: Sequence[tuple[int, ...]], size: int) -> Iterator[Group]:
+    """Consecutive chunks, at most `size` together. Only documents of less than half of that share a group."""
+    small: Group = ()
+    for _, numbers in groupby(range(len(documents)), key=lambda number: documents[number]):
+        run = tuple(numbers)
+        if small and (2 * len(run) >= size or len(small) + len(run) > size):
+            yield small
+            small = ()
+        if 2 * len(run) < size:
+            small += run
+            continue
+        parts = ceil(len(run) / size)
+        borders = [part * len(run) // parts for part in range(parts + 1)]
+        yield from (run[start:stop] for start, stop in pairwise(borders))
+    if small:
+        yield small
+
+
+@dataclass(frozen=True, eq=False)
+class GroupSearch:
+    """The chunks of one answer that matter, looked for in groups.
+
+    Args:
+        units: every chunk, whole
+        groups: of the chunks' numbers; groups of one chunk make this the search chunk by chunk
+    """
+
+    units: Sequence[Passage]
+    groups: Sequence[Group]
+    ledger: Ledger
+
+    def necessity(self) -> dict[int, float]:
+        """What the answer loses without each chunk that may be necessary; at least without one chunk."""
+        of_groups = self.ledger.token_losses(first_parts(self.units, self.groups))[1:-1]
+        highest = max(range(len(self.groups)), key=lambda number: float(of_groups[number].sum()))
+        found = list[int]()
+        for number, (group, losses) in enumerate(zip(self.groups, of_groups, strict=True)):
+            # What some tokens gain does not count: another chunk of the group may be what they gain from.
+            if len(group) == 1 or number == highest or float(losses.clamp(min=0).sum()) >= NOTICEABLE:
+                found += self._necessary(group, losses)
+        return dict(zip(found, self.ledger.losses([_part(self.units, (chunk,)) for chunk in found]), strict=True))
+
+    def alone(self, without_all: float, whole: float) -> list[int]:
+        """The chunks that support the answer by themselves; none, if nearly any chunk would do."""
+        asked: Sequence[int] = range(len(self.units))
+        if whole >= NOTICEABLE and len(self.groups) < len(self.units):
+            asked = self._restoring()
+        return sufficient(self.units, NOTHING, without_all, whole, self.ledger.losses, asked)
+
+    def left_together(self) -> list[tuple[Group, Tensor]]:
+        """Chunks whose own losses are not known, in their groups, with what each token loses without all of these."""
+        rests = [tuple(chunk for chunk in group if not self.is_known(chunk)) for group in self.groups]
+        rests = [rest for rest in rests if rest]
+        losses = self.ledger.token_losses([_part(self.units, rest) for rest in rests])
+        return [(rest, loss) for rest, loss in zip(rests, losses, strict=True) if len(rest) > 1]
+
+    def is_known(self, chunk: int) -> bool:
+        """Whether the chunk has been left out by itself, for all tokens."""
+        return self.ledger.knows(frozenset({self.units[chunk]}))
+
+    def _necessary(self, group: Group, losses: Tensor) -> list[int]:
+        """Chunks of a group without which it loses."""
+        tokens = decisive(losses)
+
+        def lost(parts: Sequence[Group]) -> list[float]:
+            return self.ledger.screened([_part(self.units, part) for part in parts], tokens)
+
+        return _halved([group], lost, NOTICEABLE / 2)
+
+    def _restoring(self) -> Sequence[int]:
+        """Chunks that may support the answer by themselves."""
+        everything = frozenset(self.units)
+        (losses,) = self.ledger.token_losses([everything])
+        tokens = decisive(losses)
+        (without_all,) = self.ledger.screened([everything], tokens)
+
+        def restored(parts: Sequence[Group]) -> list[float]:
+            left_out = [everything - _part(self.units, part) for part in parts]
+            return [without_all - loss for loss in self.ledger.screened(left_out, tokens)]
+
+        least = _RESTORED * without_all
+        groups = [group for group, value in zip(self.groups, restored(self.groups), strict=True) if value >= least]
+        if nearly_any(len(groups), len(self.groups)):
+            # Either any text restores as much, or groups hold several chunks that say the same: one of each tells.
+            drawn = restored([(group[len(group) // 2],) for group in groups])
+            if nearly_any(sum(value >= least for value in drawn), len(drawn)):
+                return []
+        return _halved(groups, restored, least)
+
+
+def _halved(groups: Sequence[Group], value_of: Callable[[Sequence[Group]], list[float]], least: float) -> list[int]:
+    """The chunks to which halves of such a value lead; where there is none, those that the highest lead to."""
+    found = [group[0] for group in groups if len(group) == 1]
+    opened = [group for group in groups if len(group) > 1]
+    while opened:
+        halves = [half for group in opened for half in (group[: len(group) // 2], group[len(group) // 2 :])]
+        values = value_of(halves)
+        kept = [half for half, value in zip(halves, values, strict=True) if value >= least]
+        if not kept and not found:
+            kept = [halves[max(range(len(halves)), key=lambda number: values[number])]]
+        found += [half[0] for half in kept if len(half) == 1]
+        opened = [half for half in kept if len(half) > 1]
+    return sorted(found)
+
+
+def _part(units: Sequence[Passage], group: Group) -> LeftOut:
+    return frozenset(units[chunk] for chunk in group)
