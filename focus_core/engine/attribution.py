@@ -13,7 +13,7 @@ from focus_core.engine.groups import GroupSearch, chunk_groups, first_parts
 from focus_core.engine.ledger import Exclusively, Ledger, decisive
 from focus_core.engine.places import Place, chunk_places, sentence_places
 from focus_core.engine.sources import ChunkLoss, DocumentLoss, Explanation, GroupLoss, Role, Source
-from focus_core.engine.support import NOTICEABLE, Member, Support, find_support, sufficient
+from focus_core.engine.support import NOTICEABLE, EachPassage, Member, Support, find_support, sufficient
 from focus_core.methods.base import TokenizedQuestion
 from focus_core.methods.evidence import NOTHING, Cost, Evidence, LeftOut, Passage
 
@@ -46,7 +46,7 @@ def explain(
     ledger, places, units = Ledger(evidence, exclusively), chunk_places(question), _units(question)
     groups = chunk_groups(units, [_documents(of) for of in places], evidence, every_chunk=every_chunk)
     search = GroupSearch(units, groups, ledger)
-    support = find_support(units, NOTHING, search.necessity(), ledger.losses, search.alone)
+    support = find_support(units, NOTHING, search, ledger.losses)
     together = [
         GroupLoss(chunks, float(losses.sum()), tuple(losses.tolist())) for chunks, losses in search.left_together()
     ]
@@ -105,7 +105,8 @@ def _sentences(
     asked = _asked_sentences(units, given, _whole(question, member.unit), ledger)
     before = ledger.losses([given])[0]
     necessity = [loss - before for loss in ledger.losses([given | {units[unit]} for unit in asked])]
-    support = find_support([units[unit] for unit in asked], given, dict(enumerate(necessity)), ledger.losses)
+    chosen = [units[unit] for unit in asked]
+    support = find_support(chosen, given, EachPassage(chosen, given, necessity, ledger.losses), ledger.losses)
     found = [
         _source(question, sentences[asked[one.unit]], one.score, _joined_role(member.role, one.role), decode)
         for one in support.members

@@ -25,6 +25,7 @@ _ROOTS = 2.0  # chunks of a group, in square roots of their number: halving find
 _RESTORED = 0.5  # of what the decisive tokens lose without all chunks; a part that restores less is not opened
 
 Group = tuple[int, ...]  # chunks, rising
+Values = Callable[[Sequence[Group]], list[float]]
 
 
 def chunk_groups(
@@ -81,15 +82,23 @@ class GroupSearch:
     ledger: Ledger
 
     def necessity(self) -> dict[int, float]:
-        """What the answer loses without each chunk that may be necessary; at least without one chunk."""
-        of_groups = self.ledger.token_losses(first_parts(self.units, self.groups))[1:-1]
-        highest = max(range(len(self.groups)), key=lambda number: float(of_groups[number].sum()))
+        """What the answer loses without each chunk that may be necessary."""
         found = list[int]()
-        for number, (group, losses) in enumerate(zip(self.groups, of_groups, strict=True)):
+        for group, losses in zip(self.groups, self._of_groups(), strict=True):
             # What some tokens gain does not count: another chunk of the group may be what they gain from.
-            if len(group) == 1 or number == highest or float(losses.clamp(min=0).sum()) >= NOTICEABLE:
-                found += self._necessary(group, losses)
+            if len(group) == 1 or float(losses.clamp(min=0).sum()) >= NOTICEABLE:
+                found += _halved([group], self._lost_by(losses), NOTICEABLE / 2)
         return dict(zip(found, self.ledger.losses([_part(self.units, (chunk,)) for chunk in found]), strict=True))
+
+    def best(self) -> int:
+        """The chunk to which the group with the highest loss leads, and the half with the highest, and so on."""
+        losses = self._of_groups()
+        highest = max(range(len(self.groups)), key=lambda number: float(losses[number].sum()))
+        group, lost_by = self.groups[highest], self._lost_by(losses[highest])
+        while len(group) > 1:
+            halves = _halves(group)
+            group = max(zip(lost_by(halves), halves, strict=True))[1]
+        return group[0]
 
     def alone(self, without_all: float, whole: float) -> list[int]:
         """The chunks that support the answer by themselves; none, if nearly any chunk would do."""
@@ -109,14 +118,14 @@ class GroupSearch:
         """Whether the chunk has been left out by itself, for all tokens."""
         return self.ledger.knows(frozenset({self.units[chunk]}))
 
-    def _necessary(self, group: Group, losses: Tensor) -> list[int]:
-        """Chunks of a group without which it loses."""
+    def _of_groups(self) -> list[Tensor]:
+        """What each token loses without each group."""
+        return self.ledger.token_losses(first_parts(self.units, self.groups))[1:-1]
+
+    def _lost_by(self, losses: Tensor) -> Values:
+        """Losses without parts of a group, of those tokens that lose most without it."""
         tokens = decisive(losses)
-
-        def lost(parts: Sequence[Group]) -> list[float]:
-            return self.ledger.screened([_part(self.units, part) for part in parts], tokens)
-
-        return _halved([group], lost, NOTICEABLE / 2)
+        return lambda parts: self.ledger.screened([_part(self.units, part) for part in parts], tokens)
 
     def _restoring(self) -> Sequence[int]:
         """Chunks that may support the answer by themselves."""
@@ -139,19 +148,21 @@ class GroupSearch:
         return _halved(groups, restored, least)
 
 
-def _halved(groups: Sequence[Group], value_of: Callable[[Sequence[Group]], list[float]], least: float) -> list[int]:
-    """The chunks to which halves of such a value lead; where there is none, those that the highest lead to."""
+def _halved(groups: Sequence[Group], values: Values, least: float) -> list[int]:
+    """The chunks to which halves of such a value lead."""
     found = [group[0] for group in groups if len(group) == 1]
     opened = [group for group in groups if len(group) > 1]
     while opened:
-        halves = [half for group in opened for half in (group[: len(group) // 2], group[len(group) // 2 :])]
-        values = value_of(halves)
-        kept = [half for half, value in zip(halves, values, strict=True) if value >= least]
-        if not kept and not found:
-            kept = [halves[max(range(len(halves)), key=lambda number: values[number])]]
+        halves = [half for group in opened for half in _halves(group)]
+        kept = [half for half, value in zip(halves, values(halves), strict=True) if value >= least]
         found += [half[0] for half in kept if len(half) == 1]
         opened = [half for half in kept if len(half) > 1]
     return sorted(found)
+
+
+def _halves(group: Group) -> list[Group]:
+    middle = len(group) // 2
+    return [group[:middle], group[middle:]]
 
 
 def _part(units: Sequence[Passage], group: Group) -> LeftOut:

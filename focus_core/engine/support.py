@@ -12,12 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from focus_core.engine.sources import Role
 from focus_core.methods.evidence import LeftOut, Passage
 
 Losses = Callable[[Sequence[LeftOut]], list[float]]  # of the answer without each of these, nats
-Alone = Callable[[float, float], list[int]]  # `sufficient` of the passages, given the last two of its numbers
 
 NOTICEABLE = 1.0  # nats; passages without which an answer loses less are no sources
 _EXPLAINED = 0.5  # of the loss without all passages: if the necessary ones explain so much, no other is looked for
@@ -48,36 +48,56 @@ class Support:
     loss: float
 
 
-def find_support(
-    units: Sequence[Passage],
-    given: LeftOut,
-    necessity: Mapping[int, float],
-    losses: Losses,
-    alone_among: Alone | None = None,
-) -> Support:
+class Search(Protocol):
+    """The way in which passages that matter are looked for among many."""
+
+    def necessity(self) -> Mapping[int, float]:
+        """What the answer loses without each passage that may be necessary, nats."""
+
+    def alone(self, without_all: float, whole: float) -> list[int]:
+        """The passages that support the answer by themselves, as `sufficient`."""
+
+    def best(self) -> int:
+        """The passage without which the answer loses most, where none is necessary or sufficient."""
+
+
+@dataclass(frozen=True)
+class EachPassage:
+    """The search that asks about each passage.
+
+    Args:
+        given: what is left out anyway
+        losses_without: the losses without each passage
+    """
+
+    units: Sequence[Passage]
+    given: LeftOut
+    losses_without: Sequence[float]
+    losses: Losses
+
+    def necessity(self) -> Mapping[int, float]:
+        return dict(enumerate(self.losses_without))
+
+    def alone(self, without_all: float, whole: float) -> list[int]:
+        return sufficient(self.units, self.given, without_all, whole, self.losses, range(len(self.units)))
+
+    def best(self) -> int:
+        return max(range(len(self.units)), key=lambda unit: self.losses_without[unit])
+
+
+def find_support(units: Sequence[Passage], given: LeftOut, search: Search, losses: Losses) -> Support:
     """The support of an answer among some passages.
 
     Args:
         given: what is left out anyway
-        necessity: of each passage that may be necessary, at least of one
         losses: of the answer
-        alone_among: called with the loss without all passages, and how much of it is theirs: which of them support the
-            answer by themselves; by default each is asked
     """
+    needed = [unit for unit, loss in search.necessity().items() if loss >= NOTICEABLE]
     before, without_all = losses([given, given | frozenset(units)])
     whole = without_all - before
-    needed = [unit for unit, loss in necessity.items() if loss >= NOTICEABLE]
     explained = losses([given | {units[unit] for unit in needed}])[0] - before if needed else 0.0
-    alone = list[int]()
-    if explained < _EXPLAINED * whole:
-        each = range(len(units))
-        alone = (
-            alone_among(without_all, whole)
-            if alone_among is not None
-            else sufficient(units, given, without_all, whole, losses, each)
-        )
-    chosen = sorted({*needed, *alone}) or [max(necessity, key=lambda unit: necessity[unit])]
-    return _support(units, chosen, alone, given, losses)
+    alone = [] if explained >= _EXPLAINED * whole else search.alone(without_all, whole)
+    return _support(units, sorted({*needed, *alone}) or [search.best()], alone, given, losses)
 
 
 def sufficient(

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from focus_core.engine.ledger import decisive
-from focus_core.engine.support import Support, find_support
+from focus_core.engine.support import EachPassage, Support, find_support
 from focus_core.methods.evidence import NOTHING, LeftOut, Passage
 
 UNITS = [Passage(chunk, 0, 10) for chunk in range(5)]
@@ -23,7 +23,7 @@ def _support(loss: Callable[[Left], float]) -> tuple[Support, list[LeftOut]]:
         return [loss({unit.chunk for unit in set(UNITS) - one}) for one in left_out]
 
     necessity = losses([frozenset({unit}) for unit in UNITS])
-    return find_support(UNITS, NOTHING, dict(enumerate(necessity)), losses), asked
+    return find_support(UNITS, NOTHING, EachPassage(UNITS, NOTHING, necessity, losses), losses), asked
 
 
 def _found(support: Support) -> dict[int, tuple[float, str]]:
