@@ -188,7 +188,7 @@ class Calibration:
 
         def seconds(count: int) -> float:
             chunks = tuple(_chunk(plan, size, rng) for _ in range(count))
-            request = self._request(plan, replace(plan.question, documents=(), chunks=chunks))
+            request = self._request(plan, replace(plan.question.with_chunks(chunks), documents=()))
             request.prefill.rows |= {chunk.key: (many, number % copies) for number, chunk in enumerate(chunks)}
             return self._timed(lambda: self._run(request))
 
