@@ -49,6 +49,7 @@ class Memories:
         appended_tokens: int = 0,
         others: int = 0,
         evicting: bool = True,
+        host_evicting: bool = True,
     ) -> TierPlan:
         """The plan for chunks of these bytes.
 
@@ -58,47 +59,67 @@ class Memories:
             disk: others that are on disk
             appended_tokens: of a question
             others: bytes of the device that other requests are about to take
-            evicting: whether other chunks may be evicted
+            evicting: whether other chunks may be evicted from the device
+            host_evicting: whether other chunks may be evicted from host memory
         """
-        in_use = {block for block, _ in (*held.values(), *in_host.values())} if evicting else None
+        in_use = _blocks(held) | _blocks(in_host)
         return plan_tiers(
             sizes,
             memory=held,
-            host=self._host(method, sizes, held, in_host, in_use),
+            host=self._host(method, sizes, held, in_host, evicting=host_evicting) if sizes else None,
             disk=disk,
             besides=appended_tokens * method.bytes_per_token,
             others=others,
             free=self.free,
-            evictable=0 if in_use is None else sum(tier.evictable(in_use) for tier in self.tiers),
+            evictable=sum(tier.evictable(in_use) for tier in self.tiers) if evicting else 0,
         )
 
-    def _host(
+    def plan_moved(
         self,
         method: Method,
         sizes: Mapping[ChunkKey, int],
+        *,
         held: Rows,
         in_host: Rows,
-        in_use: Collection[ChunkBlock] | None,
+        disk: Collection[ChunkKey],
+        appended_tokens: int,
+    ) -> TierPlan:
+        """The plan once the chunks that are held have moved to host memory."""
+        there = {**held, **in_host}
+        return plan_tiers(
+            sizes,
+            memory=(),
+            host=self._host(method, sizes, {}, there, evicting=True),
+            disk=disk,
+            besides=appended_tokens * method.bytes_per_token,
+            free=self.free,
+            evictable=sum(tier.evictable() for tier in self.tiers),
+        )
+
+    def _host(
+        self, method: Method, sizes: Mapping[ChunkKey, int], held: Rows, in_host: Rows, *, evicting: bool
     ) -> Host | None:
         tier = self.store.host
-        if tier is None or not sizes:
+        if tier is None:
             return None
         anew = [size for key, size in sizes.items() if key not in held and key not in in_host]
         return Host(
             in_host,
             free=tier.free,
-            evictable=0 if in_use is None else tier.evictable(in_use),
+            evictable=tier.evictable(_blocks(held) | _blocks(in_host)) if evicting else 0,
             in_flight=tier.bus.missing_bytes(largest_layer(method, sizes)) + group_bytes(anew),
         )
 
-    def evict(self, plan: TierPlan, in_use: Collection[ChunkBlock]) -> None:
-        """Evict what has to be evicted for a plan; what leaves the device moves to host memory."""
-        nbytes = plan.room.evict
+    def evict(self, nbytes: int, rows: Rows) -> None:
+        """Evict so many bytes of other chunks than these from the device; they move to host memory."""
         for tier in self.tiers:
             if nbytes > 0:
-                nbytes -= tier.drop(nbytes, in_use)
-        if self.store.host is not None and plan.host_room.evict:
-            self.store.host.drop(plan.host_room.evict, in_use)
+                nbytes -= tier.drop(nbytes, _blocks(rows))
+
+    def evict_from_host(self, nbytes: int, rows: Rows) -> None:
+        """Evict so many bytes of other chunks than these from host memory."""
+        if self.store.host is not None:
+            self.store.host.drop(nbytes, _blocks(rows))
 
     def lack(self, plan: TierPlan, *, what: str) -> OutOfMemoryError:
         """The error for a plan that lacks bytes."""
@@ -110,6 +131,10 @@ class Memories:
             what=what,
             host_free=None if host is None else host.free,
         )
+
+
+def _blocks(rows: Rows) -> set[ChunkBlock]:
+    return {block for block, _ in rows.values()}
 
 
 def largest_layer(method: Method, sizes: Mapping[ChunkKey, int]) -> int:

@@ -115,9 +115,13 @@ class ChunkPrefill:
         if plan.lacking and self._move_down(plan):
             in_host = self._look()
             plan = self._plan(in_host, others)
-        if plan.room.evict or plan.host_room.evict:  # less memory is free than when the budget was set
-            self._memories.evict(plan, {block for block, _ in (*self.rows.values(), *in_host.values())})
+        used = {**self.rows, **in_host}
+        if plan.room.evict:  # less memory is free than when the budget was set
+            self._memories.evict(plan.room.evict, used)
             plan = self._plan(in_host, others, evicting=False)
+        if plan.streamed and plan.host_room.evict:
+            self._memories.evict_from_host(plan.host_room.evict, used)
+            plan = self._plan(in_host, others, evicting=False, host_evicting=False)
         if plan.lacking:
             tokens = sum(len(self.wanted[key]) for key in (*plan.missing, *plan.raised)) + self._appended_tokens
             raise self._memories.lack(plan, what=f"{tokens} tokens")
@@ -132,7 +136,7 @@ class ChunkPrefill:
         self.rows |= found
         return {key: row for key, row in in_host.items() if key not in self.rows}
 
-    def _plan(self, in_host: Rows, others: int, *, evicting: bool = True) -> TierPlan:
+    def _plan(self, in_host: Rows, others: int, *, evicting: bool = True, host_evicting: bool = True) -> TierPlan:
         return self._memories.plan(
             self.method,
             self._sizes,
@@ -141,14 +145,16 @@ class ChunkPrefill:
             appended_tokens=self._appended_tokens,
             others=others,
             evicting=evicting,
+            host_evicting=host_evicting,
         )
 
     def _move_down(self, plan: TierPlan) -> bool:
         """Move the chunks of this request to host memory, if they leave no bytes for its question; whether any did."""
         short = plan.least - self._memories.free
-        if self._store.host is None or short <= 0:
+        elsewhere = {key: row for key, row in self.rows.items() if row[0].bus is not None}
+        if self._store.host is None or short <= 0 or len(elsewhere) == len(self.rows):
             return False
-        self.rows = {key: row for key, row in self.rows.items() if row[0].bus is not None}
+        self.rows = elsewhere
         return self._store.memory.drop(short) > 0
 
     def _reserve(self, plan: TierPlan) -> bool:
@@ -211,8 +217,10 @@ class ChunkPrefill:
         """End the passes of a block, finished or not; what they have read is kept."""
         self._store.keep({key: self.rows[key] for key in self.block if key in self.rows})
         self.block, self._passes = [], None
-        if self.complete:
-            self._reservation = None
+
+    def release(self) -> None:
+        """Give back the bytes that were reserved for chunks: they are there, or nobody waits for them."""
+        self._reservation = None
 
     def _next_block(self, missing: Sequence[ChunkKey]) -> Iterator[Mapping[ChunkKey, ChunkRow]]:
         """The passes that make the next chunks, which are all raised, loaded or prefilled, and all for one memory."""

@@ -157,7 +157,7 @@ class ReadingPlan:
         """Keys and values that do not stay in memory, and are read or loaded again for the next question."""
         if not self.chunks or self.store_bytes is None:
             return 0
-        return max(self.cache_bytes - self.store_bytes, 0)
+        return max(self.cache_bytes - self.store_bytes - (self.host.limit_bytes if self.host else 0), 0)
 
     @property
     def fits(self) -> bool:
@@ -286,14 +286,13 @@ class Whereabouts:
             return chunks[key].row
 
         held, in_host, stored = memories.store.look(chunks, tokens_of, layers=method.cached_layers)
-        planned = memories.plan(
-            method,
-            {key: method.chunk_bytes(1, len(chunk)) for key, chunk in chunks.items()},
-            held=held,
-            in_host=in_host,
-            disk=stored,
-            appended_tokens=plan.limits.appended_tokens(plan.new_tokens),
-        )
+        sizes = {key: method.chunk_bytes(1, len(chunk)) for key, chunk in chunks.items()}
+        appended = plan.limits.appended_tokens(plan.new_tokens)
+        where = {"held": held, "in_host": in_host}
+        planned = memories.plan(method, sizes, **where, disk=stored, appended_tokens=appended)
+        if planned.lacking and memories.store.host is not None and held:
+            moved = memories.plan_moved(method, sizes, **where, disk=stored, appended_tokens=appended)
+            planned = planned if moved.lacking else moved
         return cls(chunks, stored, planned)
 
     def share(self, keys: Collection[ChunkKey], method: Method) -> Share:

@@ -247,6 +247,7 @@ class Scheduler:
         if request not in self._prefilling or not request.prefill.complete:
             return
         self._prefilling.remove(request)
+        request.prefill.release()
         if isinstance(request, QuestionRequest):
             request.count_chunks()
             self._ready.append(request)
@@ -386,6 +387,7 @@ class Scheduler:
         for request in requests:
             if request.prefill not in waited_for:
                 request.prefill.abandon()
+                request.prefill.release()
         self._batches = [batch for batch in self._batches if not all(request.left for request in batch.requests)]
 
     def _restart_interrupted(self) -> None:
