@@ -78,18 +78,16 @@ class Memories:
         self,
         method: Method,
         sizes: Mapping[ChunkKey, int],
-        *,
-        held: Rows,
         in_host: Rows,
+        *,
         disk: Collection[ChunkKey],
         appended_tokens: int,
     ) -> TierPlan:
-        """The plan once the chunks that are held have moved to host memory."""
-        there = {**held, **in_host}
+        """The plan once the chunks that the device holds have moved to host memory."""
         return plan_tiers(
             sizes,
             memory=(),
-            host=self._host(method, sizes, {}, there, evicting=True),
+            host=self._host(method, sizes, {}, in_host, evicting=True),
             disk=disk,
             besides=appended_tokens * method.bytes_per_token,
             free=self.free,

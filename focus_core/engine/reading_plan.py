@@ -288,10 +288,10 @@ class Whereabouts:
         held, in_host, stored = memories.store.look(chunks, tokens_of, layers=method.cached_layers)
         sizes = {key: method.chunk_bytes(1, len(chunk)) for key, chunk in chunks.items()}
         appended = plan.limits.appended_tokens(plan.new_tokens)
-        where = {"held": held, "in_host": in_host}
-        planned = memories.plan(method, sizes, **where, disk=stored, appended_tokens=appended)
+        planned = memories.plan(method, sizes, held=held, in_host=in_host, disk=stored, appended_tokens=appended)
         if planned.lacking and memories.store.host is not None and held:
-            moved = memories.plan_moved(method, sizes, **where, disk=stored, appended_tokens=appended)
+            there = {**held, **in_host}
+            moved = memories.plan_moved(method, sizes, there, disk=stored, appended_tokens=appended)
             planned = planned if moved.lacking else moved
         return cls(chunks, stored, planned)
 
