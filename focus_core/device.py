@@ -144,13 +144,33 @@ def require_memory(nbytes: int, device: torch.device, *, what: str) -> None:
         raise lack_of_memory(nbytes, free, device, what=what)
 
 
-def lack_of_memory(nbytes: int, free: int, device: torch.device, *, what: str) -> OutOfMemoryError:
-    """The error for keys and values that the device cannot hold."""
+def lack_of_memory(
+    nbytes: int, free: int, device: torch.device, *, what: str, host_free: int | None = None
+) -> OutOfMemoryError:
+    """The error for keys and values that the device cannot hold.
+
+    Args:
+        host_free: bytes of host memory for those that the device has no room for, where it has another memory
+    """
+    host = "" if host_free is None else f", and of host memory {host_free / 2**30:.2f} GiB (host_bytes)"
     return OutOfMemoryError(
         f"The keys and values of {what} take {nbytes / 2**30:.2f} GiB, but only {free / 2**30:.2f} GiB are free on "
-        f"{device}. Hand over fewer or shorter documents, ask for shorter answers (max_new_tokens), or use "
+        f"{device}{host}. Hand over fewer or shorter documents, ask for shorter answers (max_new_tokens), or use "
         "dtype='bfloat16' or a smaller model."
     )
+
+
+def lack_of_host_memory(nbytes: int, free: int, *, what: str) -> OutOfMemoryError:
+    """The error for keys and values that host memory cannot hold."""
+    return OutOfMemoryError(
+        f"The keys and values of {what} take {nbytes / 2**30:.2f} GiB, but only {free / 2**30:.2f} GiB of host memory "
+        "are free. Raise host_bytes, or hand over fewer documents at once."
+    )
+
+
+def has_own_memory(device: torch.device) -> bool:
+    """Whether the device has a memory of its own, so that the host's is another one; Apple's GPU shares the host's."""
+    return device.type == "cuda"
 
 
 def require_memory_for_weights(nbytes: int, device: torch.device, *, name: str) -> None:

@@ -11,7 +11,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from focus_core.attention.candidates import CandidateProjections
-from focus_core.cache.chunks import ChunkSet
+from focus_core.cache.bus import Bus
+from focus_core.cache.chunks import ChunkBlock, ChunkRow, ChunkSet
 from focus_core.config import FocusConfig
 from focus_core.methods.base import Decoding
 from focus_core.methods.focus import FocusDecoding, FocusModel
@@ -76,6 +77,21 @@ def focus_model(
 
 def prefilled(model: FocusModel, case: Case) -> ChunkSet:
     return ChunkSet.of(model.prefill(case.chunks))
+
+
+def streamed(chunks: ChunkSet, bus: Bus, *, every: int = 1) -> ChunkSet:
+    """The same chunks in host memory; with `every=2` each second one, and the others where they are."""
+    made: dict[ChunkBlock, ChunkBlock] = {}
+    rows = list[ChunkRow]()
+    for number, (block, row) in enumerate(chunks.rows):
+        if number % every:
+            rows.append((block, row))
+            continue
+        if block not in made:
+            made[block] = block.in_host_memory(block.chunks, bus)
+        made[block].copy_row(row, block, row)
+        rows.append((made[block], row))
+    return ChunkSet.of(rows)
 
 
 def computed(model: FocusModel, case: Case) -> Tensor:

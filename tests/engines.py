@@ -25,11 +25,13 @@ def make_engine(
     *,
     seed: int = 0,
     store_bytes: int | None = None,
+    host_bytes: int | None = None,
     store: Path | None = None,
     store_limit: int | None = None,
     key: str = KEY,
     method: str = "auto",
     trained: bool = True,
+    device: str = "cpu",
     **config: Any,
 ) -> FocusEngine:
     """A random Llama over bytes, window 512, chunks of 64; its projections are not copies."""
@@ -39,13 +41,14 @@ def make_engine(
         vocab_size=259, num_hidden_layers=3, max_position_embeddings=512, initializer_range=0.3, **sizes
     )
     settings.bos_token_id, settings.eos_token_id = 1, 2
-    model = LlamaForCausalLM(settings)
+    model = LlamaForCausalLM(settings).to(device)
     chosen = {"layout": "raw", "chunk_size": 64, "dynamic_prompt": 32, "local_window": 128, "plain_up_to": 0, **config}
     shared = SharedModel.of(LoadedModel(model, type(model).__name__), byte_tokenizer(), key=key if store else None)
     engine = FocusEngine(
         shared,
         config=FocusConfig(**chosen),
         store_bytes=store_bytes,
+        host_bytes=host_bytes,
         store=store,
         store_limit=store_limit,
         method=method,

@@ -5,14 +5,17 @@ only reads, scores over both are computed apart and share one softmax; query hea
 batch, are folded into the query dimension, so that keys and values are read once for all of them and grouped heads are
 never expanded. The dynamic prompt comes with many tokens, which compute so much over a chunk that a short-lived copy of
 a few chunks costs nothing: they take torch's fused attention.
+
+Chunks that lie in host memory are copied to the device a tile at a time, and the copy of the next tile, or of the next
+layer's first one, begins before the current one is computed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any, Protocol, cast
 
@@ -34,6 +37,9 @@ _COPIED_PER_TILE = {"cpu": 1 << 20, "cuda": 1 << 26}
 _MANY_TOKENS = 16  # from this number on, a copy of the keys and values costs less than attention gains
 
 
+Fetched = Callable[[], KeysAndValues]  # gives a layer's keys and values, once they are on the device
+
+
 class ChunkLayers(Protocol):
     """Chunks whose keys and values lie side by side (see `cache.chunks.ChunkRun`)."""
 
@@ -46,7 +52,10 @@ class ChunkLayers(Protocol):
     @property
     def copied(self) -> bool: ...
 
-    def layer(self, index: int) -> tuple[Tensor, Tensor]: ...
+    @property
+    def at_once(self) -> int: ...
+
+    def fetch(self, index: int) -> Fetched: ...
 
     def narrow(self, start: int, stop: int) -> ChunkLayers: ...
 
@@ -69,6 +78,7 @@ class ChunkPass:
     candidates: int
     visible: Tensor
     layers: int
+    _ahead: dict[tuple[ChunkLayers, int], Fetched] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def wanted(self) -> Tensor | None:
@@ -92,18 +102,35 @@ class ChunkPass:
             return torch.zeros_like(query)
         new = query.shape[2]
         attend = partial(_attend_in_place, softcap=softcap) if new < _MANY_TOKENS or softcap else _attend_to_copies
-        tiles, row = [], 0
+        tiles = list(self._tiles(query, key))
+        attended, row = [], 0
+        for number, tile in enumerate(tiles):
+            rows = slice(row, row + tile.chunks * self.questions)
+            chunk = self._fetched(tile, layer)
+            if number + 1 < len(tiles):
+                self._fetch(tiles[number + 1], layer)
+            elif layer + 1 < self.layers:
+                self._fetch(tiles[0], layer + 1)
+            attended.append(attend(query[rows], chunk, (key[rows], value[rows]), self.bias))
+            row = rows.stop
+        return attended[0] if len(attended) == 1 else torch.cat(attended)
+
+    def _tiles(self, query: Tensor, key: Tensor) -> Iterator[ChunkLayers]:
+        """Chunks that are computed together; the same in every layer."""
         for run in self.runs:
             step = _chunks_per_tile(query, self.questions, run.tokens + key.shape[2])
             if run.copied:
-                step = min(step, _copied_per_tile(key, run.tokens))
+                step = min(step, run.at_once, _copied_per_tile(key, run.tokens))
             for start in range(0, run.chunks, step):
-                stop = min(start + step, run.chunks)
-                rows = slice((row + start) * self.questions, (row + stop) * self.questions)
-                chunk, prompt = run.narrow(start, stop).layer(layer), (key[rows], value[rows])
-                tiles.append(attend(query[rows], chunk, prompt, self.bias))
-            row += run.chunks
-        return tiles[0] if len(tiles) == 1 else torch.cat(tiles)
+                yield run.narrow(start, min(start + step, run.chunks))
+
+    def _fetch(self, tile: ChunkLayers, layer: int) -> None:
+        self._ahead[tile, layer] = tile.fetch(layer)
+
+    def _fetched(self, tile: ChunkLayers, layer: int) -> KeysAndValues:
+        if (tile, layer) not in self._ahead:  # the first of a pass
+            self._fetch(tile, layer)
+        return self._ahead.pop((tile, layer))()
 
 
 class AttendingPass(Protocol):

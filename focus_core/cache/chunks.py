@@ -7,14 +7,15 @@ same time. What a question appends to them lies in an `AppendedCache` of its own
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
 
 from focus_core.cache import int8
+from focus_core.cache.bus import Bus
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,12 +28,14 @@ class ChunkBlock:
         values: like `keys`
         key_scales: where both are int8, `[layers, chunks, kv_heads, 1, head_dim]` of the model's dtype; else `None`
         value_scales: likewise, `[layers, chunks, kv_heads, tokens, 1]`
+        bus: where they lie in host memory, the way to the device that reads them; else `None`
     """
 
     keys: Tensor
     values: Tensor
     key_scales: Tensor | None = None
     value_scales: Tensor | None = None
+    bus: Bus | None = field(default=None, kw_only=True)
 
     @classmethod
     def empty(
@@ -51,6 +54,40 @@ class ChunkBlock:
             *(torch.empty(shape, dtype=kept, device=device) for _ in range(2)),
             *(torch.empty(of_scales, dtype=dtype, device=device) for of_scales in scales),
         )
+
+    @classmethod
+    def of_tensors(cls, tensors: Mapping[str, Tensor], *, bus: Bus | None = None) -> ChunkBlock:
+        """Of what `tensors` of another block gives, by the same names."""
+        scales = tensors.get("key_scales"), tensors.get("value_scales")
+        return cls(tensors["keys"], tensors["values"], *scales, bus=bus)
+
+    def on_device(self, chunks: int, device: torch.device, *, layers: int) -> ChunkBlock:
+        """A block for chunks of the same kind, not written yet, that is read where it lies."""
+        return ChunkBlock.of_tensors(self._empty(layers, chunks, device))
+
+    def in_host_memory(self, chunks: int, bus: Bus) -> ChunkBlock:
+        """A block for chunks of the same kind, not written yet, from which a bus copies to the device."""
+        states = self._empty(self.layers, chunks, torch.device("cpu"))
+        block = ChunkBlock.of_tensors(states, bus=bus)
+        bus.pin(block, [*states.values()])
+        return block
+
+    def _empty(self, layers: int, chunks: int, device: torch.device) -> dict[str, Tensor]:
+        return {
+            name: torch.empty((layers, chunks, *of.shape[2:]), dtype=of.dtype, device=device)
+            for name, of in self.tensors.items()
+        }
+
+    def copy_row(self, row: int, other: ChunkBlock, of: int) -> None:
+        """Write row `row` as row `of` of another block of the same kind; of its layers, the first ones."""
+        for name, states in self.tensors.items():
+            for mine, theirs in zip(states, other.tensors[name], strict=False):  # a layer's row is contiguous
+                mine[row].copy_(theirs[of])
+
+    @property
+    def device(self) -> torch.device:
+        """Where attention reads it."""
+        return self.keys.device if self.bus is None else self.bus.device
 
     @property
     def layers(self) -> int:
@@ -101,18 +138,42 @@ class ChunkRun:
     @property
     def copied(self) -> bool:
         """Whether `layer` makes a copy."""
-        return self.block.key_scales is not None
+        return self.block.key_scales is not None or self.block.bus is not None
+
+    @property
+    def at_once(self) -> int:
+        """Chunks, at least one, that one `fetch` should bring; of a block that lies on the device, all."""
+        of_chunk, bus = self.block.nbytes // (self.block.layers * self.block.chunks), self.block.bus
+        return self.chunks if bus is None else max(1, bus.copy_bytes // of_chunk)
 
     def layer(self, index: int) -> tuple[Tensor, Tensor]:
         """One layer's keys and values `[chunks, kv_heads, tokens, head_dim]`, in the dtype of the model.
 
-        Views, unless the block is quantised: narrow the run first to the chunks that are needed at a time.
+        Views, unless the block is quantised or lies in host memory: narrow the run first to the chunks that are needed
+        at a time.
         """
-        rows, block = (index, slice(self.first, self.last)), self.block
-        keys, values = block.keys[rows], block.values[rows]
-        if block.key_scales is None or block.value_scales is None:
+        return self._exact([states.to(self.block.device) for states in self._states(index)])
+
+    def fetch(self, index: int) -> Callable[[], tuple[Tensor, Tensor]]:
+        """Like `layer`, in two parts: from host memory it begins to copy, and the result waits for the copy.
+
+        The copy lasts until the second `fetch` over the same bus after it.
+        """
+        if self.block.bus is None:
+            return partial(self.layer, index)
+        copied = self.block.bus.fetch(self._states(index))
+        return lambda: self._exact(copied())
+
+    def _states(self, index: int) -> list[Tensor]:
+        """One layer's rows as they are kept, in the order of `ChunkBlock.tensors`."""
+        return [states[index, self.first : self.last] for states in self.block.tensors.values()]
+
+    @staticmethod
+    def _exact(states: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        keys, values, *scales = states
+        if not scales:
             return keys, values
-        return int8.dequantized(keys, block.key_scales[rows]), int8.dequantized(values, block.value_scales[rows])
+        return int8.dequantized(keys, scales[0]), int8.dequantized(values, scales[1])
 
     def write(self, index: int, keys: Tensor, values: Tensor) -> None:
         """Set one layer's keys and values, `[chunks, kv_heads, tokens, head_dim]`."""
@@ -203,4 +264,4 @@ class ChunkSet:
         return found
 
     def _on_device(self, numbers: Sequence[int]) -> Tensor:
-        return torch.tensor(numbers, dtype=torch.long, device=self.runs[0].block.keys.device if self.runs else None)
+        return torch.tensor(numbers, dtype=torch.long, device=self.runs[0].block.device if self.runs else None)

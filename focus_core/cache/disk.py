@@ -33,6 +33,8 @@ from focus_core.errors import ConfigError, warn
 
 TokensOf = Callable[[ChunkKey], Sequence[int]]  # the tokens of a chunk, opening included
 
+Allocate = Callable[[ChunkHeader, int], ChunkBlock]  # a block for chunks like that of a header
+
 Loading = tuple[ChunkRow, Future[bool]]  # where a chunk is loaded to, and whether its file could be used
 
 _READERS = 4  # threads, at most
@@ -114,15 +116,18 @@ class DiskTier:
         return found
 
     def load(
-        self, found: Mapping[ChunkKey, ChunkHeader], tokens_of: TokensOf, device: torch.device
+        self, found: Mapping[ChunkKey, ChunkHeader], tokens_of: TokensOf, allocate: Allocate
     ) -> Iterator[Mapping[ChunkKey, ChunkRow]]:
         """Keys and values of chunks that `find` has found, one file per item; empty for one that cannot be used.
 
         Files are read by several threads, ahead of use.
+
+        Args:
+            allocate: makes the blocks that they are loaded into
         """
         kinds = [(header.shape, header.dtype, header.kv_dtype) for header in found.values()]
         of_kind, next_row = dict(zip(kinds, found.values(), strict=True)), dict.fromkeys(kinds, 0)
-        blocks = {kind: header.block(kinds.count(kind), device) for kind, header in of_kind.items()}
+        blocks = {kind: allocate(header, kinds.count(kind)) for kind, header in of_kind.items()}
         pool, waiting = ThreadPoolExecutor(readers(), thread_name_prefix="store"), dict[ChunkKey, Loading]()
         try:
             for (key, header), kind in zip(found.items(), kinds, strict=True):

@@ -23,6 +23,7 @@ from focus_core.cache.store import DeviceTier
 from focus_core.cache.tiers import ChunkStore
 from focus_core.config import SamplingConfig
 from focus_core.engine.answers import Usage
+from focus_core.engine.memory_plan import Memories
 from focus_core.engine.prefill import ChunkPrefill
 from focus_core.engine.requests import AnyRequest, QuestionRequest, Request
 from focus_core.engine.sampling import Sampler
@@ -182,8 +183,8 @@ class Calibration:
         size, rng = self._size(plan), random.Random(2)
         ((block, row),) = self._rows_of(plan.method, [_chunk(plan, size, rng)]).values()
         copies = min(len(plan.chunks), _COPIES)
-        many = ChunkBlock(
-            **{name: of[:, row : row + 1].repeat(1, copies, 1, 1, 1) for name, of in block.tensors.items()}
+        many = ChunkBlock.of_tensors(
+            {name: of[:, row : row + 1].repeat(1, copies, 1, 1, 1) for name, of in block.tensors.items()}
         )
 
         def seconds(count: int) -> float:
@@ -221,7 +222,7 @@ class Calibration:
         )
 
     def _prefill_of(self, method: Method, chunks: Sequence[Chunk]) -> ChunkPrefill:
-        return ChunkPrefill(self._device, method, chunks, store=self._store, tiers=())
+        return ChunkPrefill(Memories(self._device, self._store, ()), method, chunks)
 
     def _run(self, request: AnyRequest) -> None:
         self._scheduler.add([request])

@@ -18,6 +18,7 @@ from focus_core.cache.tiers import ChunkStore
 from focus_core.config import CHUNK_WITHOUT_ADAPTER, LARGEST_CHUNK, FocusConfig, ResolvedConfig
 from focus_core.engine.answers import Answer, AnswersFromEvents, Event, Finished, Usage
 from focus_core.engine.attribution import explain, first_cost
+from focus_core.engine.memory_plan import Memories
 from focus_core.engine.options import CheckedOptions, Options, chosen_store, split_settings
 from focus_core.engine.places import with_pieces
 from focus_core.engine.planning import Outline, Planner
@@ -64,6 +65,7 @@ class FocusEngine:
         method: str = "auto",
         progress: bool = True,
         store_bytes: int | None = None,
+        host_bytes: int | None = None,
         store: str | Path | None = None,
         store_limit: int | None = None,
     ) -> None:
@@ -81,7 +83,8 @@ class FocusEngine:
         self.layout, self._no_place = self._choose_layout()
         self.method = method  # of questions that name none
         self._planner = Planner(self.focus, self.layout, method, shared.tokenizer.decode)
-        memory = shared.store if store_bytes is None else shared.new_store(store_bytes)
+        shares = store_bytes is None and host_bytes is None
+        memory = shared.store if shares else shared.new_store(store_bytes, host_bytes)
         disk = shared.new_disk(store, store_limit) if store else None
         self.store = ChunkStore(memory, disk)
         self._end_tokens = _end_tokens(loaded.model, self.tokenizer)
@@ -99,6 +102,7 @@ class FocusEngine:
         method: str = "auto",
         progress: bool = True,
         store_bytes: int | None = None,
+        host_bytes: int | None = None,
         store: str | Path | None = None,
         store_limit: int | None = None,
         **settings: Any,
@@ -117,6 +121,8 @@ class FocusEngine:
                 than two seconds
             store_bytes: how much of prefilled chunks this engine may hold in memory; by default it shares half of what
                 is free at first with the model's other engines
+            host_bytes: how much of them host memory may hold, where a GPU computes: of what leaves the GPU or does not
+                fit it. By default half of what is free at first; 0 is none
             store: a folder in which prefilled chunks are kept too, and found again by the next process; by default the
                 one that the environment names as FOCUSLLM_STORE, else none; `""` is none. It holds the documents' texts
             store_limit: bytes that the folder may take with everything in it; by default half of the free disk
@@ -139,6 +145,7 @@ class FocusEngine:
             method=method,
             progress=progress,
             store_bytes=store_bytes,
+            host_bytes=host_bytes,
             store=store,
             store_limit=store_limit,
         )
@@ -153,6 +160,7 @@ class FocusEngine:
         method: str = "auto",
         progress: bool = True,
         store_bytes: int | None = None,
+        host_bytes: int | None = None,
     ) -> FocusEngine:
         """Around a model that is loaded already, with untrained candidate projections.
 
@@ -160,7 +168,9 @@ class FocusEngine:
         """
         loaded = LoadedModel(model, model.config.name_or_path or type(model).__name__)
         shared = SharedModel.of(loaded, tokenizer)
-        return cls(shared, config=config, method=method, progress=progress, store_bytes=store_bytes)
+        return cls(
+            shared, config=config, method=method, progress=progress, store_bytes=store_bytes, host_bytes=host_bytes
+        )
 
     def _choose_layout(self) -> tuple[Layout, ConfigError | None]:
         """The layout of rows; with the error for questions about documents, if the template has no place for them.
@@ -433,7 +443,7 @@ class FocusEngine:
 
         Args:
             question: by default a short one
-            calibrate: say seconds to the first token
+            calibrate: say seconds to the first token, unless chunks are streamed from host memory
 
         Raises:
             DocumentError: a document without text
@@ -445,13 +455,11 @@ class FocusEngine:
         prompt = self._prompt(_SHORT if question is None else question, options)
         plan = self._planner.draft(listed, prompt, options.max_new_tokens, options.method)
         refused = self._no_place if self.tokenizer.chat_template and (listed or plan.chunks) else None
-        found = Whereabouts.of(plan, self.store, self.shared.tiers, self.focus.device)
+        found = Whereabouts.of(plan, self._memories())
         lengths = [len(document) for document in listed]
         left = self._planner.positions_left(lengths, plan.method, plan.chunks)
-        planned = plan_of_documents(
-            plan, found, self.focus.device, positions_left=left, store=self.store, refused=refused
-        )
-        if not (calibrate and planned.fits):
+        planned = plan_of_documents(plan, found, self._memories(), positions_left=left, refused=refused)
+        if not (calibrate and planned.fits) or planned.streamed.chunks:
             return planned
         with sign_of_life("measuring this machine", visible=self._progress):
             return timed(planned, plan, found, self.shared.calibration, self.store.disk)
@@ -460,7 +468,7 @@ class FocusEngine:
         """The plan for a short question about documents of these numbers of tokens, without seconds."""
         outline = self.outline(documents)
         left = self._planner.positions_left(documents, outline.method)
-        return plan_of_lengths(outline, documents, SHORT_QUESTION, left, self.focus.device)
+        return plan_of_lengths(outline, documents, SHORT_QUESTION, left, self._memories())
 
     def count_tokens(self, text: str) -> int:
         """Tokens of `text`, without special tokens."""
@@ -590,14 +598,10 @@ class FocusEngine:
     def _prefill(
         self, method: Method, chunks: Sequence[Chunk], appended_tokens: int = 0, *, store: ChunkStore | None = None
     ) -> ChunkPrefill:
-        return ChunkPrefill(
-            self.focus.device,
-            method,
-            chunks,
-            store=store or self.store,
-            tiers=self.shared.tiers,
-            appended_tokens=appended_tokens,
-        )
+        return ChunkPrefill(self._memories(store), method, chunks, appended_tokens=appended_tokens)
+
+    def _memories(self, store: ChunkStore | None = None) -> Memories:
+        return Memories(self.focus.device, store or self.store, self.shared.tiers)
 
     def _require_place(self) -> None:
         """Refuse documents for which the chat template has no place."""

@@ -149,7 +149,8 @@ def split_settings(
     arguments = {name: value for name, value in settings.items() if name not in _SETTINGS}
     if flat and config is not None:
         raise ConfigError(f"{next(iter(flat))} is given beside config=FocusConfig(…). Give it in one place.")
-    own = ["model", "adapter", "device", "dtype", "config", "method", "progress", "store_bytes", *_SETTINGS]
+    sizes = ["store_bytes", "host_bytes"]
+    own = ["model", "adapter", "device", "dtype", "config", "method", "progress", *sizes, *_SETTINGS]
     for name in arguments:
         if name in _OPTIONS:
             raise ConfigError(f"{name} is an option of a call: engine.generate(…, {name}=…).")

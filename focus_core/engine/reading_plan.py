@@ -5,16 +5,13 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import torch
-
-from focus_core import device as machine
 from focus_core.cache.chunk_file import ChunkHeader
 from focus_core.cache.disk import DiskTier, file_bytes
 from focus_core.cache.keys import ChunkKey
-from focus_core.cache.planner import TierPlan, plan_tiers
-from focus_core.cache.store import Tier
-from focus_core.cache.tiers import ChunkStore
+from focus_core.cache.planner import TierPlan
+from focus_core.cache.store import HostTier
 from focus_core.engine.calibration import Calibration
+from focus_core.engine.memory_plan import Memories
 from focus_core.engine.planning import Outline
 from focus_core.errors import FocusError, shown_bytes
 from focus_core.methods.base import Method, Plan
@@ -57,6 +54,23 @@ class FolderPlan:
 
 
 @dataclass(frozen=True)
+class HostPlan:
+    """What host memory has to do with it, where the device has a memory of its own.
+
+    Attributes:
+        limit_bytes: what it may hold
+        take_bytes: keys and values that it would take besides those that are there
+        evict_bytes: of other documents that would be evicted
+        copies_bytes: bytes of the device for copies of streamed chunks
+    """
+
+    limit_bytes: int
+    take_bytes: int
+    evict_bytes: int
+    copies_bytes: int
+
+
+@dataclass(frozen=True)
 class FirstToken:
     """Seconds to the first token, with the model loaded and the documents tokenized.
 
@@ -83,8 +97,11 @@ class ReadingPlan:
         reason: why this one
         chunks: of the documents; 0 where documents and question are read in one row
         in_memory: chunks that are there
+        in_host: chunks that are in host memory
         on_disk: chunks that are loaded from the folder
         to_read: chunks that the model reads; without chunks, all of the documents
+        streamed: of these, the chunks that the device has no bytes for: they stay in host memory, and every pass copies
+            them to the device, a few at a time
         prompt_bytes: keys and values of question and answer
         free_bytes: free memory of the device
         evict_bytes: keys and values of other documents that would give way
@@ -92,6 +109,7 @@ class ReadingPlan:
         positions_left: positions that the window leaves for question and answer
         answer_tokens: tokens that the answer may have; 0 if there is no room for any
         store_bytes: what may stay in memory for the next question; `None` where nobody said
+        host: host memory, where it is another one than the device's
         folder: of the store, if there is one
         first_token: if the machine was measured
         problem: why it does not fit, and what to change; `None` if it fits
@@ -112,7 +130,10 @@ class ReadingPlan:
     lacking_bytes: int
     positions_left: int
     answer_tokens: int
+    in_host: Share = Share()
+    streamed: Share = Share()
     store_bytes: int | None = None
+    host: HostPlan | None = None
     folder: FolderPlan | None = None
     first_token: FirstToken | None = None
     problem: str | None = None
@@ -120,19 +141,23 @@ class ReadingPlan:
     @property
     def cache_bytes(self) -> int:
         """Keys and values of the documents."""
-        return self.in_memory.nbytes + self.on_disk.nbytes + self.to_read.nbytes
+        return sum(share.nbytes for share in (self.in_memory, self.in_host, self.on_disk, self.to_read))
 
     @property
     def needed_bytes(self) -> int:
-        """All keys and values that the device holds for the question."""
-        return self.cache_bytes + self.prompt_bytes
+        """All keys and values that the device holds for the question, copies of streamed ones included."""
+        return self.cache_bytes - self.streamed.nbytes + self.prompt_bytes + self._copies_bytes
+
+    @property
+    def _copies_bytes(self) -> int:
+        return self.host.copies_bytes if self.host is not None and self.streamed.chunks else 0
 
     @property
     def unkept_bytes(self) -> int:
         """Keys and values that do not stay in memory, and are read or loaded again for the next question."""
         if not self.chunks or self.store_bytes is None:
             return 0
-        return max(self.cache_bytes - self.store_bytes, 0)
+        return max(self.cache_bytes - self.store_bytes - (self.host.limit_bytes if self.host else 0), 0)
 
     @property
     def fits(self) -> bool:
@@ -148,11 +173,15 @@ class ReadingPlan:
         yield f"{self.documents} document{plural}, {self.tokens:,} tokens: {how}, method {self.method}."
         yield f"Method: {self.reason}."
         yield f"\n{'':12}{'chunks':>10}{'tokens':>14}{'keys and values':>20}"
-        for name, share in (("in memory", self.in_memory), ("on disk", self.on_disk), ("to be read", self.to_read)):
+        shares = {"in memory": self.in_memory, "on disk": self.on_disk, "to be read": self.to_read}
+        if self.host is not None:
+            shares = {"on device": shares.pop("in memory"), "in host": self.in_host, **shares}
+        for name, share in shares.items():
             yield f"{name:12}{share.chunks:>10,}{share.tokens:>14,}{shown_bytes(share.nbytes):>20}"
+        resident = self.cache_bytes - self.streamed.nbytes
         yield (
-            f"\nDevice: {shown_bytes(self.cache_bytes)} of documents, up to {shown_bytes(self.prompt_bytes)} of "
-            f"question and answer; {shown_bytes(self.free_bytes)} are free."
+            f"\nDevice: {shown_bytes(resident)} of documents, up to {shown_bytes(self.prompt_bytes)} of question and "
+            f"answer; {shown_bytes(self.free_bytes)} are free."
         )
         if self.evict_bytes:
             yield f"        {shown_bytes(self.evict_bytes)} of other documents give way."
@@ -161,6 +190,8 @@ class ReadingPlan:
                 f"        {shown_bytes(self.unkept_bytes)} of documents are over the budget for what stays in memory "
                 f"({shown_bytes(self.store_bytes or 0)}). Raise store_bytes to keep them for the next question."
             )
+        if self.host is not None and self.streamed.chunks:
+            yield from _host_lines(self.host, self.streamed)
         if self.folder is not None:
             yield from _folder_lines(self.folder)
         if self.first_token is not None:
@@ -170,6 +201,19 @@ class ReadingPlan:
                 f"{shown_seconds(seconds.prepared)} prepared in memory."
             )
         yield "It fits." if self.fits else f"It does not fit. {self.problem}"
+
+
+def _host_lines(host: HostPlan, streamed: Share) -> Iterator[str]:
+    yield (
+        f"Host:   {shown_bytes(streamed.nbytes)} of documents ({streamed.chunks:,} chunks) do not fit the device and "
+        f"stay in host memory, of which {shown_bytes(host.limit_bytes)} may be taken (host_bytes)."
+    )
+    yield (
+        f"        Every token of the answer copies them to the device, a few chunks at a time; the copies take "
+        f"{shown_bytes(host.copies_bytes)} there. Seconds are not estimated."
+    )
+    if host.evict_bytes:
+        yield f"        {shown_bytes(host.evict_bytes)} of other documents are evicted from host memory."
 
 
 def _folder_lines(folder: FolderPlan) -> Iterator[str]:
@@ -192,7 +236,7 @@ def shown_seconds(seconds: float) -> str:
 
 
 def plan_of_lengths(
-    outline: Outline, documents: Sequence[int], question: int, positions_left: int, device: torch.device
+    outline: Outline, documents: Sequence[int], question: int, positions_left: int, memories: Memories
 ) -> ReadingPlan:
     """The plan for documents of which only the numbers of tokens are known, so that none of them is there.
 
@@ -201,12 +245,20 @@ def plan_of_lengths(
     """
     method, limits, tokens = outline.method, outline.limits, sum(documents)
     appended = limits.appended_tokens(outline.new_tokens)
-    chunks = method.chunk_bytes(outline.chunks, limits.chunk_tokens)
-    share = Share(outline.chunks, tokens, chunks if outline.chunks else tokens * method.bytes_per_token)
-    besides = chunks + appended * method.bytes_per_token
-    tiers = plan_tiers({}, memory=(), besides=besides, free=machine.free_memory(device))
+    nbytes = method.chunk_bytes(outline.chunks, limits.chunk_tokens)
+    share = Share(outline.chunks, tokens, nbytes if outline.chunks else tokens * method.bytes_per_token)
+    sizes = {str(number).encode(): of for number, of in enumerate(_equal_parts(nbytes, outline.chunks))}
+    tiers = memories.plan(method, sizes, held={}, in_host={}, appended_tokens=appended)
+    streamed = Share(len(tiers.streamed), 0, sum(sizes[key] for key in tiers.streamed))
+    if streamed.chunks:
+        streamed = replace(streamed, tokens=tokens * streamed.nbytes // nbytes)
     missing = limits.chunk_tokens + appended
-    return _reading_plan(outline, tiers, device, positions_left, documents, question, missing, to_read=share)
+    made = _reading_plan(outline, tiers, memories, positions_left, documents, question, missing, to_read=share)
+    return replace(made, streamed=streamed)
+
+
+def _equal_parts(nbytes: int, parts: int) -> list[int]:
+    return [nbytes * (part + 1) // parts - nbytes * part // parts for part in range(parts)]
 
 
 # --- from documents ---------------------------------------------------------------------------------------------------
@@ -226,23 +278,21 @@ class Whereabouts:
     tiers: TierPlan
 
     @classmethod
-    def of(cls, plan: Plan, store: ChunkStore, tiers: Sequence[Tier], device: torch.device) -> Whereabouts:
+    def of(cls, plan: Plan, memories: Memories) -> Whereabouts:
         """As `ChunkPrefill` would find them."""
         chunks, method = {chunk.key: chunk for chunk in plan.chunks}, plan.method
 
         def tokens_of(key: ChunkKey) -> TokenIds:
             return chunks[key].row
 
-        rows, stored = store.look(chunks, tokens_of, layers=method.cached_layers)
-        in_use = {block for block, _ in rows.values()}
-        planned = plan_tiers(
-            {key: method.chunk_bytes(1, len(chunk)) for key, chunk in chunks.items()},
-            memory=rows,
-            disk=stored,
-            besides=plan.limits.appended_tokens(plan.new_tokens) * method.bytes_per_token,
-            free=machine.free_memory(device),
-            evictable=sum(tier.evictable(in_use) for tier in tiers),
-        )
+        held, in_host, stored = memories.store.look(chunks, tokens_of, layers=method.cached_layers)
+        sizes = {key: method.chunk_bytes(1, len(chunk)) for key, chunk in chunks.items()}
+        appended = plan.limits.appended_tokens(plan.new_tokens)
+        planned = memories.plan(method, sizes, held=held, in_host=in_host, disk=stored, appended_tokens=appended)
+        if planned.lacking and memories.store.host is not None and held:
+            there = {**held, **in_host}
+            moved = memories.plan_moved(method, sizes, there, disk=stored, appended_tokens=appended)
+            planned = planned if moved.lacking else moved
         return cls(chunks, stored, planned)
 
     def share(self, keys: Collection[ChunkKey], method: Method) -> Share:
@@ -260,10 +310,9 @@ class Whereabouts:
 def plan_of_documents(
     plan: Plan,
     found: Whereabouts,
-    device: torch.device,
+    memories: Memories,
     *,
     positions_left: int,
-    store: ChunkStore,
     refused: FocusError | None,
 ) -> ReadingPlan:
     """The plan for documents whose chunks are known.
@@ -271,18 +320,23 @@ def plan_of_documents(
     Args:
         refused: why the question cannot be asked at all
     """
-    method, question = plan.method, plan.question
+    method, question, store = plan.method, plan.question, memories.store
     shares = {
         "in_memory": found.share(found.tiers.held, method),
+        "in_host": found.share(found.tiers.raised, method),
+        "streamed": found.share(found.tiers.streamed, method),
         "on_disk": found.share(found.tiers.load, method),
         "to_read": found.share(found.tiers.prefill, method),
     }
     lengths = [len(document) for document in question.documents]
     if not plan.chunks:
         shares["to_read"] = Share(0, sum(lengths), sum(lengths) * method.bytes_per_token)
-    missing = sum(len(found.chunks[key]) for key in found.tiers.missing) + plan.limits.appended_tokens(plan.new_tokens)
+    missing = sum(len(found.chunks[key]) for key in (*found.tiers.missing, *found.tiers.raised))
+    missing += plan.limits.appended_tokens(plan.new_tokens)
     asked = len(question.context)
-    made = _reading_plan(plan, found.tiers, device, positions_left, lengths, asked, missing, refused=refused, **shares)
+    made = _reading_plan(
+        plan, found.tiers, memories, positions_left, lengths, asked, missing, refused=refused, **shares
+    )
     folder = None if store.disk is None else _folder_plan(store.disk, found, method)
     return replace(made, store_bytes=store.memory.budget, folder=folder)
 
@@ -304,6 +358,10 @@ def timed(
     return replace(planned, first_token=FirstToken(first + now, first + cold, first))
 
 
+def _host_plan(host: HostTier, tiers: TierPlan) -> HostPlan:
+    return HostPlan(host.budget, tiers.host_needed, tiers.host_room.evict, tiers.in_flight)
+
+
 def _folder_plan(disk: DiskTier, found: Whereabouts, method: Method) -> FolderPlan:
     write = found.file_bytes(found.tiers.prefill, method) if disk.writes else 0
     room = disk.room_for(write, found.chunks)
@@ -314,36 +372,42 @@ def _folder_plan(disk: DiskTier, found: Whereabouts, method: Method) -> FolderPl
 def _reading_plan(
     plan: Plan | Outline,
     tiers: TierPlan,
-    device: torch.device,
+    memories: Memories,
     positions_left: int,
     documents: Sequence[int],
     question: int,
     missing: int,
     *,
     in_memory: Share = Share(),
+    in_host: Share = Share(),
     on_disk: Share = Share(),
     to_read: Share = Share(),
+    streamed: Share = Share(),
     refused: FocusError | None = None,
 ) -> ReadingPlan:
-    limits, free, per_token = plan.limits, machine.free_memory(device), plan.method.bytes_per_token
+    limits, per_token = plan.limits, plan.method.bytes_per_token
+    host = memories.store.host
     in_row = 0 if plan.chunks else sum(documents)  # of the appended tokens, those of documents
     problem = refused or _problem(plan)
-    if problem is None and tiers.room.lacking:
-        problem = machine.lack_of_memory(tiers.needed, free, device, what=f"{missing} tokens")
+    if problem is None and tiers.lacking:
+        problem = memories.lack(tiers, what=f"{missing} tokens")
     return ReadingPlan(
         documents=len(documents),
-        tokens=sum(documents) if documents else in_memory.tokens + on_disk.tokens + to_read.tokens,
+        tokens=sum(documents) or sum(share.tokens for share in (in_memory, in_host, on_disk, to_read)),
         question_tokens=question,
         method=plan.method.name,
         reason=plan.reason,
         chunks=plan.chunks if isinstance(plan, Outline) else len(plan.chunks),
         in_memory=in_memory,
+        in_host=in_host,
+        streamed=streamed,
         on_disk=on_disk,
         to_read=to_read,
         prompt_bytes=(limits.appended_tokens(plan.new_tokens) - in_row) * per_token,
-        free_bytes=free,
+        free_bytes=memories.free,
         evict_bytes=tiers.room.evict,
-        lacking_bytes=tiers.room.lacking,
+        lacking_bytes=tiers.lacking,
+        host=None if host is None else _host_plan(host, tiers),
         positions_left=positions_left,
         answer_tokens=max(min(limits.positions_left, plan.new_tokens), 0),
         problem=None if problem is None else str(problem),

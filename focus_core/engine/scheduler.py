@@ -234,6 +234,12 @@ class Scheduler:
                 self._tell(request, Progress(*request.prefill.progress))
                 self._settle(request)
 
+    def _let_go(self, prefill: ChunkPrefill) -> None:
+        """Hold nothing for chunks that are there, or that nobody waits for: their eviction would free no memory."""
+        prefill.release()
+        if self._prefilled_last is prefill:
+            self._prefilled_last = None
+
     def _prefills(self) -> list[ChunkPrefill]:
         """Of all requests that wait for chunks, in their order; requests made together share one."""
         return list(dict.fromkeys(request.prefill for request in self._prefilling))
@@ -247,6 +253,7 @@ class Scheduler:
         if request not in self._prefilling or not request.prefill.complete:
             return
         self._prefilling.remove(request)
+        self._let_go(request.prefill)
         if isinstance(request, QuestionRequest):
             request.count_chunks()
             self._ready.append(request)
@@ -386,6 +393,7 @@ class Scheduler:
         for request in requests:
             if request.prefill not in waited_for:
                 request.prefill.abandon()
+                self._let_go(request.prefill)
         self._batches = [batch for batch in self._batches if not all(request.left for request in batch.requests)]
 
     def _restart_interrupted(self) -> None:

@@ -10,13 +10,15 @@ from typing import Any
 from uuid import uuid4
 from weakref import WeakSet, WeakValueDictionary
 
+import torch
 from transformers import PreTrainedTokenizerBase
 from transformers import __version__ as transformers_version
 
 from focus_core.attention.candidates import CandidateProjections
+from focus_core.cache.bus import Bus
 from focus_core.cache.disk import DiskTier
-from focus_core.cache.store import DeviceTier
-from focus_core.device import choose_device, choose_dtype, free_memory
+from focus_core.cache.store import DeviceTier, HostTier
+from focus_core.device import choose_device, choose_dtype, free_memory, has_own_memory
 from focus_core.engine.calibration import Calibration
 from focus_core.engine.scheduler import Scheduler
 from focus_core.errors import ConfigError
@@ -29,7 +31,8 @@ from focus_core.loading.named import EMBEDDED, named_model
 from focus_core.progress import sign_of_life
 from focus_core.text.tokenizer import TextTokenizer, load_tokenizer
 
-_STORE_SHARE = 0.5  # of the memory that is free once the weights are loaded
+_STORE_SHARE = 0.5  # of the memory, of device and host each, that is free once the weights are loaded
+_HOST = torch.device("cpu")
 
 
 @dataclass(eq=False, repr=False)
@@ -49,6 +52,7 @@ class SharedModel:
     warned: set[str] = field(default_factory=set)
     _tiers: WeakSet[DeviceTier] = field(default_factory=WeakSet)
     _store: DeviceTier | None = None
+    _bus: Bus | None = None
     _untrained: CandidateProjections | None = None
     _lock: threading.RLock = field(default_factory=threading.RLock)  # engines are made and used in any thread
 
@@ -74,15 +78,43 @@ class SharedModel:
         """The store of all engines that name no budget: half of the memory that is free when it is first used."""
         with self._lock:
             if self._store is None:
-                self._store = self.new_store(int(free_memory(self.loaded.model.device) * _STORE_SHARE))
+                self._store = self.new_store()
             return self._store
 
-    def new_store(self, store_bytes: int) -> DeviceTier:
-        """A store with a budget of its own."""
-        store = DeviceTier(store_bytes)
+    def new_store(self, store_bytes: int | None = None, host_bytes: int | None = None) -> DeviceTier:
+        """A store with budgets of its own; where one is not given, half of the memory that is free now.
+
+        Raises:
+            ConfigError: not a number of bytes; a budget for host memory where the device has no other
+        """
+        device = self.loaded.model.device
+        if store_bytes is None:
+            store_bytes = int(free_memory(device) * _STORE_SHARE)
+        store = DeviceTier(store_bytes, self._new_host(host_bytes, device))
         with self._lock:
             self._tiers.add(store)
         return store
+
+    def _new_host(self, host_bytes: int | None, device: torch.device) -> HostTier | None:
+        if not has_own_memory(device):
+            if host_bytes:
+                raise ConfigError(
+                    f"host_bytes={host_bytes!r}: the model is on {device}, whose memory is the host's, so chunks have "
+                    "no second memory to move to. Use store_bytes."
+                )
+            return None
+        if host_bytes is None:
+            host_bytes = int(free_memory(_HOST) * _STORE_SHARE)
+        tier = HostTier(host_bytes, self.bus)
+        return tier if host_bytes else None
+
+    @property
+    def bus(self) -> Bus:
+        """The way from host memory to the device, which all engines share, because one pass runs at a time."""
+        with self._lock:
+            if self._bus is None:
+                self._bus = Bus(self.loaded.model.device)
+            return self._bus
 
     def new_disk(self, folder: str | Path, limit: int | None) -> DiskTier:
         """The files of this model in a folder.

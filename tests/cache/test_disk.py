@@ -15,7 +15,7 @@ import torch
 
 from focus_core import ConfigError, FocusWarning
 from focus_core.cache import disk as disk_module
-from focus_core.cache.chunk_file import read_header
+from focus_core.cache.chunk_file import ChunkHeader, read_header
 from focus_core.cache.chunks import ChunkBlock, ChunkRow
 from focus_core.cache.disk import DiskTier
 from focus_core.cache.folder import FolderContent, StoredDocument, chunk_path
@@ -23,6 +23,10 @@ from focus_core.cache.folder import FolderContent, StoredDocument, chunk_path
 MODEL, SOFTWARE = "ab" * 32, "transformers 5"
 KEYS = [bytes([number]) * 32 for number in range(8)]
 CPU = torch.device("cpu")
+
+
+def on_cpu(header: ChunkHeader, chunks: int) -> ChunkBlock:
+    return header.block(chunks, CPU)
 
 
 def tokens_of(key: bytes) -> list[int]:
@@ -42,7 +46,7 @@ def tier(folder: Path, *, model: str = MODEL, software: str = SOFTWARE, limit: i
 
 def loaded(disk: DiskTier, *numbers: int, layers: int = 2) -> dict[bytes, ChunkRow]:
     found = disk.find([KEYS[number] for number in numbers], tokens_of, layers=layers)
-    return {key: row for rows in disk.load(found, tokens_of, CPU) for key, row in rows.items()}
+    return {key: row for rows in disk.load(found, tokens_of, on_cpu) for key, row in rows.items()}
 
 
 def file_of(folder: Path, number: int) -> Path:
@@ -173,7 +177,7 @@ def test_a_file_that_another_process_removes_meanwhile_is_missing_without_a_word
     disk.save(rows_of(0, 1), tokens_of)
     found = disk.find(KEYS[:2], tokens_of, layers=2)
     file_of(folder, 0).unlink()
-    assert [set(rows) for rows in disk.load(found, tokens_of, CPU)] == [set(), {KEYS[1]}]
+    assert [set(rows) for rows in disk.load(found, tokens_of, on_cpu)] == [set(), {KEYS[1]}]
     disk.warn_of_unusable()
 
 
@@ -190,7 +194,7 @@ def test_files_are_read_by_threads_that_end_with_the_loading(folder: Path, monke
         return read(*arguments)
 
     monkeypatch.setattr(disk_module, "read_chunk_into", noted)
-    loading = disk.load(found, tokens_of, CPU)
+    loading = disk.load(found, tokens_of, on_cpu)
     assert set(next(loading)) == {KEYS[0]}
     loading.close()  # type: ignore[attr-defined]
     assert seen == {"store"}

@@ -94,7 +94,11 @@ def test_files_hold_the_same_bytes(dtype: torch.dtype, tmp_path: Path) -> None:
     tier.save({key: (block, row) for row, key in enumerate(tokens)}, tokens.__getitem__)
 
     found = DiskTier(tmp_path, "model", software="here").find(tokens, tokens.__getitem__, layers=2)
-    rows = {key: row for one in tier.load(found, tokens.__getitem__, CPU) for key, row in one.items()}
+    rows = {
+        key: row
+        for one in tier.load(found, tokens.__getitem__, lambda header, chunks: header.block(chunks, CPU))
+        for key, row in one.items()
+    }
     loaded = rows[next(iter(tokens))][0]
     assert [rows[key] for key in tokens] == [(loaded, row) for row in range(3)]
     assert set(loaded.tensors) == {"keys", "values", "key_scales", "value_scales"}

@@ -21,13 +21,14 @@ from transformers import PreTrainedModel
 
 from focus_core import device
 from focus_core.attention.candidates import CandidateProjections
+from focus_core.cache.bus import Bus
 from focus_core.device import choose_device, free_memory
 from focus_core.errors import ConfigError
 from focus_core.methods.base import Decoding
 from focus_core.methods.focus import FocusDecoding, FocusModel
 from focus_core.methods.plain import PlainDecoding
 from focus_core.training.loss import FocusLoss
-from tests.cases import ANSWERS, CASE, QUESTIONS, computed, focus_model, forced, prefilled
+from tests.cases import ANSWERS, CASE, QUESTIONS, computed, focus_model, forced, prefilled, streamed
 from tests.model_zoo import FAMILIES_BY_KIND, build, random_projections
 from tests.training.cases import CONFIG, example_for
 
@@ -95,6 +96,19 @@ def test_steps(family: str, parallel_chunks: int | None) -> None:
         logits = computed(model, CASE)
     assert logits.device.type == "meta"
     assert len(logits) == len(CASE.generated) + 1
+
+
+@pytest.mark.parametrize("parallel_chunks", [None, 2], ids=["one_pass", "groups"])
+def test_steps_over_chunks_in_host_memory(parallel_chunks: int | None) -> None:
+    """Keys of the host would meet queries of the GPU, or a step would wait for it."""
+    base = build("llama")
+    chunks = streamed(
+        prefilled(focus_model(base, random_projections(base)), CASE), Bus(torch.device("meta"), copy_bytes=1)
+    )
+    model = focus_model(*_on_meta("llama"), parallel_chunks=parallel_chunks)
+    with _watched():
+        logits = forced(FocusDecoding(model, chunks, [CASE.local], [CASE.prompt]), [[3], [4]])
+    assert logits.device.type == "meta"
 
 
 def test_projections_go_where_the_model_is() -> None:

@@ -11,7 +11,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from focus_core import device as device_module
+from focus_core.cache.bus import Bus
+from focus_core.cache.chunks import ChunkSet
 from focus_core.config import FocusConfig
+from focus_core.engine import memory_plan
 from focus_core.methods.continuation import continue_tokens
 from focus_core.methods.focus import FocusDecoding, FocusModel
 from tests.cases import (
@@ -28,7 +32,9 @@ from tests.cases import (
     forced,
     prefilled,
     random_case,
+    streamed,
 )
+from tests.engines import make_engine
 from tests.model_zoo import FAMILIES, build, random_projections, random_tokens
 from tests.reference import Reference
 
@@ -172,3 +178,62 @@ def test_a_step_copies_no_chunks() -> None:
     decoding.step(torch.tensor([5]))
     # Of two stored layers, one layer's keys are a fourth; the step's own scores and states about a twentieth.
     assert torch.cuda.max_memory_allocated() - before < sum(run.block.nbytes for run in cache.runs) / 8
+
+
+@pytest.mark.parametrize("kv_dtype", [None, "int8"])
+@pytest.mark.parametrize("every", [1, 2], ids=["all", "half"])
+def test_chunks_in_host_memory(every: int, kv_dtype: str | None) -> None:
+    """A copy would be read before it has arrived, or written again while it is read."""
+    model = build("llama").cuda()
+    case = random_case([24] * 20 + [15, 31], prompt=9, local=14)
+    config = FocusConfig(chunk_size=32, local_window=32, dynamic_prompt=16, kv_dtype=kv_dtype)
+    focus = FocusModel(model, random_projections(model), config=config)
+    resident = prefilled(focus, case)
+
+    def logits_of(chunks: ChunkSet) -> Tensor:
+        return forced(FocusDecoding(focus, chunks, [case.local], [case.prompt]), [[t] for t in case.generated])
+
+    wanted = logits_of(resident)
+    for copy_bytes in (1, 2**26):
+        bus = Bus(focus.device, copy_bytes=copy_bytes)
+        chunks = streamed(resident, bus, every=every)
+        assert all(run.block.keys.is_pinned() for run in chunks.runs if run.block.bus is not None)
+        for _ in range(5):
+            assert_equal_logits(logits_of(chunks), wanted, atol=TOLERANCE)
+        assert bus.nbytes <= 2 * max(copy_bytes, resident.runs[0].block.nbytes) + 2**12
+
+
+def test_copies_run_beside_the_computing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the stream of the computing, every step would first wait for all its copies."""
+    used: list[int] = []
+    wait = torch.cuda.Stream.wait_stream
+
+    def noted(stream: torch.cuda.Stream, other: torch.cuda.Stream) -> None:
+        used.append(stream.cuda_stream)
+        wait(stream, other)
+
+    monkeypatch.setattr(torch.cuda.Stream, "wait_stream", noted)
+    model = build("llama").cuda()
+    focus = focus_model(model, random_projections(model))
+    computed_on = torch.cuda.current_stream().cuda_stream
+    chunks = streamed(prefilled(focus, CASE), Bus(focus.device, copy_bytes=1))
+    FocusDecoding(focus, chunks, [CASE.local], [CASE.prompt]).start()
+    of_copies = [stream for stream in used if stream != computed_on]
+    assert len(of_copies) == len(CASE.chunks) * focus.cached_layers
+    assert len(set(of_copies)) == 1
+
+
+def test_an_engine_asks_about_more_than_the_gpu_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Documents that are larger than the GPU would be refused, or answered otherwise."""
+    texts, question = ["".join(f"line {number}\n" for number in range(500))], "Which?"
+    answers = []
+    for capacity in (2**34, 3 * 2**19):
+        engine = make_engine(device="cuda", store_bytes=0, host_bytes=2**30)
+        engine.shared.bus.copy_bytes = 2**14
+        monkeypatch.setattr(memory_plan, "GROUP_BYTES", 2**16)
+        monkeypatch.setattr(device_module, "free_memory", lambda _, capacity=capacity: capacity)
+        plan = engine.plan(texts, question, max_new_tokens=4, calibrate=False)
+        assert bool(plan.streamed.chunks) == (capacity < 2**34)
+        answers.append(engine.generate(question, texts, max_new_tokens=4))
+        assert engine.generate(question, texts, max_new_tokens=4).usage.cache_creation == 0
+    assert answers[0].text == answers[1].text
