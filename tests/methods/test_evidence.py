@@ -214,6 +214,7 @@ def test_cost_is_what_passes_the_model(name: str, tokens: list[int] | None) -> N
         passed.clear()
         cost = evidence.cost(left_out, tokens)
         evidence.log_probs(left_out, tokens)
-        own_chunks = sum(LENGTHS) + len(LENGTHS) if name == "focus" and len(left_out) > 3 else 0  # prefilled once, and no part of it
+        prefills = name == "focus" and len(left_out) > 3  # once, and no part of the cost
+        own_chunks = sum(length + 1 for length in LENGTHS) if prefills else 0
         assert sum(passed) == cost.tokens + own_chunks
         assert cost.tokens > 0 or name == "experts"
