@@ -58,15 +58,23 @@ def names_per_layer(parts: DecoderParts) -> list[tuple[str, ...]]:
 def chunk_model(model: PreTrainedModel, parts: DecoderParts) -> PreTrainedModel:
     """A second shell around the weights of `model` whose attention reads chunks where their keys and values lie.
 
+    Every pass runs under `chunk_pass.active_pass`.
+    """
+    return shell_of(model, parts, CHUNK_ATTENTION)
+
+
+def shell_of(model: PreTrainedModel, parts: DecoderParts, attention: str) -> PreTrainedModel:
+    """A second shell around the weights of `model`, which attends by the registered function named `attention`.
+
     The shell shares the weights of `model` (no memory, no copy) but has its own modules, so `model` itself never
-    changes and may run in another thread at any time. Every pass runs under `chunk_pass.active_pass`.
+    changes and may run in another thread at any time.
     """
     # Dynamic RoPE overwrites its frequencies in every pass, so these buffers are not shared.
     own = {id(buffer) for buffer in parts.rotary.buffers()}
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers()) if id(tensor) not in own}
     shell = copy.deepcopy(model, shared)
-    shell.config.get_text_config()._attn_implementation = CHUNK_ATTENTION
-    shell.config._attn_implementation = CHUNK_ATTENTION
+    shell.config.get_text_config()._attn_implementation = attention
+    shell.config._attn_implementation = attention
     return shell
 
 

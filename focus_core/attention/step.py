@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from focus_core.attention.chunk_pass import ChunkPass, as_bias
 from focus_core.attention.passes import KeysAndValues
+from focus_core.attention.slot_attention import SlotAttention
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class StepPass:
         store: gets a layer's `[rows, kv_heads, 2, head_dim]` keys and values of the chunk rows; returns those of the
             whole prompt
         move_to_slots: moves a layer's candidate keys `[questions, kv_heads, slots, head_dim]` to their slots
+        attention: gathers what the local contexts' last tokens attend to, where someone wants to know
     """
 
     chunk_pass: ChunkPass
@@ -37,6 +39,7 @@ class StepPass:
     local_visible: Tensor
     store: Callable[[int, Tensor, Tensor], KeysAndValues]
     move_to_slots: Callable[[int, Tensor], Tensor]
+    attention: SlotAttention | None = None
     _masks: dict[tuple[int, torch.dtype], Tensor] = field(default_factory=dict, init=False, repr=False)
 
     @property
@@ -72,6 +75,8 @@ class StepPass:
         keys, values = (torch.cat(pair, dim=2) for pair in zip(memory, (local_key, local_value), strict=True))
         mask = self._local_mask(query.shape[1] // keys.shape[1], query.dtype)
         local = _attend(local_query, keys, values, mask, softcap)
+        if self.attention is not None:
+            self.attention.add(local_query[:, :, -1], keys, self.local_visible[:, -1], softcap)
         prompt = self.store(layer, appended_key, appended_value)
         appended = self.chunk_pass.attend(layer, appended_query, *prompt, softcap)
         return self._together(appended, local)

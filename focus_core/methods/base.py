@@ -38,6 +38,7 @@ class TokenizedQuestion:
         shared_words: of each chunk, BM25 with the question, for a method that goes by words too
         new_tokens: tokens that the answer may have
         generated: tokens of the answer so far
+        live_evidence: whether `Decoding.shares` is wanted with every token
     """
 
     layout: Layout
@@ -47,6 +48,7 @@ class TokenizedQuestion:
     shared_words: tuple[float, ...] = ()
     new_tokens: int = 1
     generated: tuple[int, ...] = ()
+    live_evidence: bool = False
 
     @property
     def local_context(self) -> TokenIds:
@@ -117,6 +119,11 @@ class Decoding(Protocol):
 
     def scores(self) -> Sequence[tuple[ChunkScore, ...]]:
         """Of each question its chunks in order, once it has started; nothing where the method does not score."""
+
+    def shares(self) -> Sequence[Sequence[float] | None]:
+        """Of each question a share for each of its chunks: how much the newest logits draw on it, by what their pass
+        computed anyway. Shares sum to at most 1. `None` where the method does not know, or only computes them for
+        questions with `live_evidence`. Asked before the next `keep` or `join`."""
 
     def start(self) -> Tensor:
         """Next-token logits `[questions, vocab]` before anything is generated."""

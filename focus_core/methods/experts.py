@@ -20,7 +20,7 @@ from focus_core.methods.experts_evidence import ExpertsEvidence
 from focus_core.methods.limits import Lengths, RowLimits
 from focus_core.methods.mixing import Mixing, mixing_of
 from focus_core.methods.plain import PlainDecoding
-from focus_core.methods.scored import ScoredDecoding, ScoringMethod, best_first
+from focus_core.methods.scored import ScoredDecoding, ScoringMethod, best_first, chunks_read
 
 DEFAULT_EXPERTS = 8
 
@@ -50,6 +50,11 @@ class ExpertRows:
             mixed = started.step(torch.tensor([token]))
         return started, mixed
 
+    @property
+    def winners(self) -> Tensor | None:
+        """`[questions]`, the expert that the newest logits are of; `None` where there is one expert."""
+        return None if self._experts == 1 else self._mixing.winners
+
     def step(self, tokens: Tensor) -> Tensor:
         return self._mix(self._rows.step(tokens.repeat_interleave(self._rows_each)))
 
@@ -78,6 +83,16 @@ class ExpertsDecoding(ScoredDecoding[ExpertRows]):
         mixing = mixing_of(self._decoder, [scores[index].score - likeliest for index in best])
         chunks = [self._chunks.rows[index] for index in best]
         return best, *ExpertRows.start(self._decoder, question, chunks, mixing)
+
+    def shares(self) -> list[list[float] | None]:
+        """The chunk of the expert that spoke has all."""
+        winners = self._started.winners
+        experts: list[int] = [0] * len(self._scores) if winners is None else winners.tolist()
+        found = list[list[float] | None]()
+        for scores, expert in zip(self._scores, experts, strict=True):
+            chunk = chunks_read(scores)[expert]
+            found.append([float(index == chunk) for index in range(len(scores))])
+        return found
 
 
 class ExpertsMethod(ScoringMethod):

@@ -24,6 +24,7 @@ from focus_core.attention.chunk_pass import ChunkPass, active_pass
 from focus_core.attention.memory import Memory
 from focus_core.attention.passes import until_done
 from focus_core.attention.rope import RotaryPositions
+from focus_core.attention.slot_attention import SlotAttention, watched_by, watched_model
 from focus_core.attention.step import StepPass
 from focus_core.cache.appended import AppendedCache
 from focus_core.cache.chunks import ChunkRow, ChunkSet
@@ -92,6 +93,11 @@ class FocusModel(Decoder):
     def candidate_model(self) -> PreTrainedModel:
         """The model, with attention that reads chunks in place and candidates that go through the projections."""
         return candidate_model(self.model, self.parts, self.projections)
+
+    @cached_property
+    def watched_model(self) -> PreTrainedModel:
+        """The model, reporting what its last tokens attend to; made where live evidence is wanted."""
+        return watched_model(self.model, self.parts)
 
     @property
     def cached_layers(self) -> int:
@@ -174,7 +180,13 @@ class FocusModel(Decoder):
 
     @torch.no_grad()
     def next_token_logits(
-        self, local_ids: Tensor, memory: Memory, *, padding: Tensor | None = None, hidden: Tensor | None = None
+        self,
+        local_ids: Tensor,
+        memory: Memory,
+        *,
+        padding: Tensor | None = None,
+        hidden: Tensor | None = None,
+        attention: SlotAttention | None = None,
     ) -> Tensor:
         """One pass of the frozen decoder over the local context after the memory (paper §2.3).
 
@@ -184,12 +196,20 @@ class FocusModel(Decoder):
             memory: one slot per chunk
             padding: `[questions]`, unused tokens at the left of each row; `None` where no row has any
             hidden: `[questions, chunks]`, slots that are left out, others keep their positions; `None` where none is
+            attention: gathers what the last tokens attend to
 
         Returns:
             next-token logits `[questions, vocab]`
         """
         padding, hidden = (None if given is None else given.to(self.device) for given in (padding, hidden))
-        logits: Tensor = self.model(**memory.decoder_inputs(local_ids.to(self.device), padding, hidden)).logits[:, -1]
+        inputs = memory.decoder_inputs(local_ids.to(self.device), padding, hidden)
+        if attention is None:
+            output = self.model(**inputs)
+        else:
+            seen = inputs["attention_mask"]
+            with watched_by(attention, None if seen is None else seen.bool()):
+                output = self.watched_model(**inputs)
+        logits: Tensor = output.logits[:, -1]
         return logits
 
     @torch.no_grad()
@@ -201,12 +221,13 @@ class FocusModel(Decoder):
         appended: AppendedCache,
         *,
         padding: Tensor | None = None,
+        attention: SlotAttention | None = None,
     ) -> Tensor:
         """`decode_candidates` and `next_token_logits` for one more token: one pass, unless the chunks need several.
 
         Args:
             token_ids: `[questions, 2]`, the previous candidate and the new one
-            local_ids: with `padding`, as for `next_token_logits`
+            local_ids: with `padding` and `attention`, as for `next_token_logits`
             appended: has been through `decode_candidates` with the dynamic prompt
 
         Returns:
@@ -219,9 +240,10 @@ class FocusModel(Decoder):
             raise ConfigError("decode_step without a dynamic prompt: call decode_candidates with it first.")
         most = appended.tokens_per_pass
         if 0 < len(chunks) <= self.rows_per_pass(token_ids.numel(), most) and local_ids.numel() <= most:
-            return self._one_pass(chunks, token_ids.to(self.device), local_ids.to(self.device), appended, padding)
+            tokens = token_ids.to(self.device), local_ids.to(self.device)
+            return self._one_pass(chunks, *tokens, appended, padding, attention)
         memory = self.decode_candidates(chunks, token_ids, appended)
-        return self.next_token_logits(local_ids, memory, padding=padding)
+        return self.next_token_logits(local_ids, memory, padding=padding, attention=attention)
 
     def start_answer(self, chunks: ChunkSet, padding: Sequence[int] = (0,)) -> AppendedCache:
         """Holds what a batch of questions appends to `chunks`; one entry of `padding` per question.
@@ -261,7 +283,13 @@ class FocusModel(Decoder):
             )
 
     def _one_pass(
-        self, chunks: ChunkSet, token_ids: Tensor, local_ids: Tensor, appended: AppendedCache, padding: Tensor | None
+        self,
+        chunks: ChunkSet,
+        token_ids: Tensor,
+        local_ids: Tensor,
+        appended: AppendedCache,
+        padding: Tensor | None,
+        attention: SlotAttention | None,
     ) -> Tensor:
         (questions, local), slots = local_ids.shape, len(chunks)
         appended.reserve(appended.length + 1)  # the previous candidate's column is written again
@@ -277,7 +305,10 @@ class FocusModel(Decoder):
             nn.functional.pad(seen.expand(questions, -1, -1), (slots, 0), value=True),
             appended.store,
             lambda layer, keys: self.positions.move_layer(layer, keys, angles),
+            attention,
         )
+        if attention is not None:
+            attention.sort(chunks.slots)
         candidates = positions.flatten()
         appended_positions = torch.stack([candidates - 1, candidates], dim=1).clamp(min=0)
         local_positions = (slots + columns - unused).clamp(min=0).expand(questions, -1)
@@ -306,6 +337,7 @@ class FocusDecoding:
     Args:
         local_contexts: token ids of each question's local context
         dynamic_prompts: token ids that each question appends to every chunk
+        watched: indices of the questions whose `shares` are wanted
     """
 
     def __init__(
@@ -314,6 +346,7 @@ class FocusDecoding:
         chunks: ChunkSet,
         local_contexts: Sequence[Sequence[int]],
         dynamic_prompts: Sequence[Sequence[int]],
+        watched: Sequence[int] = (),
     ) -> None:
         self._model, self._chunks = model, chunks
         local, self._local_padding = pad_left(local_contexts)
@@ -321,6 +354,8 @@ class FocusDecoding:
         self._local, self._prompts = local.to(model.device), prompts.to(model.device)
         self._newest = self._prompts[:, -1]  # of each row, the candidate of the last call
         self._appended = model.start_answer(chunks, self._appended_padding)
+        self._watched = list(watched)
+        self._attention: SlotAttention | None = None  # of the newest pass
         self._set_padding()
 
     @property
@@ -331,16 +366,27 @@ class FocusDecoding:
     def scores(self) -> list[tuple[ChunkScore, ...]]:
         return [()] * len(self._newest)
 
+    def shares(self) -> list[list[float] | None]:
+        found: list[list[float] | None] = [None] * len(self._newest)
+        if self._attention is not None:
+            for question, shares in zip(self._watched, self._attention.shares().tolist(), strict=True):
+                found[question] = shares
+        return found
+
     def start(self) -> Tensor:
         memory = self._model.decode_candidates(self._chunks, self._prompts, self._appended)
-        return self._model.next_token_logits(self._local, memory, padding=self._padding)
+        self._attention = self._new_attention()
+        return self._model.next_token_logits(self._local, memory, padding=self._padding, attention=self._attention)
 
     def step(self, tokens: Tensor) -> Tensor:
         tokens = tokens.to(self._local.device)
         # The previous candidate is appended again, as an ordinary token; only the newest is the candidate.
         pair, self._newest = torch.stack([self._newest, tokens], dim=1), tokens
         self._local = torch.cat([self._local, tokens[:, None]], dim=1)
-        return self._model.decode_step(self._chunks, pair, self._local, self._appended, padding=self._padding)
+        self._attention = self._new_attention()
+        return self._model.decode_step(
+            self._chunks, pair, self._local, self._appended, padding=self._padding, attention=self._attention
+        )
 
     def keep(self, questions: Sequence[int]) -> None:
         # Padding beside a longer question leaves with it.
@@ -349,6 +395,8 @@ class FocusDecoding:
         self._local_padding, unused = without_unused([self._local_padding[index] for index in questions])
         index = torch.tensor(questions, device=self._local.device)
         self._local, self._newest = self._local[index, unused:], self._newest[index]
+        self._watched = [place for place, question in enumerate(questions) if question in self._watched]
+        self._attention = None
         self._set_padding()
 
     def join(self, other: FocusDecoding) -> None:
@@ -360,8 +408,15 @@ class FocusDecoding:
         self._local = torch.cat(
             [nn.functional.pad(ids, (shift, 0)) for ids, shift in zip((self._local, other._local), shifts, strict=True)]
         )
+        self._watched += [len(self._newest) + question for question in other._watched]
+        self._attention = None
         self._newest = torch.cat([self._newest, other._newest])
         self._set_padding()
+
+    def _new_attention(self) -> SlotAttention | None:
+        if not self._watched:
+            return None
+        return SlotAttention(torch.tensor(self._watched, device=self._local.device), len(self._chunks))
 
     def _set_padding(self) -> None:
         """On the device, or `None` where no row has padding: asking the device would be a wait."""

@@ -52,7 +52,9 @@ class FocusMethod:
 
     def decoding(self, chunks: ChunkSet, questions: Sequence[TokenizedQuestion]) -> FocusDecoding:
         local_contexts = [question.local_context for question in questions]
-        return FocusDecoding(self._model, chunks, local_contexts, [question.dynamic_prompt for question in questions])
+        prompts = [question.dynamic_prompt for question in questions]
+        watched = [index for index, question in enumerate(questions) if question.live_evidence]
+        return FocusDecoding(self._model, chunks, local_contexts, prompts, watched)
 
     def evidence(self, question: TokenizedQuestion, scores: Sequence[ChunkScore], chunks: ReadChunks) -> FocusEvidence:
         return FocusEvidence(self._model, question, chunks)

@@ -28,7 +28,13 @@ _NUCLEUS = 0.95  # of each row's probability, in NBCE
 
 
 class Mixing(Protocol):
-    """How rows become one distribution. Holds what it remembers between steps, for each question."""
+    """How rows become one distribution. Holds what it remembers between steps, for each question.
+
+    Attributes:
+        winners: `[questions]`, the row that the newest logits are of
+    """
+
+    winners: Tensor
 
     def mix(self, experts: Tensor, amateur: Tensor) -> Tensor:
         """`[questions, experts, vocab]` and `[questions, vocab]` to next-token logits `[questions, vocab]`."""
@@ -45,6 +51,8 @@ class Pced:
         relevance: log r_k `[questions, experts]`
     """
 
+    winners: Tensor
+
     def __init__(self, relevance: Tensor) -> None:
         self._relevance = relevance
         self._contrast: Tensor | None = None
@@ -54,6 +62,7 @@ class Pced:
             self._contrast = contrast_weights(experts, amateur[:, None])
         contrasted = (1 + self._contrast) * experts - self._contrast * amateur[:, None]
         best = (contrasted.amax(-1) + _GAMMA * self._relevance).argmax(1)
+        self.winners = best
         return contrasted[torch.arange(len(best), device=best.device), best]
 
     def keep(self, questions: Sequence[int]) -> None:
@@ -70,22 +79,22 @@ class Nbce:
     """Naive Bayes-based context extension, with pooling by entropy."""
 
     def __init__(self, relevance: Tensor) -> None:
-        self._last = torch.full_like(relevance[:, 0], -1, dtype=torch.long)  # row of the step before; -1: none yet
+        self.winners = torch.full_like(relevance[:, 0], -1, dtype=torch.long)  # of the step before; -1: none yet
 
     def mix(self, experts: Tensor, amateur: Tensor) -> Tensor:
         log_probs, absent = nucleus(experts.log_softmax(-1)), nucleus(amateur.log_softmax(-1))
         entropy = -(log_probs.exp() * log_probs.clamp(min=torch.finfo(log_probs.dtype).min)).sum(-1)
         rows = torch.arange(entropy.shape[1], device=entropy.device)
-        best = (entropy - _ETA * (rows == self._last[:, None])).argmin(1)
-        self._last = best
+        best = (entropy - _ETA * (rows == self.winners[:, None])).argmin(1)
+        self.winners = best
         chosen = log_probs[torch.arange(len(best), device=best.device), best]
         return torch.where(absent.isfinite(), (1 + _BETA) * chosen - _BETA * absent, chosen)
 
     def keep(self, questions: Sequence[int]) -> None:
-        self._last = self._last[list(questions)]
+        self.winners = self.winners[list(questions)]
 
     def join(self, other: Nbce) -> None:
-        self._last = torch.cat([self._last, other._last])
+        self.winners = torch.cat([self.winners, other.winners])
 
 
 MIXINGS: dict[str, type[Pced] | type[Nbce]] = {"pced": Pced, "nbce": Nbce}

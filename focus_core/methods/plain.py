@@ -48,6 +48,9 @@ class PlainDecoding:
     def scores(self) -> list[tuple[ChunkScore, ...]]:
         return [()] * len(self._padding)
 
+    def shares(self) -> list[None]:
+        return [None] * len(self._padding)
+
     def start(self) -> Tensor:
         return self._append(self._rows)
 

@@ -77,6 +77,9 @@ class ScoredDecoding(Generic[AnyRows]):
     def scores(self) -> list[tuple[ChunkScore, ...]]:
         return self._scores
 
+    def shares(self) -> list[list[float] | None]:
+        return [None] * len(self._scores)
+
     @property
     def _started(self) -> AnyRows:
         assert self._rows is not None, "start() comes first"

@@ -32,6 +32,9 @@ class SurestDecoding:
     def scores(self) -> list[tuple[ChunkScore, ...]]:
         return [()] * len(self._padding)
 
+    def shares(self) -> list[None]:
+        return [None] * len(self._padding)
+
     def start(self) -> Tensor:
         rows = self._append(self._prompts, logits_of=max(self._generated) + 1)
         sure = rows.softmax(-1).amax(-1)  # [chunks, questions, tokens]
