@@ -23,6 +23,7 @@ from focus_core.errors import (
 if TYPE_CHECKING:
     from focus_core.engine.answers import Answer, Finished, Piece, Usage
     from focus_core.engine.engine import FocusEngine
+    from focus_core.engine.live import LiveEvidence
     from focus_core.engine.options import Options
     from focus_core.engine.prepared import PreparedDocuments
     from focus_core.engine.reading_plan import ReadingPlan
@@ -37,6 +38,7 @@ else:
     _MODULES = {
         "engine.answers": ("Answer", "Finished", "Piece", "Usage"),
         "engine.engine": ("FocusEngine",),
+        "engine.live": ("LiveEvidence",),
         "engine.options": ("Options",),
         "engine.prepared": ("PreparedDocuments",),
         "engine.reading_plan": ("ReadingPlan",),
@@ -75,6 +77,7 @@ __all__ = [
     "FocusError",
     "FocusModel",
     "FocusWarning",
+    "LiveEvidence",
     "Options",
     "OutOfMemoryError",
     "Piece",

@@ -44,7 +44,8 @@ WholeText = Document | PreparedDocuments
 Wrapper = TypeVar("Wrapper", bound="FocusSettings")
 
 _RENAMED = {"max_new_tokens": "max_tokens", "system": "system_prompt"}  # as LangChain and LlamaIndex call them
-_ONLY_ENGINE = {"report", "on_reading", "stop"}  # a call's `stop` is an argument of the frameworks
+# A call's `stop` is an argument of the frameworks, and LangChain adds up the metadata of a message's chunks.
+_ONLY_ENGINE = {"report", "on_reading", "stop", "live_evidence"}
 PER_CALL = tuple(_RENAMED.get(name, name) for name in Options.__annotations__ if name not in _ONLY_ENGINE)
 _CONFIG = (
     *("chunk_size", "local_window", "dynamic_prompt", "parallel_chunks", "layout", "boundaries", "pack"),

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
+from focus_core.engine.live import LiveEvidence
 from focus_core.engine.sources import Explanation, Source
 from focus_core.methods.base import ChunkScore, Plan
 
@@ -38,9 +39,14 @@ class Usage:
 
 @dataclass(frozen=True)
 class Piece:
-    """Text of an answer that is certain."""
+    """Text of an answer that is certain.
+
+    Attributes:
+        evidence: with `live_evidence=True`: what the tokens since the piece before draw on
+    """
 
     text: str
+    evidence: LiveEvidence | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
@@ -76,8 +82,15 @@ class _Ended:
         return None if self.explanation is None else self.explanation.supported
 
 
+@dataclass(frozen=True)
 class Finished(_Ended):
-    """The end of an answer; `text` is what was held back to the end, often nothing."""
+    """The end of an answer; `text` is what was held back to the end, often nothing.
+
+    Attributes:
+        evidence: with `live_evidence=True`, if there is such a text: what the tokens since the last piece draw on
+    """
+
+    evidence: LiveEvidence | None = field(default=None, repr=False)
 
 
 Event = Piece | Finished
@@ -107,7 +120,8 @@ class AnswersFromEvents:
 
     def answer(self, index: int) -> Answer:
         """The answer to question `index`, once it has finished."""
-        return Answer(**{**vars(self._ends[index]), "text": self._texts[index]})
+        end = self._ends[index]
+        return Answer(**{one.name: getattr(end, one.name) for one in fields(Answer)} | {"text": self._texts[index]})
 
     def answers(self) -> list[Answer]:
         """All answers, once each of them has finished."""

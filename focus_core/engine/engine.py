@@ -556,6 +556,8 @@ class FocusEngine:
             self._require_place()
         prompt = self._prompt(question, options)
         plan = self._planner.plan(documents, prompt, options.max_new_tokens, options.method)
+        if options.live_evidence:
+            plan = replace(plan, question=replace(plan.question, live_evidence=True))
         if templated and plan.chunks:
             self._require_place()
         self._warn(plan.notice)

@@ -52,6 +52,8 @@ class Options(TypedDict, total=False):
     """Called with the number of chunks prefilled so far and in all. It may be slow, and may ask the engine."""
     sources: bool
     """Also tell which passages the answer rests on: after its last token it is explained, as by `explain`."""
+    live_evidence: bool
+    """Of `stream` and `stream_batch`: each piece also tells what its tokens draw on (`Piece.evidence`)."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,7 @@ class CheckedOptions:
     on_reading: OnReading | None
     report: Report | None
     sources: bool = False
+    live_evidence: bool = False
 
     @classmethod
     def of(cls, options: Mapping[str, Any], *, called: str) -> CheckedOptions:
@@ -84,6 +87,11 @@ class CheckedOptions:
         for name, (kind, wanted) in _TYPES.items():
             if options.get(name) is not None and not isinstance(options[name], kind):
                 raise ConfigError(f"{name}={shown(options[name])}: must be {wanted}.")
+        if options.get("live_evidence") and called == "generate":
+            raise ConfigError(
+                "live_evidence=True: generate() returns a whole answer. Take stream() or stream_batch(), whose pieces "
+                "have it, or sources=True, which is exact."
+            )
         sampling = {field.name: options[field.name] for field in fields(SamplingConfig) if field.name in options}
         return cls(
             system=options.get("system"),
@@ -95,6 +103,7 @@ class CheckedOptions:
             on_reading=options.get("on_reading"),
             report=options.get("report"),
             sources=options.get("sources") is True,
+            live_evidence=options.get("live_evidence") is True,
         )
 
 
@@ -105,6 +114,7 @@ _TYPES: dict[str, tuple[Any, str]] = {
     "on_reading": (Callable, "a function of one Reading"),
     "report": (Callable, "a function of two numbers"),
     "sources": (bool, "True or False"),
+    "live_evidence": (bool, "True or False"),
 }
 _OPTIONS = tuple(Options.__annotations__)
 _SETTINGS = tuple(field.name for field in fields(FocusConfig))

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TypeVar
 
 from focus_core.engine.answers import Event, Finished, FinishReason, Piece, Usage
+from focus_core.engine.live import LiveEvidence
+from focus_core.engine.places import Place, chunk_places
 from focus_core.engine.prefill import ChunkPrefill
 from focus_core.engine.sampling import Sampler
 from focus_core.methods.base import ChunkScore, Plan, TokenizedQuestion
@@ -82,6 +86,7 @@ class QuestionRequest(Request):
         self.tokens: list[int] = []
         self.scores: tuple[ChunkScore, ...] = ()
         self._stop_tokens, self._text = stop_tokens, text
+        self._token_shares: list[tuple[float, ...]] = []  # of tokens whose text is not out yet
         self.local_length = len(plan.question.local_context)
 
     def ends_with(self, notice: Notice) -> bool:
@@ -114,10 +119,20 @@ class QuestionRequest(Request):
             chunks=len(self.plan.chunks),
         )
 
-    def accept(self, token: int) -> Event | None:
-        """Append a generated token; the event that it makes certain, if any."""
+    @cached_property
+    def _places(self) -> list[list[Place]]:
+        return chunk_places(self.plan.question)
+
+    def accept(self, token: int, shares: Sequence[float] | None = None) -> Event | None:
+        """Append a generated token; the event that it makes certain, if any.
+
+        Args:
+            shares: what its logits drew on each chunk, where that is known
+        """
         self.tokens.append(token)
         ended = token in self._stop_tokens
+        if shares is not None and self.plan.question.live_evidence and not ended:
+            self._token_shares.append(tuple(shares))
         text = "" if ended else self._text.push(token)
         reason: FinishReason | None = None
         if ended or self._text.stopped:
@@ -125,7 +140,16 @@ class QuestionRequest(Request):
         elif len(self.tokens) >= self.plan.new_tokens:
             reason = "length"
         if reason is None:
-            return Piece(text) if text else None
+            return Piece(text, self._evidence()) if text else None
+        text += self._text.finish()
         usage = replace(self.usage, output_tokens=len(self.tokens))
         method, tokens = self.plan.method.name, tuple(self.tokens)
-        return Finished(text + self._text.finish(), reason, usage, method, tokens, self.scores, plan=self.plan)
+        evidence = self._evidence() if text else None
+        return Finished(text, reason, usage, method, tokens, self.scores, plan=self.plan, evidence=evidence)
+
+    def _evidence(self) -> LiveEvidence | None:
+        """Of the tokens since the piece before."""
+        if not self._token_shares:
+            return None
+        evidence, self._token_shares = LiveEvidence(tuple(self._token_shares), self._places), []
+        return evidence

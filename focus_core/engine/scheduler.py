@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import repeat
 from typing import TypeVar
 
 import torch
@@ -347,9 +348,11 @@ class Scheduler:
     def _accept(self, batch: Batch, logits: torch.Tensor) -> None:
         """Choose the next tokens, tell the clients, and drop the questions that have ended."""
         chosen = choose([request.sampler for request in batch.requests], logits)
-        for request, token in zip(batch.requests, chosen, strict=True):
+        asked = any(request.plan.question.live_evidence for request in batch.requests)
+        shares = batch.decoding.shares() if asked else repeat(None, len(chosen))
+        for request, token, of_chunks in zip(batch.requests, chosen, shares, strict=True):
             # What one client asked for must not end the others.
-            notice = Failed(token) if isinstance(token, Exception) else request.accept(token)
+            notice = Failed(token) if isinstance(token, Exception) else request.accept(token, of_chunks)
             if notice is not None:
                 self._tell(request, notice)
         batch.tokens = [token if isinstance(token, int) else 0 for token in chosen]
