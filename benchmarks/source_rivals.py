@@ -6,6 +6,7 @@
 The items are those of `benchmarks.sources`, and all are asked about the same chunks of the same right answers:
 
     loss           what the answer loses when the chunk's slot is hidden: `engine.explain`
+    attention      how much the tokens attend to the chunk's slot when they are chosen: `Piece.evidence`, their mean
     likelihood     how likely the chunk makes the question (select's score)
     bm25           words that the chunk shares with question and answer
     minilm         cosine of question and answer with the most similar part of the chunk
@@ -23,7 +24,6 @@ import json
 import math
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -32,6 +32,7 @@ import numpy as np
 import torch
 
 from benchmarks import machine
+from benchmarks.live_evidence import stream
 from benchmarks.sources import Item, ask, make_item, overlap, stating
 from focus_core import FocusConfig, FocusEngine
 from focus_core.cache.chunks import ChunkSet
@@ -46,12 +47,20 @@ _PART = 600  # characters of a chunk that the sentence encoder reads together
 _RESULTS = Path("runs/source_rivals.json")
 
 Guess = tuple[list[float], int]  # a score for each chunk, and tokens that passed the model
+Rival = Callable[[FocusEngine, Item, Answer], Guess]
 
 
 def loss(engine: FocusEngine, item: Item, answer: Answer) -> Guess:
     found = engine.explain(answer, every_chunk=True)
     losses = [chunk.loss for chunk in found.chunks if chunk.loss is not None]
     return losses, engine.cost_of_sources(answer, every_chunk=True).tokens
+
+
+def attention(engine: FocusEngine, item: Item, answer: Answer) -> Guess:
+    """Of the same answer, streamed again to see it; in a stream that is watched from the start it costs no token."""
+    _, text, shares = stream(engine, item)
+    assert text == answer.text
+    return np.mean(shares, axis=0).tolist(), 0
 
 
 def likelihood(engine: FocusEngine, item: Item, answer: Answer) -> Guess:
@@ -94,7 +103,7 @@ def lasso(inputs: np.ndarray, outputs: np.ndarray, penalty: float, *, rounds: in
     return weights
 
 
-def similar(ranker: Ranker, *, parts: int | None) -> Callable[[FocusEngine, Item, Answer], Guess]:
+def similar(ranker: Ranker, *, parts: int | None) -> Rival:
     """Scores of a retriever for question and answer; no token passes the model.
 
     Args:
@@ -102,7 +111,7 @@ def similar(ranker: Ranker, *, parts: int | None) -> Callable[[FocusEngine, Item
     """
 
     def guess(engine: FocusEngine, item: Item, answer: Answer) -> Guess:
-        texts = [item.text[slice(*place)] for place in _places(engine, answer)]
+        texts = [item.text[slice(*place)] for place in _places(answer)]
         cut = [_parts(text, parts or len(text)) for text in texts]
         scores = ranker.index([part for of_chunk in cut for part in of_chunk]).scores(f"{item.question} {answer.text}")
         ends = np.cumsum([len(of_chunk) for of_chunk in cut])
@@ -115,8 +124,18 @@ def _parts(text: str, size: int) -> list[str]:
     return [text[at : at + size] for at in range(0, len(text), size)]
 
 
-def _places(engine: FocusEngine, answer: Answer) -> list[tuple[int | None, int | None]]:
-    return [(chunk.start, chunk.end) for chunk in engine.explain(answer).chunks]
+def _places(answer: Answer) -> list[tuple[int | None, int | None]]:
+    assert answer.plan is not None
+    return [chunk.characters or (None, None) for chunk in answer.plan.question.chunks]
+
+
+RIVALS: dict[str, Callable[[], Rival]] = {
+    "loss": lambda: loss,
+    "attention": lambda: attention,
+    "likelihood": lambda: likelihood,
+    "bm25": lambda: similar(BM25(), parts=None),
+    "contextcite": lambda: contextcite,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -124,12 +143,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     engine = FocusEngine.from_pretrained(options.model, method="focus", progress=False)
-    rivals: dict[str, Callable[[FocusEngine, Item, Answer], Guess]] = {
-        "loss": loss,
-        "likelihood": likelihood,
-        "bm25": similar(BM25(), parts=None),
-        "contextcite": contextcite,
-    }
+    rivals: dict[str, Rival] = {name: RIVALS[name]() for name in options.rivals}
     if options.embedder:
         rivals["minilm"] = similar(Embedder(options.embedder), parts=_PART)
     output: dict[str, Any] = {
@@ -146,7 +160,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _measured(
     engine: FocusEngine,
-    rivals: dict[str, Callable[[FocusEngine, Item, Answer], Guess]],
+    rivals: dict[str, Rival],
     condition: str,
     tokens: int,
     options: argparse.Namespace,
@@ -160,8 +174,7 @@ def _measured(
         gold = stating(item, answer.text)
         if not gold:
             continue
-        answer = replace(answer, explanation=engine.explain(answer, every_chunk=True))
-        places, right = _places(engine, answer), right + 1
+        places, right = _places(answer), right + 1
         chunks = len(places)
         holds = [any(overlap(place, span) for span in gold) for place in places]
         for name, guess in rivals.items():
@@ -184,6 +197,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--model", help="folder or hub id (default: the embedded model)")
     parser.add_argument("--seq", type=int, nargs="+", default=[4096, 16384], help="tokens of the text")
     parser.add_argument("--items", type=int, default=20, help="of each condition and length (default: %(default)s)")
+    parser.add_argument("--rivals", nargs="+", choices=RIVALS, default=list(RIVALS), help="by default all")
     parser.add_argument("--embedder", type=Path, help="folder of all-MiniLM-L6-v2, for minilm")
     parser.add_argument("--threads", type=int, help="CPU threads; by default torch's choice")
     parser.add_argument("--seed", type=int, default=0)

@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from benchmarks.live_evidence import Token, agreement, attended, spearman, stream
 from benchmarks.source_rivals import contextcite, lasso, loss
 from benchmarks.sources import CONDITIONS, Item, Outcome, outcome, stating, summary
 from focus_core.engine.sources import ChunkLoss, Explanation, Role, Source
@@ -102,3 +104,35 @@ def test_the_statements_that_say_what_was_answered() -> None:
     item = replace(ITEM, gold=SPANS, answers=("7", "8"))
     assert stating(item, "It is 7.") == list(SPANS)
     assert stating(item, "It is 8.") == []
+
+
+def test_agreement_is_of_the_tokens_that_owe_something() -> None:
+    tokens = [
+        Token([2.0, 0.1, 0.0], {"live": [0.5, 0.3, 0.1], "later": [0.1, 0.3, 0.5]}),
+        Token([0.0, 0.1, 3.0], {"live": [0.5, 0.3, 0.1], "later": [0.1, 0.3, 0.5]}),
+        Token([0.2, 0.1, 0.0], {"live": [0.1, 0.2, 0.2], "later": [0.1, 0.2, 0.2]}),  # owes nothing that counts
+    ]
+    found = agreement(tokens, 1.0)
+    assert (found["tokens"], found["owing"]) == (3, 2)
+    assert found["signals"]["live"] == {"first": 1, "rank": pytest.approx(0.0)}
+    assert (found["highest share, owing"], found["highest share, others"]) == (0.5, 0.2)
+
+
+def test_rank_correlation_by_hand() -> None:
+    """1 − 6 Σd² / (n (n² − 1)) without ties; equal numbers share their ranks."""
+    assert spearman([1, 2, 3, 4], [10, 40, 20, 30]) == pytest.approx(1 - 6 * (0 + 4 + 1 + 1) / (4 * 15))
+    assert spearman([1, 2, 2, 3], [1, 2, 2, 3]) == pytest.approx(1.0)
+    assert spearman([1, 1, 1], [1, 2, 3]) == 0.0
+
+
+def test_the_rivals_of_live_evidence_come_from_the_same_pass() -> None:
+    """Attention that is computed again, with its values, is what the stream had."""
+    engine = make_engine(method="focus")
+    end, _, shares = stream(engine, Item(" ".join([A, B, C]), "Which?", ("?",), ()))
+    assert end.plan is not None
+    chunks, question = engine._chunks_again(end.plan), end.plan.question.asked
+    memory = engine.focus.decode_candidates(chunks, torch.tensor([question.dynamic_prompt]))
+    seen = attended(engine.focus, memory, question.local_context, end.tokens[0])
+    assert seen.weights.mean((0, 1)).tolist() == pytest.approx(shares[0], abs=1e-5)
+    assert seen.outputs.shape == (3, 4, len(shares[0]), 32)
+    assert seen.values.shape == (3, 4, len(shares[0]), 8)
