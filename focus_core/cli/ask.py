@@ -175,7 +175,7 @@ def _as_json(text: str, end: Finished, engine: FocusEngine, clock: _Clock) -> di
                 "tokens": len(found.chunk.token_ids),
                 "characters": found.chunk.characters,
                 "score": round(found.score, 4),
-                "share": round(found.share, 4),
+                "posterior": round(found.posterior, 4),
                 "read": found.read,
             }
             for found in end.chunk_scores

@@ -104,13 +104,13 @@ class ChunkScore:
 
     Attributes:
         score: how likely the chunk makes the question: the mean log-probability of a token of it (nats, at most 0)
-        share: of the evidence for all chunks together, by that and by the words that they share with the question
+        posterior: the chunk's probability by that and by the words that it shares with the question; of all chunks 1
         read: whether the answer comes from this chunk too
     """
 
     chunk: Chunk
     score: float
-    share: float
+    posterior: float
     read: bool
 
 

@@ -1,6 +1,6 @@
 """Chunks as experts: several chunks' rows decode together, against a row that has no documents (the amateur).
 
-The rows of the highest shares (`scored.py`) take part; `mixing.py` says how they become one distribution. With a
+The rows of the highest posterior (`scored.py`) take part; `mixing.py` says how they become one distribution. With a
 single chunk this is the plain model.
 """
 

@@ -1,7 +1,7 @@
 """What methods that choose among chunks have in common: each chunk is scored by how likely it makes the question.
 
-    score_k = mean log p(question | chunk k)              # of every chunk, from a pass over the question alone
-    share_k = softmax of (score_k · words + BM25_k) / 2   # the posterior of chunk k, at a temperature of 2
+    score_k     = mean log p(question | chunk k)              # of every chunk, from a pass over the question alone
+    posterior_k = softmax of (score_k · words + BM25_k) / 2   # at a temperature of 2
 
 The score is the query likelihood of Ponte and Croft (1998), with the model itself as language model. BM25 is more for a
 chunk that shares rare words with the question: a model takes names that it does not know for unlikely anywhere.
@@ -104,8 +104,8 @@ class ScoringMethod:
 
 
 def best_first(scores: Sequence[ChunkScore]) -> list[int]:
-    """Indices of chunks, the highest share first."""
-    return sorted(range(len(scores)), key=lambda index: -scores[index].share)
+    """Indices of chunks, the highest posterior first."""
+    return sorted(range(len(scores)), key=lambda index: -scores[index].posterior)
 
 
 def chunks_read(scores: Sequence[ChunkScore]) -> list[int]:
@@ -113,11 +113,11 @@ def chunks_read(scores: Sequence[ChunkScore]) -> list[int]:
     return [index for index, score in enumerate(scores) if score.read]
 
 
-def chunk_shares(scores: Sequence[float], words: int, shared_words: Sequence[float] = ()) -> list[float]:
-    """How much of the evidence is for each chunk; they sum to 1.
+def chunk_posterior(scores: Sequence[float], words: int, shared_words: Sequence[float] = ()) -> list[float]:
+    """The probability of each chunk, given the question; they sum to 1.
 
-    The posterior of the chunks, given the question, at a temperature: words depend on each other, so that their number
-    overstates the evidence. Those of a long prompt beyond the first few dozen are taken to add none.
+    At a temperature: words depend on each other, so that their number overstates the evidence. Those of a long prompt
+    beyond the first few dozen are taken to add none.
 
     Args:
         scores: mean log-probability of the question's words after each chunk
@@ -139,10 +139,10 @@ def question_scores(decoder: Decoder, chunks: ChunkSet, questions: Sequence[Toke
 
 
 def scored(question: TokenizedQuestion, scores: Sequence[float]) -> tuple[ChunkScore, ...]:
-    """The chunks of a question with their scores and shares; none of them is read yet."""
+    """The chunks of a question with their scores and posteriors; none of them is read yet."""
     first, last = question.layout.words(question.context)
-    shares = chunk_shares(scores, last - first, question.shared_words)
+    posterior = chunk_posterior(scores, last - first, question.shared_words)
     return tuple(
-        ChunkScore(chunk, score, share, read=False)
-        for chunk, score, share in zip(question.chunks, scores, shares, strict=True)
+        ChunkScore(chunk, score, probability, read=False)
+        for chunk, score, probability in zip(question.chunks, scores, posterior, strict=True)
     )

@@ -1,10 +1,10 @@
 """Select, then answer: the chunks that make the question likeliest go into the plain model's window.
 
-    row     = the chunks of the highest shares until they have 95 % of all, as far as they fit, in the order of their
+    row     = the chunks of the highest posterior until they sum to 95 %, as far as they fit, in the order of their
               documents, and the question
     answer  = the plain model's, from this row
 
-`scored.py` says what a chunk's share is.
+`scored.py` says what a chunk's posterior is.
 
 No training is needed, and the row is one that the model was made for.
 """
@@ -66,19 +66,19 @@ class SelectMethod(ScoringMethod):
 def select(question: TokenizedQuestion, scores: Sequence[ChunkScore], config: ResolvedConfig) -> list[int]:
     """Chunks that the answer is read from, in order: the best ones that fit, and always the best one.
 
-    No more of them once those that came before have `select_top_p` of the shares: a question that only one chunk
+    No more of them once those that came before have `select_top_p` of the posterior: a question that only one chunk
     makes likely is answered from that chunk.
     """
     top_p = config.select_top_p or DEFAULT_TOP_P
     around = len(question.layout.before(question.context)) + len(question.layout.after(question.context))
     room = min(config.window - around - question.new_tokens, config.select_tokens or DEFAULT_SELECTED)
     order = best_first(scores)
-    kept, separator, passed = order[:1], len(question.layout.separator), scores[order[0]].share
+    kept, separator, passed = order[:1], len(question.layout.separator), scores[order[0]].posterior
     room -= len(question.chunks[kept[0]].token_ids)
     for index in order[1:]:
         if passed >= top_p:
             break
-        passed += scores[index].share
+        passed += scores[index].posterior
         taken = len(question.chunks[index].token_ids) + separator
         if taken <= room:
             kept.append(index)

@@ -13,7 +13,7 @@ from torch import Tensor
 from focus_core import FocusEngine
 from focus_core.methods import scored
 from focus_core.methods.mixing import Nbce, Pced, contrast_weights, nucleus
-from focus_core.methods.scored import chunk_shares
+from focus_core.methods.scored import chunk_posterior
 from focus_core.methods.select import SelectDecoding
 from focus_core.text.chunking import Chunk
 from focus_core.text.shortlist import shared_words
@@ -77,7 +77,7 @@ def test_the_answer_is_the_plain_models_over_the_best_chunks(layout: str, system
     answer = engine.generate(QUESTION, [A, B, C], max_new_tokens=12, system=system)
     read = [found for found in answer.chunk_scores if found.read]
     assert 1 < len(read) < len(answer.chunk_scores)
-    assert max(answer.chunk_scores, key=lambda found: found.share).read
+    assert max(answer.chunk_scores, key=lambda found: found.posterior).read
     before, after, _ = _prompt(engine, system)
     row = list(before)
     for previous, found in zip([None, *read], read, strict=False):
@@ -94,7 +94,7 @@ def test_a_chunk_that_alone_makes_the_question_likely_is_read_alone(layout: str)
     words = shared_words(QUESTION, [found.chunk.text or "" for found in scores])
     evidence = [found.score * min(last - first, 32) + of_words for found, of_words in zip(scores, words, strict=True)]
     posterior = [math.exp(nats / 2) for nats in evidence]
-    assert [found.share for found in scores] == pytest.approx([one / sum(posterior) for one in posterior])
+    assert [found.posterior for found in scores] == pytest.approx([one / sum(posterior) for one in posterior])
     best = sorted(range(len(scores)), key=lambda index: -evidence[index])
     for top_p in (0.2, 0.5, 0.95, 1.0):
         engine = make_engine(method="select", layout=layout, select_top_p=top_p)
@@ -109,14 +109,14 @@ def test_a_chunk_that_alone_makes_the_question_likely_is_read_alone(layout: str)
 def test_a_long_prompt_is_not_taken_for_certainty() -> None:
     """The length of a long prompt would make any difference of scores look certain."""
     scores = [-3.0, -3.1, -2.9]
-    assert chunk_shares(scores, 500) == chunk_shares(scores, 32) != chunk_shares(scores, 20)
-    assert max(chunk_shares(scores, 500)) < 0.9
-    assert sum(chunk_shares(scores, 7)) == pytest.approx(1)
+    assert chunk_posterior(scores, 500) == chunk_posterior(scores, 32) != chunk_posterior(scores, 20)
+    assert max(chunk_posterior(scores, 500)) < 0.9
+    assert sum(chunk_posterior(scores, 7)) == pytest.approx(1)
 
 
-def test_words_that_a_chunk_shares_with_the_question_are_evidence() -> None:
-    """In nats, beside the model's own: e times the share for two nats more, at a temperature of 2."""
-    first, second, third = chunk_shares([-3.0, -3.0, -4.0], 10, [0.0, 2.0, 0.0])
+def test_words_that_a_chunk_posterior_with_the_question_are_evidence() -> None:
+    """In nats, beside the model's own: e times the probability for two nats more, at a temperature of 2."""
+    first, second, third = chunk_posterior([-3.0, -3.0, -4.0], 10, [0.0, 2.0, 0.0])
     assert second / first == pytest.approx(math.e)
     assert second / third == pytest.approx(math.exp(6))
 
