@@ -42,7 +42,14 @@ def batch(sampler: Sampler, make: documents.Maker, rng: random.Random) -> docume
     return documents.in_chunks(sampler.bos, 40, 4, [make(sampler, rng, 150), make(sampler, rng, 131)])
 
 
-@pytest.mark.parametrize("make", [DRAWN[0], *(pytest.param(make, marks=pytest.mark.slow) for make in DRAWN[1:])])
+@pytest.mark.parametrize(
+    "make",
+    [
+        DRAWN[0],
+        pytest.param(DRAWN[1], marks=pytest.mark.long),
+        *(pytest.param(make, marks=pytest.mark.slow) for make in DRAWN[2:]),
+    ],
+)
 def test_steps_of_the_recipe_are_those_of_the_engine(
     sampler: Sampler, model: LlamaForCausalLM, make: documents.Maker
 ) -> None:

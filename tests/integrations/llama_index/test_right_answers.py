@@ -97,7 +97,7 @@ async def test_facts_in_a_long_document_are_found(
     assert_right(facts, [text for text, _ in answers])
 
 
-@pytest.mark.slow
+@pytest.mark.long  # `test_facts_in_a_long_document_are_found` asks one document
 async def test_facts_in_twelve_documents_are_found(
     llm: FocusLLM, twelve: list[Document], asked: list[EngineCall]
 ) -> None:
@@ -152,8 +152,13 @@ def test_whole_documents_of_a_postprocessor_give_the_same_answer(llm: FocusLLM, 
     assert_right([FACTS[4]], [str(response)])
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("count", "separator"), [(2000, " "), (300, "\n")], ids=["two_thousand", "lines"])
+@pytest.mark.parametrize(
+    ("count", "separator"),
+    [
+        pytest.param(2000, " ", id="two_thousand", marks=pytest.mark.long),
+        pytest.param(300, "\n", id="lines", marks=pytest.mark.slow),
+    ],
+)
 def test_a_fact_in_very_many_tiny_nodes_is_found(
     llm: FocusLLM, asked: list[EngineCall], count: int, separator: str
 ) -> None:
