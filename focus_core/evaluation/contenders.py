@@ -18,6 +18,7 @@ from focus_core.methods.base import ChunkScore
 from focus_core.methods.plain import PlainMethod
 from focus_core.methods.table import AUTO, METHODS
 
+OTHER_NEEDS = "Contender other needs several texts in --data, each of them a document of its own (--arrange single)."
 _SLACK = 16  # tokens that decoding and encoding a text again may add
 _PLAIN = PlainMethod.name
 
@@ -217,10 +218,7 @@ class AnotherText:
     def hand(self, sheet: Sheet, question: Question, prompt: str) -> Handed:
         texts = list(dict.fromkeys(self.setting.texts))
         if len(sheet.documents) != 1 or sheet.documents[0] not in texts or len(texts) == 1:
-            raise ConfigError(
-                "Contender other asks about another text of --data: it needs several, each a document of its own "
-                "(--arrange single)."
-            )
+            raise ConfigError(OTHER_NEEDS)
         another = texts[(texts.index(sheet.documents[0]) + 1) % len(texts)]
         return Handed([another], AUTO, ())
 

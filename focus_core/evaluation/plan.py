@@ -11,8 +11,16 @@ from typing import Any
 
 from focus_core.engine.engine import FocusEngine
 from focus_core.errors import ConfigError
-from focus_core.evaluation.contenders import Contender, Setting, checked_contenders, contenders_named, required_embedder
+from focus_core.evaluation.contenders import (
+    OTHER_NEEDS,
+    Contender,
+    Setting,
+    checked_contenders,
+    contenders_named,
+    required_embedder,
+)
 from focus_core.evaluation.tasks.base import Haystack, Material, Question, Task
+from focus_core.evaluation.tasks.reading import ReadingTask
 from focus_core.evaluation.tasks.records import ARRANGEMENTS, Record, read_records
 from focus_core.evaluation.tasks.table import LOOK_UPS, task_named
 from focus_core.evaluation.trials import conditions_of, file_conditions
@@ -79,6 +87,8 @@ class Plan:
         if "minilm" in self.contenders:
             required_embedder(self.embedder)
         self.records  # noqa: B018  # read now, so that a bad file is refused now
+        if "other" in self.contenders and not all(self._has_other_texts(task) for task in self.chosen):
+            raise ConfigError(OTHER_NEEDS)
 
     @cached_property
     def chosen(self) -> list[Task]:
@@ -89,6 +99,10 @@ class Plan:
     def records(self) -> list[Record]:
         """The data."""
         return [] if self.data is None else read_records(self.data)
+
+    def _has_other_texts(self, task: Task) -> bool:
+        single = isinstance(task, ReadingTask) and (self.arrange or task.arrange) == "single"
+        return single and len({record.text for record in self.records}) > 1
 
     @property
     def trials(self) -> int:

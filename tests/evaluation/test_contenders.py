@@ -76,7 +76,7 @@ def test_another_text_is_a_control(engine: FocusEngine) -> None:
         answer = engine.generate("?", found.documents, method="select", max_new_tokens=1)
         assert found.gold_read(sheet.questions[0], answer) == 0.0
     for documents, of_data in ((texts, texts), (texts[:1], texts[:1]), (["?"], texts)):
-        with pytest.raises(ConfigError, match="other asks about another text of --data"):
+        with pytest.raises(ConfigError, match="other needs several texts"):
             handed("other", sheet_of(*documents), Setting(engine, texts=of_data))
 
 

@@ -16,7 +16,7 @@ from focus_core.evaluation.report import summarise, table
 from focus_core.evaluation.run import evaluate
 from focus_core.evaluation.trials import Run, Trial
 from tests.engines import make_engine
-from tests.evaluation.cases import write_stories
+from tests.evaluation.cases import STORIES, write_stories
 
 PASS_KEYS = Plan(("passkey",), ("auto", "plain", "gold", "none"), questions=2, lengths=(600,))
 
@@ -163,6 +163,7 @@ def test_the_control_is_the_plain_model_whatever_the_settings(engine: FocusEngin
         ({"tasks": ("riddles",)}, "no task 'riddles'"),
         ({"contenders": ("auto", "")}, "no contender ''"),
         ({"contenders": ("minilm",)}, "--embedder"),
+        ({"contenders": ("auto", "other")}, "other needs several texts"),
         ({"tasks": ("squad",)}, "--data FILE"),
         ({"data": Path("data.jsonl")}, "no task reads one"),
         ({"tasks": ("squad",), "data": Path("nothing.jsonl")}, "cannot be read"),
@@ -172,6 +173,16 @@ def test_the_control_is_the_plain_model_whatever_the_settings(engine: FocusEngin
 def test_an_impossible_plan_is_refused_without_a_model(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         replace(PASS_KEYS, **change)
+
+
+def test_another_text_needs_texts_that_are_documents_of_their_own(tmp_path: Path) -> None:
+    data = write_stories(tmp_path / "stories.jsonl")
+    plan = Plan(("fairytale",), ("auto", "other"), questions=1, data=data)
+    with pytest.raises(ConfigError, match="other needs several texts"):
+        replace(plan, arrange="joined")
+    write_stories(data, STORIES[:1])
+    with pytest.raises(ConfigError, match="other needs several texts"):
+        replace(plan)
 
 
 def test_the_loss_of_the_reference(engine: FocusEngine, tmp_path: Path) -> None:
