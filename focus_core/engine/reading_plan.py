@@ -18,6 +18,8 @@ from focus_core.methods.base import Method, Plan
 from focus_core.text.chunking import Chunk
 from focus_core.text.documents import TokenIds
 
+_MOST_PARTS = 100_000  # of texts known by their length alone; more chunks are planned in so many equal parts
+
 
 @dataclass(frozen=True)
 class Share:
@@ -247,9 +249,13 @@ def plan_of_lengths(
     appended = limits.appended_tokens(outline.new_tokens)
     nbytes = method.chunk_bytes(outline.chunks, limits.chunk_tokens)
     share = Share(outline.chunks, tokens, nbytes if outline.chunks else tokens * method.bytes_per_token)
-    sizes = {str(number).encode(): of for number, of in enumerate(_equal_parts(nbytes, outline.chunks))}
+    # Chunks are planned one by one only where some of them may lie elsewhere than on the device.
+    parts = min(outline.chunks, 1 if memories.store.host is None else _MOST_PARTS)
+    sizes = {str(number).encode(): of for number, of in enumerate(_equal_parts(nbytes, parts))}
     tiers = memories.plan(method, sizes, held={}, in_host={}, appended_tokens=appended)
-    streamed = Share(len(tiers.streamed), 0, sum(sizes[key] for key in tiers.streamed))
+    streamed = Share(
+        len(tiers.streamed) * outline.chunks // max(parts, 1), 0, sum(sizes[key] for key in tiers.streamed)
+    )
     if streamed.chunks:
         streamed = replace(streamed, tokens=tokens * streamed.nbytes // nbytes)
     missing = limits.chunk_tokens + appended

@@ -12,8 +12,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from focus_core.cache.store import DeviceTier
+from focus_core.cache.tiers import ChunkStore
 from focus_core.config import ResolvedConfig
 from focus_core.engine.engine import SHORT_QUESTION
+from focus_core.engine.memory_plan import Memories
 from focus_core.engine.planning import Planner
 from focus_core.engine.reading_plan import ReadingPlan, plan_of_lengths
 from focus_core.errors import ContextOverflowError
@@ -54,7 +57,8 @@ def plan_of(planner: Planner, lengths: Sequence[int]) -> ReadingPlan:
     """As `FocusEngine.plan_lengths`."""
     outline = planner.outline(lengths, SHORT_QUESTION)
     left = planner.positions_left(lengths, outline.method)
-    return plan_of_lengths(outline, lengths, SHORT_QUESTION, left, torch.device("cpu"))
+    memories = Memories(torch.device("cpu"), ChunkStore(DeviceTier(0)), ())
+    return plan_of_lengths(outline, lengths, SHORT_QUESTION, left, memories)
 
 
 @dataclass(frozen=True)
