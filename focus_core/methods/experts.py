@@ -20,7 +20,7 @@ from focus_core.methods.experts_evidence import ExpertsEvidence
 from focus_core.methods.limits import Lengths, RowLimits
 from focus_core.methods.mixing import Mixing, mixing_of
 from focus_core.methods.plain import PlainDecoding
-from focus_core.methods.scored import ScoredDecoding, ScoringMethod, best_first, chunks_read
+from focus_core.methods.scored import ScoredDecoding, ScoringMethod, best_first, chunks_read, relevance
 
 DEFAULT_EXPERTS = 8
 
@@ -79,8 +79,7 @@ class ExpertsDecoding(ScoredDecoding[ExpertRows]):
     def _start(self, question: TokenizedQuestion, scores: Sequence[ChunkScore]) -> tuple[list[int], ExpertRows, Tensor]:
         config = self._decoder.config
         best = sorted(best_first(scores)[: config.experts or DEFAULT_EXPERTS])
-        likeliest = max(one.score for one in scores)
-        mixing = mixing_of(self._decoder, [scores[index].score - likeliest for index in best])
+        mixing = mixing_of(self._decoder, relevance(scores, best))
         chunks = [self._chunks.rows[index] for index in best]
         return best, *ExpertRows.start(self._decoder, question, chunks, mixing)
 

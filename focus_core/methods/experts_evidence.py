@@ -17,7 +17,7 @@ from focus_core.methods.decoder import Decoder
 from focus_core.methods.evidence import Cost, LeftOut, by_chunk, tokens_left
 from focus_core.methods.hidden_tokens import HiddenTokens, log_probs_of
 from focus_core.methods.mixing import mixing_of
-from focus_core.methods.scored import chunks_read
+from focus_core.methods.scored import chunks_read, relevance
 
 _LEAST = -50.0  # nats of a token that the mixing excludes
 
@@ -33,8 +33,7 @@ class ExpertsEvidence:
     def __init__(self, decoder: Decoder, question: TokenizedQuestion, scores: Sequence[ChunkScore]) -> None:
         self._decoder, self._question = decoder, question
         self._answer, self._experts = question.generated, chunks_read(scores)
-        best = max((score.score for score in scores), default=0.0)
-        self._relevance = [scores[index].score - best for index in self._experts]
+        self._relevance = relevance(scores, self._experts)
         suffix = question.layout.after(question.context)
         self._rows = {
             index: HiddenTokens(decoder, [*question.chunks[index].row, *suffix], self._answer)

@@ -113,6 +113,12 @@ def chunks_read(scores: Sequence[ChunkScore]) -> list[int]:
     return [index for index, score in enumerate(scores) if score.read]
 
 
+def relevance(scores: Sequence[ChunkScore], chunks: Sequence[int]) -> list[float]:
+    """Scores of some chunks, beside the highest of all (nats, at most 0)."""
+    highest = max((one.score for one in scores), default=0.0)
+    return [scores[index].score - highest for index in chunks]
+
+
 def chunk_posterior(scores: Sequence[float], words: int, shared_words: Sequence[float] = ()) -> list[float]:
     """The probability of each chunk, given the question; they sum to 1.
 
