@@ -63,9 +63,10 @@ class ExpertRows:
         self._rows.keep([question * self._rows_each + row for question in questions for row in rows])
         self._mixing.keep(questions)
 
-    def join(self, other: ExpertRows) -> None:
-        self._rows.join(other._rows)
-        self._mixing.join(other._mixing)
+    def join(self, *others: ExpertRows) -> None:
+        self._rows.join(*(other._rows for other in others))
+        for other in others:
+            self._mixing.join(other._mixing)
 
     def _mix(self, logits: Tensor) -> Tensor:
         """`[questions · rows, vocab]` to `[questions, vocab]`."""

@@ -197,7 +197,8 @@ class RowLimits:
     def appended_tokens(self, new_tokens: int) -> int:
         if self.rows:
             rows = min(self.rows, self.lengths.chunks)
-            return rows * (self.row + new_tokens) + self.lengths.local + new_tokens
+            rows += rows > 1  # the row without documents is as long as the others, by padding
+            return rows * (self.row + new_tokens)
         wanted = self.config.select_tokens or DEFAULT_SELECTED
         read = max(self.lengths.longest_chunk, min(wanted, self.lengths.chunk_tokens))
         return min(self.config.window, self.lengths.before + read + self.lengths.after + new_tokens)

@@ -61,14 +61,21 @@ class PlainDecoding:
         self._cache.batch_select_indices(torch.tensor(questions, device=self._model.device))
         self._set_padding([self._padding[index] for index in questions])
 
-    def join(self, other: PlainDecoding) -> None:
-        length = max(self._length, other._length)
+    def join(self, *others: PlainDecoding) -> None:
+        """Layer by layer, so that no more than one layer's keys exist twice; nothing is left of the others."""
+        parts = (self, *others)
+        length = max(part._length for part in parts)
         joined = DynamicCache()
-        for layer, (mine, theirs) in enumerate(zip(self._cache.layers, other._cache.layers, strict=True)):
-            keys = torch.cat([_padded(mine.keys, length), _padded(theirs.keys, length)])
-            values = torch.cat([_padded(mine.values, length), _padded(theirs.values, length)])
+        for layer in range(len(self._cache.layers)):
+            of_parts = [part._cache.layers[layer] for part in parts]
+            keys = torch.cat([_padded(one.keys, length) for one in of_parts])
+            for one in of_parts:
+                one.keys = None
+            values = torch.cat([_padded(one.values, length) for one in of_parts])
+            for one in of_parts:
+                one.values = None
             joined.update(keys, values, layer)
-        self._set_padding([columns + length - part._length for part in (self, other) for columns in part._padding])
+        self._set_padding([columns + length - part._length for part in parts for columns in part._padding])
         self._cache, self._length = joined, length
 
     def _set_padding(self, padding: list[int]) -> None:
@@ -110,7 +117,8 @@ class PlainDecoding:
 
 def _padded(states: Tensor, length: int) -> Tensor:
     """`[…, tokens, dim]` with zeros at the left, because a hidden value still takes part in 0 × value."""
-    return nn.functional.pad(states, (0, 0, length - states.shape[-2], 0))
+    missing = length - states.shape[-2]
+    return nn.functional.pad(states, (0, 0, missing, 0)) if missing else states
 
 
 class PlainMethod:

@@ -29,7 +29,7 @@ class Rows(Protocol):
 
     def keep(self, questions: Sequence[int]) -> None: ...
 
-    def join(self, other: Self) -> None: ...
+    def join(self, *others: Self) -> None: ...
 
 
 AnyRows = TypeVar("AnyRows", bound=Rows)
@@ -51,16 +51,17 @@ class ScoredDecoding(Generic[AnyRows]):
         raise NotImplementedError
 
     def start(self) -> Tensor:
-        logits, found = [], question_scores(self._decoder, self._chunks, self._questions)
+        started, logits = list[AnyRows](), list[Tensor]()
+        found = question_scores(self._decoder, self._chunks, self._questions)
         for question, of_question in zip(self._questions, found, strict=True):
             scores = scored(question, of_question)
             read, rows, first = self._start(question, scores)
             self._scores.append(tuple(replace(one, read=index in read) for index, one in enumerate(scores)))
+            started.append(rows)
             logits.append(first)
-            if self._rows is None:
-                self._rows = rows
-            else:
-                self._rows.join(rows)
+        self._rows = started[0]
+        if len(started) > 1:
+            self._rows.join(*started[1:])
         return torch.cat(logits)
 
     def step(self, tokens: Tensor) -> Tensor:

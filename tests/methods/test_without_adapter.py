@@ -13,6 +13,7 @@ from torch import Tensor
 from focus_core import FocusEngine
 from focus_core.methods import scored
 from focus_core.methods.mixing import Nbce, Pced, contrast_weights, nucleus
+from focus_core.methods.plain import PlainDecoding
 from focus_core.methods.scored import chunk_posterior
 from focus_core.methods.select import SelectDecoding
 from focus_core.text.chunking import Chunk
@@ -211,6 +212,27 @@ def test_experts_with_one_chunk_are_the_plain_row(layout: str, system: str | Non
     assert experts.tokens == plain.tokens
     before, after, _ = _prompt(engine, system)
     assert list(plain.tokens) == _generated(engine, [*before, *engine.tokenize(short), *after], 12)
+
+
+@pytest.mark.parametrize("experts", [1, 3])
+def test_rows_of_experts_take_the_bytes_that_were_planned(experts: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The row without documents is padded to the length of the others."""
+    engine = make_engine(method="experts", experts=experts)
+    text, new_tokens = A[:128], 6  # two chunks of 64
+    question = len(engine.tokenize(f"user: {QUESTION}\nassistant:"))
+    limits = engine.outline([len(text)], question, new_tokens).limits
+    planned = limits.appended_tokens(new_tokens) * engine.focus.parts.num_layers * engine.focus.bytes_per_layer
+    taken, step = list[int](), PlainDecoding.step
+
+    def noting(rows: PlainDecoding, tokens: Tensor) -> Tensor:
+        logits = step(rows, tokens)
+        taken.append(sum(layer.keys.nbytes + layer.values.nbytes for layer in rows._cache.layers))
+        return logits
+
+    monkeypatch.setattr(PlainDecoding, "step", noting)
+    answers = engine.generate([QUESTION] * 3, [text], max_new_tokens=new_tokens)
+    assert {len(answer.tokens) for answer in answers} == {new_tokens}
+    assert 0.9 * 3 * planned < max(taken) <= 3 * planned
 
 
 @pytest.mark.parametrize("mixing", ["pced", "nbce"])
