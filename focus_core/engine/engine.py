@@ -656,7 +656,7 @@ class FocusEngine:
         if not isinstance(document, Document):
             kind = "empty" if isinstance(document, str) else f"a {type(document).__name__}, not a string"
             raise DocumentError(f"{called} is {kind}. Leave it out or give its text.")
-        tokenized = self.shared.tokenizer.document(document)
+        tokenized = self.shared.tokenizer.document(document, in_turn=self.layout.in_turn)
         if not len(tokenized):
             raise DocumentError(f"{called} is empty: the tokenizer makes no tokens of it. Leave it out.")
         return tokenized

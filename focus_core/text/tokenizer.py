@@ -6,6 +6,7 @@ import re
 from array import array
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
 from threading import Lock
 from typing import Any
@@ -22,7 +23,10 @@ from focus_core.text.tokenizer_checks import naming_trouble, require_known, requ
 
 _ARGUMENTS = ("revision", "token", "cache_dir", "local_files_only", "subfolder")
 _REMEMBERED_TOKENS = 4_000_000  # of documents, so that a second question does not tokenize them again
-_ANCHOR = "a"  # in front of a text that is the middle of another, so that no tokenizer takes it for a beginning
+# In front of a text that is the middle of another, so that no tokenizer takes it for a beginning. Neither joins with
+# what it is put before: a letter before white space, and a new line before all else.
+_ANCHOR, _LINE = "a", "\n"
+_BLANK = " "  # that ends what a template writes, and joins with the text behind it
 _SAMPLE = ("Apples are red", "Which colour?")  # a document and a question, to try a template with
 
 
@@ -64,18 +68,21 @@ class TextTokenizer:
         with naming_trouble():
             writes_bos = named is not None and tokenizer("a")["input_ids"][:1] == [named]
         self.bos = named if writes_bos or self._template_writes_bos else None
-        self._remembered: OrderedDict[bytes, TokenizedDocument] = OrderedDict()
+        self._remembered: OrderedDict[tuple[bytes, str], TokenizedDocument] = OrderedDict()
         self._remembered_tokens = 0
         self._lock = Lock()
 
-    def tokenize(self, text: str) -> TokenIds:
+    def tokenize(self, text: str, *, in_turn: bool = False) -> TokenIds:
         """Tokens of `text`, without special tokens; control tokens in it are text.
+
+        Args:
+            in_turn: of a document in the user's turn, in layout "chat"
 
         Raises:
             DocumentError: the text holds half of a character
         """
         require_whole_characters(text)
-        return self._as_text(text)[0]
+        return self._as_text(text, self._front if in_turn else "")[0]
 
     def parse(self, text: str) -> TokenIds:
         """Tokens of `text`, without a BOS of the tokenizer's; control tokens in it count.
@@ -91,15 +98,20 @@ class TextTokenizer:
         text: str = self.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return text
 
-    def document(self, document: Document) -> TokenizedDocument:
-        """A document's tokens; of equal documents the tokens are made once."""
+    def document(self, document: Document, *, in_turn: bool = False) -> TokenizedDocument:
+        """A document's tokens; of equal documents the tokens are made once.
+
+        Args:
+            in_turn: the document stands in the user's turn, as in layout "chat"
+        """
         if document.text is None:
             require_numbers(document.token_ids or (), self._vocabulary)
             return TokenizedDocument(document, document.token_ids or ())
-        known = self._recall(document)
+        key = document.key, self._front if in_turn else ""
+        known = self._recall(key)
         if known is None:
-            known = self._with_characters(document)
-            self._remember(known)
+            known = self._with_characters(document, key[1])
+            self._remember(key, known)
         # Equal documents may differ in name and metadata.
         return known if known.document is document else TokenizedDocument(document, known.token_ids, known.starts)
 
@@ -147,13 +159,34 @@ class TextTokenizer:
         document, question = _SAMPLE
         turn = self._turn([{"role": "user", "content": question}], {})
         whole, _ = self._encode(self._rendered([{"role": "user", "content": f"{document}{SEPARATOR}{question}"}]))
-        parts = [*turn.opening, *self._as_text(document)[0], *turn.suffix]
+        parts = [*turn.opening, *self._sample_document, *turn.suffix]
         if parts[len(parts) - len(whole) :] != whole:
             raise ConfigError(
                 "The tokenizer joins what the chat template writes with the text of documents, so that documents "
                 f"cannot be read by themselves and put into the user's turn. {RAW_INSTEAD}"
             )
         return turn.opening
+
+    @cached_property
+    def _front(self) -> str:
+        """What a document in the user's turn is encoded behind, so that it has the tokens that it has in the template.
+
+        Nothing, as every other text; a new line, where the tokenizer marks the beginning of a text (with the blank of
+        SentencePiece) and the template's own text runs on into the document (`<|user|>\\n`); or the blank that ends the
+        template's text (`User: `) and becomes a part of the document's first token.
+        """
+        document, question = _SAMPLE
+        before = split_turn([{"role": "user", "content": question}], self._rendered).before
+        whole = self._encode(before + document)[0]
+        for front in ("", _LINE, *([_BLANK] if before.endswith(_BLANK) else [])):
+            tokens = self._as_text(document, front)[0]
+            if whole[-len(tokens) :] == tokens:
+                return front
+        return ""
+
+    @cached_property
+    def _sample_document(self) -> TokenIds:
+        return self.tokenize(_SAMPLE[0], in_turn=True)
 
     @cached_property
     def separator(self) -> tuple[int, ...]:
@@ -175,7 +208,7 @@ class TextTokenizer:
 
     def _before(self, text: str, literals: Mapping[str, str]) -> TokenIds:
         """Tokens in front of documents, without what a tokenizer makes part of a document's first token."""
-        whole, alone = self._encode(text + _SAMPLE[0], literals)[0], self._as_text(_SAMPLE[0])[0]
+        whole, alone = self._encode(text + _SAMPLE[0], literals)[0], self._sample_document
         tokens = whole[: -len(alone)] if whole[-len(alone) :] == alone else self._encode(text, literals)[0]
         return tokens if tokens[:1] == [self.bos] else [*self._bos, *tokens]
 
@@ -198,12 +231,14 @@ class TextTokenizer:
         return ControlTokens(self.tokenizer, written)
 
     def _written_by_template(self) -> tuple[str, ...]:
-        """What the chat template writes around a user's words; nothing where it refuses them or changes them."""
-        (words,) = unused_words([], 1)
-        try:
-            return tuple(self._rendered([{"role": "user", "content": words}]).split(words))
-        except ConfigError:
-            return ()
+        """What the chat template writes around words, of every role that it takes; nothing where it refuses them."""
+        words = unused_words([], 3)
+        roles = zip(("system", "user", "assistant"), words, strict=True)
+        system, user, assistant = ({"role": role, "content": content} for role, content in roles)
+        for messages in ([system, user, assistant], [user, assistant], [user]):
+            with suppress(ConfigError):
+                return tuple(re.split("|".join(words), self._rendered(messages)))
+        return ()
 
     def _with_marked_control(self, messages: Sequence[Message]) -> tuple[list[Message], dict[str, str]]:
         """Messages with unused words for control tokens, and what these words stand for."""
@@ -233,20 +268,21 @@ class TextTokenizer:
         ]
         return self._joined(pieces)
 
-    def _as_text(self, text: str) -> tuple[TokenIds, Sequence[int] | None]:
+    def _as_text(self, text: str, front: str = "") -> tuple[TokenIds, Sequence[int] | None]:
         """Tokens, and the first character of each with the end; control tokens are text."""
-        tokens, starts = self._joined(self._control.pieces(text))
+        tokens, starts = self._joined(self._control.pieces(text), front)
         if not self._control.ids.isdisjoint(tokens):  # the tokenizer reads its control tokens in other spellings too
-            tokens, starts = self._joined(list(text))
+            tokens, starts = self._joined(list(text), front)
         return tokens, starts
 
-    def _joined(self, pieces: Sequence[str]) -> tuple[TokenIds, Sequence[int] | None]:
+    def _joined(self, pieces: Sequence[str], front: str = "") -> tuple[TokenIds, Sequence[int] | None]:
+        """Pieces of one text; the first is encoded behind `front` (see `_front`), all others go on from it."""
         with naming_trouble():
-            tokens, starts = self._joined_without_checks(pieces)
+            tokens, starts = self._joined_without_checks(pieces, front)
         require_known(tokens, self._vocabulary, self.tokenizer)
         return tokens, starts
 
-    def _joined_without_checks(self, pieces: Sequence[str]) -> tuple[TokenIds, Sequence[int] | None]:
+    def _joined_without_checks(self, pieces: Sequence[str], front: str) -> tuple[TokenIds, Sequence[int] | None]:
         if not self.tokenizer.is_fast:
             encoded = [self.tokenizer(piece, add_special_tokens=False, verbose=False)["input_ids"] for piece in pieces]
             return [token for tokens in encoded for token in tokens], None
@@ -255,29 +291,47 @@ class TextTokenizer:
         starts, offset = array("L"), 0
         for piece in pieces:
             if piece:
-                found = self.tokenizer(piece, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-                token_ids += [numbers.setdefault(token, token) for token in found["input_ids"]]
-                starts.extend(offset + start for start, _ in found["offset_mapping"])
+                found, places = self._behind(front, piece)
+                token_ids += [numbers.setdefault(token, token) for token in found]
+                starts.extend(offset + place for place in places)
+                front = _LINE if self._marks_beginnings else ""
             offset += len(piece)
         starts.append(offset)
         return token_ids, starts
 
-    def _with_characters(self, document: Document) -> TokenizedDocument:
-        return TokenizedDocument(document, *self._as_text(document.text or ""))
+    def _behind(self, front: str, text: str) -> tuple[TokenIds, list[int]]:
+        """Tokens of a text, and the first character of each, behind nothing, a blank that joins, or another text."""
+        anchor = _ANCHOR if front == _LINE and text[0].isspace() else front
+        found = self.tokenizer(anchor + text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        tokens, places = found["input_ids"], [start - len(anchor) for start, _ in found["offset_mapping"]]
+        if front != _LINE:
+            return tokens, [max(place, 0) for place in places]
+        if 0 not in places:  # the two have joined
+            return self._behind("", text)
+        return tokens[places.index(0) :], places[places.index(0) :]
+
+    @cached_property
+    def _marks_beginnings(self) -> bool:
+        """Whether the tokenizer writes something in front of a text, such as the blank of SentencePiece."""
+        fast, (text, _) = self.tokenizer.is_fast, _SAMPLE
+        return bool(fast and self._behind("", text)[0] != self._behind(_LINE, text)[0])
+
+    def _with_characters(self, document: Document, front: str) -> TokenizedDocument:
+        return TokenizedDocument(document, *self._as_text(document.text or "", front))
 
     # --- remembered documents -----------------------------------------------------------------------------------------
 
-    def _recall(self, document: Document) -> TokenizedDocument | None:
+    def _recall(self, key: tuple[bytes, str]) -> TokenizedDocument | None:
         with self._lock:
-            known = self._remembered.get(document.key)
+            known = self._remembered.get(key)
             if known is not None:
-                self._remembered.move_to_end(document.key)
+                self._remembered.move_to_end(key)
             return known
 
-    def _remember(self, tokens: TokenizedDocument) -> None:
+    def _remember(self, key: tuple[bytes, str], tokens: TokenizedDocument) -> None:
         with self._lock:
-            replaced = self._remembered.pop(tokens.document.key, ())
-            self._remembered[tokens.document.key] = tokens
+            replaced = self._remembered.pop(key, ())
+            self._remembered[key] = tokens
             self._remembered_tokens += len(tokens) - len(replaced)
             while self._remembered_tokens > _REMEMBERED_TOKENS:
                 self._remembered_tokens -= len(self._remembered.popitem(last=False)[1])

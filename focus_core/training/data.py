@@ -10,7 +10,7 @@ import random
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from hashlib import sha256
 from itertools import accumulate
 from typing import Any
@@ -76,6 +76,8 @@ class FileExamples:
         contents = [replace(record, where="", file="") for record in records]  # files may be moved
         self.data_digest = sha256(repr(contents).encode("utf-8", "surrogatepass")).hexdigest()
         self._tokens = lru_cache(maxsize=_TEXTS_REMEMBERED)(self._text.tokenize)
+        self._tokenize_document = partial(self._text.tokenize, in_turn=config.layout != "raw")
+        self._document_tokens = lru_cache(maxsize=_TEXTS_REMEMBERED)(self._tokenize_document)
 
     @classmethod
     def open(cls, config: TrainingConfig, focus: FocusModel, tokenizer_id: str) -> FileExamples:
@@ -127,7 +129,7 @@ class FileExamples:
             report(done, len(records))
 
     def _check_answering(self, record: Record) -> None:
-        documents = [self._text.tokenize(text) for text in record.documents]
+        documents = [self._tokenize_document(text) for text in record.documents]
         if self._draws_documents(record):
             self._require_gold_fits(record)
             documents = sorted(documents, key=len)[-self._config.max_documents :]  # the most that may be drawn
@@ -180,7 +182,7 @@ class FileExamples:
     def chunks_of(self, text: str) -> list[TokenIds]:
         """A short text as chunks."""
         layout = self._layout(max(self._config.chunk_sizes), max(self._config.dynamic_prompts))
-        return [chunk.row for chunk in layout.document_chunks(TokenizedDocument.of_tokens(self._text.tokenize(text)))]
+        return [chunk.row for chunk in layout.document_chunks(TokenizedDocument.of_tokens(self._document_tokens(text)))]
 
     # --- the objectives -----------------------------------------------------------------------------------------------
 
@@ -213,7 +215,7 @@ class FileExamples:
 
     def _answering(self, draw: random.Random, record: Record) -> TrainingExample:
         asked, numbers = self._drawn(draw, record)
-        documents = [self._tokens(record.documents[number]) for number in numbers]
+        documents = [self._document_tokens(record.documents[number]) for number in numbers]
         size = draw.choice(self._fitting_sizes(documents, record))
         layout = self._layout(size, draw.choice(self._config.dynamic_prompts))
         questions = [self._question(layout, one, record.where) for one in asked]

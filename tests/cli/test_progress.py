@@ -163,9 +163,9 @@ def test_tokenizing_shows_a_spinner(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = make_engine()
     tokenize = engine.shared.tokenizer.document
 
-    def slowly(document: Document) -> TokenizedDocument:
+    def slowly(document: Document, *, in_turn: bool) -> TokenizedDocument:
         assert _shows(terminal, "tokenizing")
-        return tokenize(document)
+        return tokenize(document, in_turn=in_turn)
 
     monkeypatch.setattr(engine.shared.tokenizer, "document", slowly)
     engine.generate("Which?", [A], max_new_tokens=1)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerFast
 
-from tests.tiny import byte_tokenizer
+from tests.text.tokenizers import tokenizer_of
 
 _ROLES_ALTERNATE = (
     "{% for m in messages if m.role != 'system' %}"
@@ -24,6 +24,8 @@ class KnownTemplate:
         opening: before the words of a user, without system prompt
         after: behind them
         system: whether it takes a system prompt
+        system_in_turn: the system prompt stands in the user's turn, in front of the words
+        marks: what begins and ends a turn and is ordinary text for the tokenizer
     """
 
     template: str
@@ -31,11 +33,12 @@ class KnownTemplate:
     opening: str
     after: str
     system: bool = True
+    system_in_turn: bool = False
+    marks: tuple[str, ...] = ()
 
-    def tokenizer(self) -> PreTrainedTokenizerFast:
-        """Every byte is a token, and so is every control token."""
-        tokenizer = byte_tokenizer()
-        tokenizer.add_special_tokens({"additional_special_tokens": list(self.control)})
+    def tokenizer(self, kind: str = "bytes") -> PreTrainedTokenizerFast:
+        """A tokenizer of this kind with the template; every control token is one token."""
+        tokenizer = tokenizer_of(kind, self.control)
         tokenizer.chat_template = self.template
         return tokenizer
 
@@ -76,6 +79,8 @@ TEMPLATES = {
         (),
         "<bos>[INST] ",
         " [/INST]",
+        system_in_turn=True,
+        marks=("[INST]", "[/INST]", "<<SYS>>", "<</SYS>>"),
     ),
     "llama3": KnownTemplate(  # a date in a system turn that is always there
         "{{ bos_token }}{{ '<|start_header_id|>system<|end_header_id|>\n\nToday Date: ' }}"
@@ -98,6 +103,7 @@ TEMPLATES = {
         ("[INST]", "[/INST]"),
         "<bos>[INST]",
         "[/INST]",
+        system_in_turn=True,
     ),
     "gemma": KnownTemplate(  # no system role, roles alternate, white space is trimmed
         "{{ bos_token }}"
@@ -124,5 +130,6 @@ TEMPLATES = {
         (),
         "<|user|>\n",
         "<eos>\n<|assistant|>\n",
+        marks=("<|system|>", "<|user|>", "<|assistant|>"),
     ),
 }

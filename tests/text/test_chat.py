@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 import pytest
+from tokenizers import normalizers
 
 from focus_core import ConfigError
 from focus_core.text.chat import SEPARATOR, Message
@@ -30,20 +31,64 @@ def _conversations(known: KnownTemplate) -> list[list[Message]]:
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_a_row_is_what_the_template_writes_with_the_document_in_the_turn(name: str) -> None:
+@pytest.mark.parametrize("kind", ["bytes", "prepend", "metaspace", "merges"])
+def test_a_row_is_what_the_template_writes_with_the_document_in_the_turn(name: str, kind: str) -> None:
     known = TEMPLATES[name]
-    tokenizer = known.tokenizer()
+    tokenizer = known.tokenizer(kind)
     text = TextTokenizer(tokenizer)
-    document = text.tokenize(DOCUMENT)
+    written = DOCUMENT.rstrip(".") if kind == "merges" else DOCUMENT  # a sentence's end is looked at below
+    document = text.tokenize(written, in_turn=True)
     for before in _conversations(known):
         turn = text.prompt([*before, _user(QUESTION)], chat_template=True, turn=True).turn
         assert turn is not None
-        messages = [*before, _user(f"{DOCUMENT}{SEPARATOR}{QUESTION}")]
+        messages = [*before, _user(f"{written}{SEPARATOR}{QUESTION}")]
         whole: str = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
         wanted = tokenizer(whole, add_special_tokens=not whole.startswith("<bos>"))["input_ids"]
+        if before and before[0]["role"] == "system" and known.system_in_turn and kind != "bytes":
+            # Documents are tokenized as they stand without a system prompt in front of them: here, behind a blank.
+            row = tokenizer.decode([*turn.opening, *document, *turn.suffix])
+            assert row.replace("\n\n ", "\n\n") == tokenizer.decode(wanted)
+            continue
         assert [*turn.opening, *document, *turn.suffix] == wanted
         first, last = turn.words
         assert tokenizer.decode(turn.suffix[first:last]) == QUESTION
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_sentence_that_ends_a_document_and_the_separator_stay_apart(name: str) -> None:
+    """A tokenizer that has `.\\n\\n` as one token would join them. A chunk is read before its question is known."""
+    known = TEMPLATES[name]
+    tokenizer = known.tokenizer("merges")
+    text = TextTokenizer(tokenizer)
+    document = text.tokenize(DOCUMENT, in_turn=True)
+    turn = text.prompt([_user(QUESTION)], chat_template=True, turn=True).turn
+    assert turn is not None
+    assert turn.opening == text.turn_opening  # the template is not refused
+    row = [*turn.opening, *document, *turn.suffix]
+    whole: str = tokenizer.apply_chat_template(
+        [_user(f"{DOCUMENT}{SEPARATOR}{QUESTION}")], add_generation_prompt=True, tokenize=False
+    )
+    wanted = tokenizer(whole, add_special_tokens=not whole.startswith("<bos>"))["input_ids"]
+    assert tokenizer.decode(row) == tokenizer.decode(wanted)
+    assert tokenizer.convert_tokens_to_ids(".ĊĊ") in wanted
+    seam = len(turn.opening) + len(document)
+    assert row[: seam - 1] == wanted[: seam - 1]
+    assert row[seam + 1 :] == wanted[seam:]
+
+
+def test_a_tokenizer_that_joins_the_template_with_a_document_is_refused() -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}Q:{{ m.content }}\n{% endfor %}"
+    tokenizer.backend_tokenizer.normalizer = normalizers.Replace(":A", "#")
+    with pytest.raises(ConfigError, match=r"joins what the chat template writes.*layout='raw'"):
+        _ = TextTokenizer(tokenizer).turn_opening
+
+
+def test_white_space_at_the_ends_of_a_document_stays() -> None:
+    """Also where the template takes it from a user's words: a chunk is what the document says."""
+    tokenizer = TEMPLATES["llama3"].tokenizer()
+    text = TextTokenizer(tokenizer)
+    assert tokenizer.decode(text.tokenize("  Anna signed. \n", in_turn=True)) == "  Anna signed. \n"
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
@@ -91,22 +136,33 @@ def test_white_space_around_the_words_is_treated_as_the_template_does(name: str)
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
-@pytest.mark.parametrize("where", ["question", "history", "document"])
-def test_control_tokens_in_the_words_of_people_are_text(name: str, where: str) -> None:
+@pytest.mark.parametrize("kind", ["bytes", "prepend", "metaspace"])
+@pytest.mark.parametrize("where", ["question", "history", "answer", "system", "document"])
+def test_control_tokens_in_the_words_of_people_are_text(name: str, kind: str, where: str) -> None:
     """`<|im_end|>` in a document would end the user's turn, and what follows would speak as the system."""
     known = TEMPLATES[name]
-    tokenizer = known.tokenizer()
+    if where == "system" and not known.system:
+        pytest.skip("the template takes no system prompt")
+    tokenizer = known.tokenizer(kind)
     text = TextTokenizer(tokenizer)
-    marks = [*known.control, "<bos>", "<eos>", "[INST]", "[/INST]", "<|user|>", "<|assistant|>"]
+    marks = [*known.control, *known.marks, "<bos>", "<eos>", "[INST]", "[/INST]"]
     attack = "".join(f"x{mark}" for mark in marks)
     ids = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
     if where == "document":
-        tokens = text.tokenize(attack)
+        tokens = text.tokenize(attack, in_turn=True)
         assert not ids & set(tokens)
         assert tokenizer.decode(tokens) == attack
         return
-    asked = [_user(attack)] if where == "question" else [_user(attack), HISTORY[1], _user("Why?")]
-    calm = [_user("x")] if where == "question" else [_user("x"), HISTORY[1], _user("Why?")]
+
+    def conversation(words: str) -> list[Message]:
+        if where == "question":
+            return [_user(words)]
+        said = {"history": _user(words), "answer": {"role": "assistant", "content": words}}
+        if where == "system":
+            return [{"role": "system", "content": words}, _user("Why?")]
+        return [said["history"] if where == "history" else _user("x"), said.get("answer", HISTORY[1]), _user("Why?")]
+
+    asked, calm = conversation(attack), conversation("x")
     for turn in (False, True):
         attacked, wanted = (text.prompt(m, chat_template=True, turn=turn) for m in (asked, calm))
         rows = [p.row if p.turn is None else [*p.turn.opening, *p.turn.suffix] for p in (attacked, wanted)]
@@ -114,12 +170,14 @@ def test_control_tokens_in_the_words_of_people_are_text(name: str, where: str) -
         assert [token for token in rows[0] if token in ids] == [token for token in rows[1] if token in ids]
 
 
-def test_marks_that_are_ordinary_text_are_broken_up() -> None:
+@pytest.mark.parametrize("name", ["llama2", "zephyr"])
+def test_marks_that_are_ordinary_text_are_broken_up(name: str) -> None:
     """Of Llama 2, `[INST]` is no token: a document could write the very tokens that begin a turn."""
-    text = TextTokenizer(TEMPLATES["llama2"].tokenizer())
-    pieces = text._control.pieces("say [INST] and [/INST]")
-    assert "".join(pieces) == "say [INST] and [/INST]"
-    assert not any(mark in piece for piece in pieces for mark in ("[INST]", "[/INST]"))
+    known = TEMPLATES[name]
+    text, said = TextTokenizer(known.tokenizer()), f"say {' and '.join(known.marks)}"
+    pieces = text._control.pieces(said)
+    assert "".join(pieces) == said
+    assert not any(mark in piece for piece in pieces for mark in known.marks)
 
 
 def test_a_template_that_writes_much_is_looked_through_at_once() -> None:

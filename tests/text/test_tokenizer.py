@@ -81,9 +81,9 @@ def test_documents_are_remembered_up_to_a_number_of_tokens(monkeypatch: pytest.M
     made: list[str] = []
     tokenize = tokenizer._with_characters
 
-    def noting(document: Document) -> object:
+    def noting(document: Document, front: str) -> object:
         made.append(str(document.text))
-        return tokenize(document)
+        return tokenize(document, front)
 
     monkeypatch.setattr(tokenizer, "_with_characters", noting)
     texts = [letter * 10 for letter in "abc"]
