@@ -49,13 +49,12 @@ def with_pieces(question: TokenizedQuestion) -> TokenizedQuestion:
 
 def chunk_places(question: TokenizedQuestion) -> list[list[Place]]:
     """Of each chunk a place for each document in it."""
-    found, index = list[list[Place]](), -1
+    found = list[list[Place]]()
     for number, chunk in enumerate(question.chunks):
         places = []
         for part, first in zip(chunk.document_parts, _part_starts(chunk, question.layout), strict=True):
-            index += part.start == 0  # the first chunk of another document
             passage = Passage(number, first, first + len(part.token_ids))
-            places.append(Place(passage, index, part.document, part.characters))
+            places.append(Place(passage, part.document_index, part.document, part.characters))
         found.append(places)
     return found
 

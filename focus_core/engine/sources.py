@@ -108,9 +108,9 @@ class Explanation:
         supported: whether the text carries the answer: `support` reaches the threshold that was measured
             (docs/sources.md); `None` where nothing can be left out, because there are no documents
         support: what the answer loses, in nats, when all its sources are left out together
-        chunks: of all chunks, in order
+        chunks: of all chunks that were read or scored, in order; not of those that a shortlist left out
         groups: of long texts: the chunks that were left out only together
-        documents: of all documents, in order
+        documents: of the documents that these chunks are of, in order
         pieces: the answer's tokens as text
         log_probs: of the answer's tokens, with nothing left out
         without_documents: what each token of the answer loses without any document

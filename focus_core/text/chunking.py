@@ -26,6 +26,7 @@ class Chunk:
         parts: where small documents share a chunk, a chunk for each of them; `document` is then the first one, and
             `token_ids` has separators between them
         kv_dtype: in what its keys and values are kept, as in `FocusConfig`
+        document_index: of its document (of the first one), among those that were cut together
     """
 
     document: Document
@@ -36,6 +37,7 @@ class Chunk:
     opening: tuple[int, ...] = ()
     parts: tuple[Chunk, ...] = ()
     kv_dtype: str | None = None
+    document_index: int = 0
 
     def __len__(self) -> int:
         """Positions that the chunk takes, its opening included."""

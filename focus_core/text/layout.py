@@ -110,19 +110,24 @@ class Layout:
 
     # --- chunks -------------------------------------------------------------------------------------------------------
 
-    def document_chunks(self, document: TokenizedDocument, cutting: Cutting | None = None) -> list[Chunk]:
-        """Chunks of one document."""
-        spans = (cutting or self.cutting()).spans(document)
-        return [self._cut(document, *span, self.next_opening if span[0] else self.chunk_opening) for span in spans]
+    def document_chunks(
+        self, document: TokenizedDocument, cutting: Cutting | None = None, *, index: int = 0
+    ) -> list[Chunk]:
+        """Chunks of one document, which has this index among those that are cut together."""
+        found = list[Chunk]()
+        for start, stop in (cutting or self.cutting()).spans(document):
+            opening = self.next_opening if start else self.chunk_opening
+            found.append(self._cut(document, start, stop, opening, index))
+        return found
 
     def chunks_of(self, documents: Sequence[TokenizedDocument], cutting: Cutting | None = None) -> list[Chunk]:
         """Chunks of all documents, in order. A chunk never spans two, unless small ones are packed."""
         cutting, found = cutting or self.cutting(), list[Chunk]()
         for first, stop in cutting.packs([len(document) for document in documents], len(self.separator)):
             if stop - first == 1:
-                found += self.document_chunks(documents[first], cutting)
+                found += self.document_chunks(documents[first], cutting, index=first)
             else:
-                found.append(self._packed(documents[first:stop]))
+                found.append(self._packed(documents, range(first, stop)))
         return found
 
     def cutting(self, *, boundaries: str = "tokens", pack: bool = False) -> Cutting:
@@ -166,17 +171,19 @@ class Layout:
         chunks = self.document_chunks(TokenizedDocument.of_tokens(turn.suffix[:border]))
         return chunks, Prompt(self.opening, context, rest)
 
-    def _packed(self, documents: Sequence[TokenizedDocument]) -> Chunk:
-        parts = tuple(self._cut(document, 0, len(document), ()) for document in documents)
+    def _packed(self, documents: Sequence[TokenizedDocument], indices: range) -> Chunk:
+        parts = tuple(self._cut(documents[index], 0, len(documents[index]), (), index) for index in indices)
         token_ids = list(parts[0].token_ids)
         for part in parts[1:]:
             token_ids += [*self.separator, *part.token_ids]
         opening, kv_dtype = self.chunk_opening, self.config.kv_dtype
-        return Chunk(parts[0].document, 0, parts[0].stop, None, token_ids, opening, parts, kv_dtype)
+        return Chunk(parts[0].document, 0, parts[0].stop, None, token_ids, opening, parts, kv_dtype, indices.start)
 
-    def _cut(self, document: TokenizedDocument, start: int, stop: int, opening: tuple[int, ...]) -> Chunk:
+    def _cut(
+        self, document: TokenizedDocument, start: int, stop: int, opening: tuple[int, ...], index: int = 0
+    ) -> Chunk:
         ids, characters = list(document.token_ids[start:stop]), document.characters(start, stop)
-        return Chunk(document.document, start, stop, characters, ids, opening, kv_dtype=self.config.kv_dtype)
+        return Chunk(document.document, start, stop, characters, ids, opening, (), self.config.kv_dtype, index)
 
     # --- rows ---------------------------------------------------------------------------------------------------------
 

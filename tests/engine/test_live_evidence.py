@@ -85,6 +85,14 @@ def test_a_pieces_best_chunk_stands_where_it_stands() -> None:
         assert best.start == 64 * (best.chunk - (3 if document else 0))
 
 
+def test_a_shortlist_leaves_the_best_chunk_its_document() -> None:
+    engine = make_engine(method="experts", shortlist=2, pack=False)
+    documents = [*DOCUMENTS, Document("Which is it? Which? " * 8, name="questions")]
+    events = engine.stream("Which?", documents, max_new_tokens=6, live_evidence=True)
+    best = [event.evidence.best for event in events if event.evidence]
+    assert {(one.documents, one.name) for one in best} == {((len(DOCUMENTS),), "questions")}
+
+
 def test_a_text_that_is_held_back_comes_with_the_shares_of_all_its_tokens() -> None:
     engine = make_engine(method="focus")
     events = _stream(engine)

@@ -109,6 +109,30 @@ def test_chunks_have_the_characters_of_their_documents() -> None:
     assert joined == texts
 
 
+@pytest.mark.parametrize("repeated", [False, True])
+@pytest.mark.parametrize("method", ["select", "experts"])
+def test_a_shortlist_leaves_documents_what_they_are(method: str, repeated: bool) -> None:
+    """Documents were counted by their first chunks, which a shortlist may leave out: sources named document -1."""
+    engine = make_engine(method=method, shortlist=2, pack=False)
+    filler = "Nothing of note was said that day. " * 6
+    texts = [filler, f"{filler}Which otters? Which? ", f"{filler}Which one, which? "]
+    documents = [Document(text, name=f"page {number}") for number, text in enumerate(texts)]
+    if repeated:
+        documents += documents[1:]
+    answer = engine.generate("Which?", documents, max_new_tokens=4, sources=True)
+    chunks = _explained(answer).chunks
+    assert len(chunks) == 2
+    for chunk, found in zip(chunks, answer.chunk_scores, strict=True):
+        (index,) = chunk.documents
+        assert documents[index] is found.chunk.document
+        assert chunk.start is not None
+        assert found.chunk.characters == (chunk.start, chunk.end)
+    for source in _explained(answer).sources:
+        assert source.name == documents[source.document].name
+        assert source.excerpt == texts[1:][(source.document - 1) % 2][source.start : source.end]
+    assert {of.name for of in _explained(answer).documents} <= {"page 1", "page 2"}
+
+
 def test_an_answer_without_documents_has_no_sources() -> None:
     engine = make_engine()
     answer = engine.generate(QUESTION, max_new_tokens=3, sources=True)
