@@ -74,6 +74,12 @@ def test_equal_documents_are_tokenized_once(monkeypatch: pytest.MonkeyPatch) -> 
     assert (first.document.name, second.document.name) == ("a", "b")
 
 
+def test_a_name_and_metadata_are_never_read() -> None:
+    """A file may be called `<eos>.txt`."""
+    named = _tokenizer().document(Document("some text", name="<eos>.txt", metadata={"path": "<bos>"}))
+    assert list(named.token_ids) == list(_tokenizer().document(Document("some text")).token_ids)
+
+
 def test_documents_are_remembered_up_to_a_number_of_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory would grow with every text that was ever asked about."""
     monkeypatch.setattr(tokenizer_module, "_REMEMBERED_TOKENS", 20)

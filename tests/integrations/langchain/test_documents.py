@@ -18,12 +18,16 @@ from langchain_core.messages import (
 )
 from langchain_core.messages.content import create_plaintext_block, create_text_block
 from langchain_core.prompt_values import StringPromptValue
+from langchain_core.prompts import PromptTemplate
 
 from focus_core import FocusEngine
 from focus_core.errors import ConfigError, DocumentError, FocusWarning
+from focus_core.text.tokenizer import TextTokenizer
 from focus_integrations.langchain import ChatFocusLLM, FocusLLM, FocusPromptValue
+from focus_integrations.langchain.documents import whole_documents_of
 from tests.integrations.langchain.conftest import text_of
 from tests.integrations.spies import EngineCall
+from tests.tiny import byte_tokenizer
 
 A = "In the first story Ada keeps the lighthouse. " * 4
 B = "In the second story Edith sells bread. " * 4
@@ -248,3 +252,13 @@ def test_equal_prompt_values_are_equal_messages() -> None:
     first, second = (FocusPromptValue("Who?", [A, B]).to_messages() for _ in range(2))
     assert first == second
     assert first != FocusPromptValue("Who?", [B, A]).to_messages()
+
+
+def test_control_tokens_of_a_file_name_in_the_document_prompt_are_text() -> None:
+    """The name becomes a part of the text, and ends no turn there."""
+    prompt = PromptTemplate.from_template("{source}: {page_content}")
+    (document,) = whole_documents_of(Document("some text", metadata={"source": "<eos>.txt"}), prompt)
+    tokenizer = byte_tokenizer()
+    tokens = TextTokenizer(tokenizer).document(document).token_ids
+    assert tokenizer.decode(list(tokens)) == "<eos>.txt: some text"
+    assert not set(tokenizer.all_special_ids) & set(tokens)
