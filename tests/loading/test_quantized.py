@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from focus_core import FocusConfig, FocusEngine, UnsupportedModelError
+from focus_core import AdapterError, FocusConfig, FocusEngine, UnsupportedModelError
+from focus_core.errors import FocusWarning
 from focus_core.loading import base as base_module
 from focus_core.loading import quantized
-from focus_core.loading.adapters import fresh_projections
+from focus_core.loading.adapters import fresh_projections, load_adapter
 from focus_core.loading.base import weights_bytes
 from focus_core.loading.models import load_model
 from tests.tiny import byte_tokenizer
@@ -110,6 +111,20 @@ def test_the_bias_of_a_quantised_map_is_not_part_of_its_weights(base: PreTrained
     made = fresh_projections(base).layer(0)["q_proj"]
     assert torch.allclose(made.weight, base.get_decoder().layers[0].self_attn.q_proj.dequantised, atol=1e-5)
     assert torch.equal(made.bias, torch.arange(map_.out_features).float())
+
+
+def test_a_quantised_model_gets_its_base_models_adapter(adapter: Path, base: PreTrainedModel) -> None:
+    """Its embedding is compared. Its maps are not, and their scales are no weights."""
+    with pytest.warns(FocusWarning, match="3 of its 4 parts differ: it was trained further, or quantised otherwise"):
+        load_adapter(adapter, quantise(base))
+
+
+def test_a_quantised_model_with_another_embedding_does_not(adapter: Path, base: PreTrainedModel) -> None:
+    torch.manual_seed(7)
+    with torch.no_grad():
+        base.get_input_embeddings().weight.normal_()
+    with pytest.raises(AdapterError, match="have nothing to do with this one's"):
+        load_adapter(adapter, quantise(base))
 
 
 @pytest.mark.parametrize("method", ["plain", "focus"])
