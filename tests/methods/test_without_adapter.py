@@ -173,6 +173,16 @@ def test_select_with_every_chunk_is_the_plain_model(layout: str, documents: list
     assert (select.method, plain.method) == ("select", "plain")
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_no_more_chunks_are_read_than_the_window_holds(layout: str) -> None:
+    engine = make_engine(method="select", layout=layout, window=260, select_top_p=1)
+    answer = engine.generate(QUESTION, [A, B, C], max_new_tokens=12)
+    row = _selected_row(engine, answer, None)
+    unread = [len(found.chunk.token_ids) for found in answer.chunk_scores if not found.read]
+    assert 1 < len(answer.chunk_scores) - len(unread) < len(answer.chunk_scores)
+    assert len(row) + 12 <= 260 < len(row) + 12 + min(unread)
+
+
 @pytest.mark.parametrize("method", ["select", "experts"])
 def test_of_many_chunks_only_those_with_the_words_of_the_question_are_read(method: str) -> None:
     texts = [f"Page {number} is about {word} and what came of it. " * 5 for number, word in enumerate(WORDS)]
