@@ -198,6 +198,17 @@ def test_of_many_chunks_only_those_with_the_words_of_the_question_are_read(metho
     assert only.generate(question, [texts[index] for index in named], max_new_tokens=6).tokens == answer.tokens
 
 
+@pytest.mark.parametrize("method", ["select", "experts", "focus"])
+def test_chunks_end_at_paragraphs_but_for_the_method_that_was_trained_otherwise(method: str) -> None:
+    engine, text = make_engine(method=method), "".join(f"This is paragraph {number}.\n\n" for number in range(30))
+    stops = [chunk.stop for chunk in engine.prepare(text).chunks][:-1]
+    assert len(stops) > 5
+    if method == "focus":
+        assert stops == [*range(64, len(text), 64)]
+    else:
+        assert all(text[:stop].endswith(".\n\n") for stop in stops)
+
+
 def test_a_shortlist_of_nothing_is_all_chunks() -> None:
     texts = [f"Page {number}: {word}." * 3 for number, word in enumerate(WORDS * 6)]
     assert len(texts) > 32
