@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from logging import getLogger
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,9 +19,10 @@ from focus_core.loading.config_checks import checked_arguments, why_not_loaded
 from focus_core.loading.gguf import gguf_config, gguf_path, load_gguf
 from focus_core.loading.hub import is_folder
 from focus_core.loading.named import meant
-from focus_core.loading.quantized import quantization_of, require_packages
+from focus_core.loading.quantized import quantization_of, quantized_bytes, require_packages
 from focus_core.progress import Report, progress_bar
 
+_log = getLogger(__name__)
 _verbosity_lock = threading.RLock()  # transformers' verbosity and its bars are one setting for the whole process
 _CONFIG_ARGUMENTS = (
     *("revision", "token", "cache_dir", "local_files_only", "subfolder", "trust_remote_code", "code_revision"),
@@ -37,6 +39,8 @@ def load_base(
 ) -> PreTrainedModel:
     """A causal language model in evaluation mode: quantised weights on `device`, others on the CPU.
 
+    What its weights take is told to the log (INFO), and to the bar, before they are read.
+
     Args:
         name: a folder, a hub id or a GGUF file
         dtype: of weights that are not quantised; a GGUF file's are dequantised
@@ -48,7 +52,7 @@ def load_base(
         UnsupportedModelError: no causal language model under this name, one that needs code of its own or a package
             which is missing, or one without all of its tensors
         ConfigError: `trust_remote_code` is on
-        OutOfMemoryError: `device` does not hold the weights
+        OutOfMemoryError: `device` does not hold the weights, as far as their size is known before
     """
     device = device or torch.device("cpu")
     gguf = gguf_path(name, arguments)
@@ -60,11 +64,14 @@ def load_base(
     if quantization is not None:
         require_packages(name, quantization)
         arguments = {**arguments, "device_map": {"": device}}  # many kinds cannot be moved once they are loaded
-    nbytes = None if quantization else weights_bytes(config, dtype)
+    nbytes = quantized_bytes(name, config, arguments) if quantization else weights_bytes(config, dtype)
     if nbytes is not None:
         require_memory_for_weights(nbytes, device, name=name)
-    size = "" if nbytes is None else f": {nbytes / 2**30:.2f} GiB in {str(dtype).removeprefix('torch.')}"
-    with quiet(), progress_bar(f"loading {Path(name).name}{size}", visible=progress) as report, _reported(report):
+    kind = f"quantised with {quantization}" if quantization else f"in {str(dtype).removeprefix('torch.')}"
+    size = f": {nbytes / 2**30:.2f} GiB {kind}" if nbytes is not None else f", {kind}"
+    what = f"loading {Path(name).name}{size}"
+    _log.info(what)
+    with quiet(), progress_bar(what, visible=progress) as report, _reported(report):
         try:
             if gguf is not None and config is not None:
                 model, missing = load_gguf(gguf, config, dtype, arguments)

@@ -48,7 +48,8 @@ def weights_fingerprint(model: PreTrainedModel, parts: DecoderParts) -> dict[str
     shape |= {"num_attention_heads": config.num_attention_heads, "kv_heads": parts.kv_heads}
     sampled = {"embedding": [model.get_input_embeddings().weight]}
     for index, layer in enumerate(model.get_decoder().layers):
-        sampled[f"layer {index}"] = [parameter for parameter in layer.parameters() if parameter.ndim == 2]
+        named = layer.named_parameters()  # scales of quantised weights are matrices too, by another name
+        sampled[f"layer {index}"] = [matrix for name, matrix in named if matrix.ndim == 2 and name.endswith("weight")]
     return {"shape": shape, "weights": {name: _sample(matrices) for name, matrices in sampled.items()}}
 
 

@@ -10,14 +10,16 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from focus_core import FocusConfig, FocusEngine, UnsupportedModelError
+from focus_core import AdapterError, FocusConfig, FocusEngine, OutOfMemoryError, UnsupportedModelError, device
+from focus_core.errors import FocusWarning
 from focus_core.loading import base as base_module
 from focus_core.loading import quantized
-from focus_core.loading.adapters import fresh_projections
+from focus_core.loading.adapters import fresh_projections, load_adapter
 from focus_core.loading.base import weights_bytes
 from focus_core.loading.models import load_model
+from focus_core.loading.quantized import quantized_bytes
 from tests.tiny import byte_tokenizer
 
 GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": False}
@@ -66,6 +68,76 @@ def test_quantised_weights_are_loaded_onto_their_device(model_folder: Path, monk
     assert given == {"device_map": {"": torch.device("cpu")}, "quantization_config": TORCHAO}
 
 
+@pytest.fixture
+def saved_quantised(model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder whose config says that its weights are quantised. Every model is loaded as an ordinary one."""
+    load = AutoModelForCausalLM.from_pretrained
+
+    def loaded(name: str, *, device_map: Any = None, quantization_config: Any = None, **arguments: Any) -> Any:
+        return load(name, config=AutoConfig.from_pretrained(model_folder), **arguments)
+
+    monkeypatch.setattr(quantized, "find_spec", lambda module: True)
+    monkeypatch.setattr(base_module.AutoModelForCausalLM, "from_pretrained", loaded)
+    folder = Path(shutil.copytree(model_folder, tmp_path / "saved"))
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**settings, "quantization_config": GPTQ}))
+    return folder
+
+
+def test_quantised_weights_that_do_not_fit_are_refused_by_the_size_of_their_files(
+    saved_quantised: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = (saved_quantised / "model.safetensors").stat().st_size
+    monkeypatch.setattr(device, "free_memory", lambda place: held - 1)
+    with pytest.raises(OutOfMemoryError, match=r"The weights of .*saved take"):
+        load_model(saved_quantised, device="cpu")
+    monkeypatch.setattr(device, "free_memory", lambda place: held)
+    load_model(saved_quantised, device="cpu")
+
+
+def test_what_ordinary_weights_take_once_they_are_quantised_is_not_known(model_folder: Path) -> None:
+    """Their files are several times larger than what they will take."""
+    config = AutoConfig.from_pretrained(model_folder)
+    assert quantized_bytes(str(model_folder), config, {"quantization_config": GPTQ}) is None
+
+
+def test_the_files_of_a_model_in_parts_are_added_up(model_folder: Path, tmp_path: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(model_folder)
+    model.config.quantization_config = GPTQ
+    AutoModelForCausalLM.from_pretrained(model_folder).save_pretrained(tmp_path, max_shard_size="50KB")
+    parts = list(tmp_path.glob("model-*.safetensors"))
+    assert len(parts) > 1
+    assert quantized_bytes(str(tmp_path), model.config, {}) == sum(path.stat().st_size for path in parts)
+    parts[0].unlink()
+    assert quantized_bytes(str(tmp_path), model.config, {}) is None
+
+
+@pytest.mark.parametrize("index", ["no JSON", "[]", "{}", '{"weight_map": {"a": 1}}'])
+def test_a_damaged_index_leaves_the_size_open(model_folder: Path, tmp_path: Path, index: str) -> None:
+    config = AutoConfig.from_pretrained(model_folder)
+    config.quantization_config = GPTQ
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors.index.json").write_text(index)
+    assert quantized_bytes(str(tmp_path), config, {}) is None
+
+
+def test_the_log_says_what_loading_takes(
+    model_folder: Path, saved_quantised: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where there is no terminal, and whatever the time; unasked it says nothing."""
+    load_model(model_folder, device="cpu", progress=False)
+    assert caplog.messages == []
+    with caplog.at_level("INFO", logger="focus_core"):
+        load_model(model_folder, device="cpu", progress=False)
+        load_model(saved_quantised, device="cpu", progress=False)
+        load_model(model_folder, device="cpu", progress=False, quantization_config=GPTQ)
+    assert caplog.messages == [
+        "loading model: 0.00 GiB in float32",
+        "loading saved: 0.00 GiB quantised with gptq",
+        "loading model, quantised with gptq",
+    ]
+
+
 class Int8Linear(nn.Module):
     """Rows of int8 with a scale each, as many kinds of quantisation have them."""
 
@@ -110,6 +182,20 @@ def test_the_bias_of_a_quantised_map_is_not_part_of_its_weights(base: PreTrained
     made = fresh_projections(base).layer(0)["q_proj"]
     assert torch.allclose(made.weight, base.get_decoder().layers[0].self_attn.q_proj.dequantised, atol=1e-5)
     assert torch.equal(made.bias, torch.arange(map_.out_features).float())
+
+
+def test_a_quantised_model_gets_its_base_models_adapter(adapter: Path, base: PreTrainedModel) -> None:
+    """Its embedding is compared. Its maps are not, and their scales are no weights."""
+    with pytest.warns(FocusWarning, match="3 of its 4 parts differ: it was trained further, or quantised otherwise"):
+        load_adapter(adapter, quantise(base))
+
+
+def test_a_quantised_model_with_another_embedding_does_not(adapter: Path, base: PreTrainedModel) -> None:
+    torch.manual_seed(7)
+    with torch.no_grad():
+        base.get_input_embeddings().weight.normal_()
+    with pytest.raises(AdapterError, match="have nothing to do with this one's"):
+        load_adapter(adapter, quantise(base))
 
 
 @pytest.mark.parametrize("method", ["plain", "focus"])

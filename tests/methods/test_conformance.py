@@ -28,6 +28,18 @@ class TestExperts(MethodConformance):
     method = "experts"
 
 
+class TestSelectOfAShortlist(MethodConformance):
+    method = "select"
+    config: ClassVar = {"shortlist": 2}
+
+
+class TestExpertsOfAShortlist(MethodConformance):
+    """Of six or seven chunks four are scored, and two of them speak."""
+
+    method = "experts"
+    config: ClassVar = {"shortlist": 4, "experts": 2}
+
+
 class TestSelectInChat(MethodConformance):
     method = "select"
     config: ClassVar = {"layout": "chat", "select_tokens": 130, "seed": 1}

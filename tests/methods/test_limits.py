@@ -10,7 +10,15 @@ from focus_core.engine.planning import Planner
 from focus_core.errors import ConfigError, ContextOverflowError
 from focus_core.methods.continuation import continue_tokens
 from focus_core.methods.focus import FocusModel
-from focus_core.methods.limits import FocusLimits, Lengths, PlainLimits, check_sizes, expected_answer, fits_window
+from focus_core.methods.limits import (
+    FocusLimits,
+    Lengths,
+    PlainLimits,
+    RowLimits,
+    check_sizes,
+    expected_answer,
+    fits_window,
+)
 from focus_core.text.layout import Layout
 from tests.cases import assert_equal_logits
 from tests.model_zoo import BOS, build, random_projections, random_tokens
@@ -25,6 +33,12 @@ def _focus(chunks: list[int], prompt: int, local: int) -> FocusLimits:
 
 def _plain(whole: int) -> PlainLimits:
     return PlainLimits(CONFIG, Lengths.of((), 0, 0, whole))
+
+
+def _row(longest_chunk: int, *, chunks: int = 3, local: int = 16, rows: int = 0) -> RowLimits:
+    return RowLimits(
+        CONFIG, Lengths(chunks, longest_chunk, chunks * longest_chunk, 12, local, 0, before=4, after=12), rows
+    )
 
 
 def _planner(**config: int | None) -> Planner:
@@ -81,6 +95,40 @@ def test_a_local_context_that_fills_the_window() -> None:
         _focus([5], 6, 70).check(3)
     with pytest.raises(ContextOverflowError, match=r"Lower max_new_tokens to 0,"):
         _focus([60], 6, 5).check(3)
+
+
+@pytest.mark.parametrize("chunks", [1, 10_000])
+@pytest.mark.parametrize("rows", [0, 8], ids=["select", "experts"])
+def test_a_chunk_of_full_size_in_a_row_that_just_fits(chunks: int, rows: int) -> None:
+    """However many chunks there are to choose from."""
+    limits = _row(31, chunks=chunks, rows=rows)
+    assert limits.positions_left == 64 - 4 - 30 - 12
+    limits.check(18)
+    with pytest.raises(ContextOverflowError) as raised:
+        limits.check(19)
+    message = str(raised.value)
+    for part in (
+        "chunk of 31",
+        "16 of question",
+        "max_new_tokens=19 need 65",
+        "64 positions",
+        "to 18, or",
+        "smaller chunk_",
+    ):
+        assert part in message
+
+
+def test_a_chunk_that_begins_with_more_than_the_row_does() -> None:
+    """Its own opening takes the place of the row's."""
+    assert _row(30 + 9).positions_left == 64 - 9 - 30 - 12
+
+
+def test_a_row_without_documents_takes_its_place_in_the_window() -> None:
+    """The amateur of experts; its answer would run beyond the window."""
+    assert _row(31, local=50, rows=8).positions_left == 64 - 50
+    assert _row(31, local=50).positions_left == 18
+    with pytest.raises(ContextOverflowError, match="Lower max_new_tokens to 14,"):
+        _row(31, local=50, rows=8).check(15)
 
 
 def test_a_ceiling_for_the_plain_model_leaves_room_for_an_answer() -> None:

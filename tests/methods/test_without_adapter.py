@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from focus_core import FocusEngine
+from focus_core import Answer, FocusEngine
 from focus_core.methods import scored
 from focus_core.methods.mixing import Nbce, Pced, contrast_weights, nucleus
 from focus_core.methods.plain import PlainDecoding
@@ -42,6 +42,16 @@ def _likelihood(engine: FocusEngine, chunk: Chunk, after: list[int], words: tupl
     first = len(chunk.row)
     found = [float(log_probs[first + at - 1, after[at]]) for at in range(*words)]
     return sum(found) / len(found)
+
+
+def _selected_row(engine: FocusEngine, answer: Answer, system: str | None) -> list[int]:
+    """The chunks that were read, between what stands before and after them; separators stand between documents."""
+    before, after, _ = _prompt(engine, system)
+    row, read = list(before), [found.chunk for found in answer.chunk_scores if found.read]
+    for previous, chunk in zip([None, *read], read, strict=False):
+        touches = previous is not None and chunk.continues(previous)
+        row += [*(() if previous is None or touches else engine.layout.separator), *chunk.token_ids]
+    return [*row, *after]
 
 
 @torch.no_grad()
@@ -79,12 +89,27 @@ def test_the_answer_is_the_plain_models_over_the_best_chunks(layout: str, system
     read = [found for found in answer.chunk_scores if found.read]
     assert 1 < len(read) < len(answer.chunk_scores)
     assert max(answer.chunk_scores, key=lambda found: found.posterior).read
-    before, after, _ = _prompt(engine, system)
-    row = list(before)
-    for previous, found in zip([None, *read], read, strict=False):
-        touches = previous is not None and found.chunk.continues(previous.chunk)
-        row += [*(() if previous is None or touches else engine.layout.separator), *found.chunk.token_ids]
-    assert list(answer.tokens) == _generated(engine, [*row, *after], 12)
+    assert list(answer.tokens) == _generated(engine, _selected_row(engine, answer, system), 12)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("system", [None, SYSTEM])
+def test_the_first_selected_chunk_is_not_read_again(
+    layout: str, system: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But where the template puts a system prompt before it."""
+    engine, passes = make_engine(method="select", layout=layout, select_tokens=140, select_top_p=1), list[int]()
+    append = PlainDecoding._append
+
+    def counted(self: PlainDecoding, tokens: Tensor) -> Tensor:
+        passes.append(tokens.shape[1])
+        return append(self, tokens)
+
+    monkeypatch.setattr(PlainDecoding, "_append", counted)
+    answer = engine.generate(QUESTION, [A, B, C], max_new_tokens=3, system=system)
+    first = next(found.chunk for found in answer.chunk_scores if found.read)
+    kept = 0 if layout == "chat" and system else len(first.row)
+    assert passes == [len(_selected_row(engine, answer, system)) - kept, 1, 1]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -115,7 +140,7 @@ def test_a_long_prompt_is_not_taken_for_certainty() -> None:
     assert sum(chunk_posterior(scores, 7)) == pytest.approx(1)
 
 
-def test_words_that_a_chunk_posterior_with_the_question_are_evidence() -> None:
+def test_words_that_a_chunk_shares_with_the_question_are_evidence() -> None:
     """In nats, beside the model's own: e times the probability for two nats more, at a temperature of 2."""
     first, second, third = chunk_posterior([-3.0, -3.0, -4.0], 10, [0.0, 2.0, 0.0])
     assert second / first == pytest.approx(math.e)
@@ -148,6 +173,16 @@ def test_select_with_every_chunk_is_the_plain_model(layout: str, documents: list
     assert (select.method, plain.method) == ("select", "plain")
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_no_more_chunks_are_read_than_the_window_holds(layout: str) -> None:
+    engine = make_engine(method="select", layout=layout, window=260, select_top_p=1)
+    answer = engine.generate(QUESTION, [A, B, C], max_new_tokens=12)
+    row = _selected_row(engine, answer, None)
+    unread = [len(found.chunk.token_ids) for found in answer.chunk_scores if not found.read]
+    assert 1 < len(answer.chunk_scores) - len(unread) < len(answer.chunk_scores)
+    assert len(row) + 12 <= 260 < len(row) + 12 + min(unread)
+
+
 @pytest.mark.parametrize("method", ["select", "experts"])
 def test_of_many_chunks_only_those_with_the_words_of_the_question_are_read(method: str) -> None:
     texts = [f"Page {number} is about {word} and what came of it. " * 5 for number, word in enumerate(WORDS)]
@@ -161,6 +196,17 @@ def test_of_many_chunks_only_those_with_the_words_of_the_question_are_read(metho
     assert f"of {len(texts)} chunks the 2 that share most words" in answer.plan.reason
     only = make_engine(method=method, pack=False, chunk_size=256)
     assert only.generate(question, [texts[index] for index in named], max_new_tokens=6).tokens == answer.tokens
+
+
+@pytest.mark.parametrize("method", ["select", "experts", "focus"])
+def test_chunks_end_at_paragraphs_but_for_the_method_that_was_trained_otherwise(method: str) -> None:
+    engine, text = make_engine(method=method), "".join(f"This is paragraph {number}.\n\n" for number in range(30))
+    stops = [chunk.stop for chunk in engine.prepare(text).chunks][:-1]
+    assert len(stops) > 5
+    if method == "focus":
+        assert stops == [*range(64, len(text), 64)]
+    else:
+        assert all(text[:stop].endswith(".\n\n") for stop in stops)
 
 
 def test_a_shortlist_of_nothing_is_all_chunks() -> None:

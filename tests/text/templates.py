@@ -58,7 +58,7 @@ TEMPLATES = {
         "<|im_start|>system\nYou are SmolLM<|im_end|>\n<|im_start|>user\n",
         "<|im_end|>\n<|im_start|>assistant\n",
     ),
-    "qwen": KnownTemplate(  # tools, and thoughts that are dropped from earlier turns
+    "qwen": KnownTemplate(  # a branch for tools, which it never gets, and thoughts that are dropped from earlier turns
         "{% if tools %}{{ '<|im_start|>system\n# Tools' }}{% for t in tools %}{{ t | tojson }}{% endfor %}"
         "{{ '<|im_end|>\n' }}{% endif %}"
         "{% for m in messages %}{% set text = m.content %}"

@@ -54,6 +54,14 @@ def test_a_row_is_what_the_template_writes_with_the_document_in_the_turn(name: s
         assert tokenizer.decode(turn.suffix[first:last]) == QUESTION
 
 
+@pytest.mark.parametrize("turn", [True, False])
+@pytest.mark.parametrize("name", [name for name, known in TEMPLATES.items() if not known.system])
+def test_a_system_prompt_is_refused_in_the_templates_own_words(name: str, turn: bool) -> None:
+    messages: list[Message] = [{"role": "system", "content": "Be brief."}, _user(QUESTION)]
+    with pytest.raises(ConfigError, match="System role not supported"):
+        TextTokenizer(TEMPLATES[name].tokenizer()).prompt(messages, chat_template=True, turn=turn)
+
+
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_a_sentence_that_ends_a_document_and_the_separator_stay_apart(name: str) -> None:
     """A tokenizer that has `.\\n\\n` as one token would join them. A chunk is read before its question is known."""
