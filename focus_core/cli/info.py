@@ -30,6 +30,7 @@ def info(
         int | None, typer.Option(min=1, help="One document of this length, instead of --document.")
     ] = None,
     model: options.Model = None,
+    gguf_file: options.GgufFile = None,
     adapter: options.Adapter = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
@@ -45,7 +46,7 @@ def info(
         raise typer.BadParameter("give documents or a number of tokens, not both.", param_hint="--tokens")
     documents = read_documents(document or [])
     config = FocusConfig(chunk_size=chunk_size, dynamic_prompt=dynamic_prompt, layout=layout, kv_dtype=kv_dtype)
-    engine = load_engine(model, adapter, device, dtype, config=config, method=method)
+    engine = load_engine(model, adapter, device, dtype, config=config, gguf_file=gguf_file, method=method)
     described = _describe(engine)
     plan = engine.plan_lengths([tokens]) if tokens else engine.plan(documents, calibrate=False) if documents else None
     if as_json:
