@@ -35,6 +35,7 @@ test-slow: $(READY)
 	@$(PYTEST) -m slow
 
 test-long: $(READY)  ## what takes long, and looks longer at what a smaller test shows
+	@$(BIN)/python -m recipes.real_models --if-possible
 	@$(PYTEST) -m long
 
 test-recipe: $(READY)  ## every command of the recipe, with few steps

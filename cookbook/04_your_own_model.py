@@ -29,6 +29,8 @@ from focus_core.evaluation.facts import Fact, filler_sentences, hide
 from recipes.real_models import model_path
 
 MODEL = os.environ.get("MODEL") or model_path("smollm2")
+if MODEL is None:  # without a name the embedded model would answer
+    raise FileNotFoundError("SmolLM2 is not here yet: run `make models` first, or name another model as MODEL.")
 engine = FocusEngine.from_pretrained(
     MODEL, device="cpu", config=FocusConfig(plain_up_to=1500, chunk_size=256, select_tokens=600)
 )
@@ -66,7 +68,7 @@ with warnings.catch_warnings(record=True) as caught:
     answer = engine.generate("Where is the home of Clara Fenwick?", documents=text, max_new_tokens=24)
     first = time.perf_counter() - started
 print(caught[0].message if caught else "no warning")
-print(answer.method, "|", answer.text)
+print(f"{answer.method} | {answer.text}    (stated: Lisbon)")
 
 # %% [markdown]
 # Every chunk was scored by how likely it makes the question, and the best ones were read again, in their order:
@@ -86,7 +88,7 @@ print("Clara Fenwick" in ranked[0].chunk.text)
 # %%
 started = time.perf_counter()
 answer = engine.generate("What is the access code of the amber falcon?", documents=text, max_new_tokens=24)
-print(answer.text)
+print(f"{answer.text}    (stated: 48213)")
 print(f"{first:.1f} s for the first question, {time.perf_counter() - started:.1f} s for the second")
 print(answer.usage.cache_read == answer.usage.document_tokens)
 

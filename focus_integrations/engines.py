@@ -30,6 +30,7 @@ class EngineSettings:
     model: str
     adapter: str | None = None
     revision: str | None = None
+    gguf_file: str | None = None
     device: str = "auto"
     dtype: str = "auto"
     config: FocusConfig = field(default_factory=FocusConfig)
@@ -78,7 +79,8 @@ def name_of(engine: FocusEngine) -> str:
 
 
 def _load(settings: EngineSettings) -> FocusEngine:
-    revision: dict[str, Any] = {"revision": settings.revision} if settings.revision else {}
+    named = {"revision": settings.revision, "gguf_file": settings.gguf_file}
+    which: dict[str, Any] = {name: value for name, value in named.items() if value}
     return FocusEngine.from_pretrained(
         None if settings.model == EMBEDDED else settings.model,
         adapter=settings.adapter,
@@ -87,7 +89,7 @@ def _load(settings: EngineSettings) -> FocusEngine:
         config=settings.config,
         store=settings.store,
         store_limit=settings.store_limit,
-        **revision,
+        **which,
     )
 
 
@@ -99,7 +101,13 @@ def longest_input(settings: EngineSettings, new_tokens: int, engine: FocusEngine
     engine = engine or _engines.get(settings)
     if engine is not None:
         return longest_documents(engine.config, new_tokens)
-    known = settings_on_disk(settings.model, settings.adapter, settings.config, revision=settings.revision)
+    known = settings_on_disk(
+        settings.model,
+        settings.adapter,
+        settings.config,
+        revision=settings.revision,
+        gguf_file=settings.gguf_file,
+    )
     try:
         return None if known is None else longest_documents(check_sizes(known), new_tokens)
     except ConfigError:  # loading will say why

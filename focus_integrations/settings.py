@@ -52,7 +52,8 @@ _CONFIG = (
     *("shortlist", "select_tokens", "select_top_p", "experts", "mixing", "kv_dtype"),
 )
 _STORE = ("store", "store_limit")
-_OF_AN_ENGINE = ("revision", "device", "dtype", *_STORE, *_CONFIG)  # an engine that is given has these already
+# An engine that is given has these already.
+_OF_AN_ENGINE = ("revision", "gguf_file", "device", "dtype", *_STORE, *_CONFIG)
 
 _LONG = 80  # characters of a value that messages show
 
@@ -91,10 +92,12 @@ class FocusSettings(BaseModel):
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
     model: PathOrName = Field(default_factory=default_model, validation_alias=AliasChoices("model", "model_name"))
-    """A model folder, a hub id, or "embedded". By default the value of `FOCUSLLM_MODEL`, else "embedded"."""
+    """A model folder, a hub id, a GGUF file, or "embedded". By default that of `FOCUSLLM_MODEL`, else "embedded"."""
     adapter: PathOrName | None = None
     """Folder or hub id of trained candidate projections."""
     revision: str | None = None
+    gguf_file: str | None = None
+    """Which GGUF file of the model, where that is a hub id or a folder."""
     device: str = "auto"
     dtype: str = "auto"
     chunk_size: int | None = None
@@ -261,7 +264,15 @@ class FocusSettings(BaseModel):
                 f"store_limit={self.store_limit} without a store has no effect. Name its folder: store=…."
             )
         return EngineSettings(
-            self.model, self.adapter, self.revision, self.device, self.dtype, config, store, self.store_limit
+            self.model,
+            self.adapter,
+            self.revision,
+            self.gguf_file,
+            self.device,
+            self.dtype,
+            config,
+            store,
+            self.store_limit,
         )
 
     @property

@@ -15,12 +15,15 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+from cookbook import your_model
 from focus_core import FocusEngine
 from tests.embedded import needs_embedded
+from tests.models import needs_model
 from tests.tiny import save_tiny_model
 
 COOKBOOK = Path(__file__).parents[1] / "cookbook"
 NOTEBOOKS = sorted(COOKBOOK.glob("[0-9]*.ipynb"))
+OWN_MODEL = COOKBOOK / "04_your_own_model.ipynb"  # on a real model
 
 
 def names(path: Path) -> str:
@@ -57,18 +60,33 @@ def _when(path: Path) -> Any:
     return pytest.param(path, marks=marker, id=path.stem)
 
 
-@needs_embedded
-@pytest.mark.timeout(900)
-@pytest.mark.parametrize("path", [_when(path) for path in NOTEBOOKS])
-def test_notebook_runs_from_a_clean_kernel(path: Path) -> None:
-    """`execute` raises at the first cell that fails; where a fact is printed beside its answer, that is right."""
+def facts_right(path: Path) -> int:
+    """Runs a notebook, and counts the facts that it prints beside their answers, all of which are right.
+
+    `execute` raises at the first cell that fails.
+    """
     notebook = nbformat.read(path, as_version=4)
     NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(COOKBOOK)}}).execute()
     shown = "".join(output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", []))
     stated = re.findall(r"^(.*)\(stated: (.*?)\)", shown, flags=re.MULTILINE)
     assert [value for answer, value in stated if value not in answer] == []
     assert len(stated) == shown.count("(stated:")
-    assert stated or path.stem != "01_quickstart"
+    return len(stated)
+
+
+@needs_embedded
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("path", [_when(path) for path in NOTEBOOKS if path != OWN_MODEL])
+def test_notebook_runs_from_a_clean_kernel(path: Path) -> None:
+    assert facts_right(path) or path.stem != "01_quickstart"
+
+
+@needs_model("smollm2")
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_notebook_on_ones_own_model_runs_from_a_clean_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MODEL", raising=False)
+    assert facts_right(OWN_MODEL)
 
 
 # --- the demo ---------------------------------------------------------------------------------------------------------
@@ -112,3 +130,21 @@ def test_demo_finds_everything(demo: ModuleType, tokens: int, capsys: pytest.Cap
     """What `make demo` shows, on a shorter text and on its own."""
     demo.TOKENS = tokens
     assert demo.main() == 0, capsys.readouterr().out
+
+
+# --- the demo with a real model ---------------------------------------------------------------------------------------
+
+
+@needs_model("smollm2")
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_demo_of_ones_own_model_answers_from_the_story(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What `make demo MODEL=smollm2` shows, with one of its questions."""
+    asked = [(question, expected) for question, expected in your_model.QUESTIONS if expected == "oranges"]
+    monkeypatch.setattr(your_model, "QUESTIONS", asked)
+    assert your_model.main("smollm2") == 0
+    shown = capsys.readouterr().out
+    assert "method select answers" in " ".join(shown.split())
+    assert shown.count("oranges") == 2  # in the answer and beside it, and not without the story

@@ -28,6 +28,7 @@ def ask(
     question: Annotated[str, typer.Argument(help="The question.", show_default=False)],
     document: options.Documents = None,
     model: options.Model = None,
+    gguf_file: options.GgufFile = None,
     adapter: options.Adapter = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
@@ -81,7 +82,15 @@ def ask(
         kv_dtype=kv_dtype,
     )
     engine = load_engine(
-        model, adapter, device, dtype, config=config, method=method, store=store, store_limit=store_limit
+        model,
+        adapter,
+        device,
+        dtype,
+        config=config,
+        gguf_file=gguf_file,
+        method=method,
+        store=store,
+        store_limit=store_limit,
     )
     clock.loaded()
     events = engine.stream(

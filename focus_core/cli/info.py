@@ -19,7 +19,17 @@ if TYPE_CHECKING:
 
 # Of a plan, what is printed as JSON.
 _READING = (
-    *("documents", "tokens", "method", "chunks", "cache_bytes", "prompt_bytes", "free_bytes", "positions_left"),
+    *(
+        "documents",
+        "tokens",
+        "method",
+        "reason",
+        "chunks",
+        "cache_bytes",
+        "prompt_bytes",
+        "free_bytes",
+        "positions_left",
+    ),
     *("answer_tokens", "fits"),
 )
 
@@ -30,6 +40,7 @@ def info(
         int | None, typer.Option(min=1, help="One document of this length, instead of --document.")
     ] = None,
     model: options.Model = None,
+    gguf_file: options.GgufFile = None,
     adapter: options.Adapter = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
@@ -40,12 +51,12 @@ def info(
     kv_dtype: options.KvDtype = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Show how a model reads: window, chunks, memory per token; and whether documents fit."""
+    """Show how a model reads: window, chunks, memory per token, method; and whether documents fit."""
     if document and tokens:
         raise typer.BadParameter("give documents or a number of tokens, not both.", param_hint="--tokens")
     documents = read_documents(document or [])
     config = FocusConfig(chunk_size=chunk_size, dynamic_prompt=dynamic_prompt, layout=layout, kv_dtype=kv_dtype)
-    engine = load_engine(model, adapter, device, dtype, config=config, method=method)
+    engine = load_engine(model, adapter, device, dtype, config=config, gguf_file=gguf_file, method=method)
     described = _describe(engine)
     plan = engine.plan_lengths([tokens]) if tokens else engine.plan(documents, calibrate=False) if documents else None
     if as_json:
@@ -67,6 +78,7 @@ def _describe(engine: FocusEngine) -> dict[str, Any]:
         "kv_dtype": config.kv_dtype or str(focus.dtype).removeprefix("torch."),
         "layout": "chat" if engine.layout.in_turn else "raw",
         "window": config.window,
+        "method_beyond_window": engine.outline([config.window]).method.name,
         "chunk_size": config.chunk_size,
         "local_window": config.local_window,
         "dynamic_prompt": config.dynamic_prompt,
@@ -93,6 +105,7 @@ def _explain(plan: ReadingPlan) -> str:
     plural = "s" if plan.documents > 1 else ""
     lines = [
         f"{plan.documents} document{plural}, {plan.tokens:,} tokens: {how}, method {plan.method}.",
+        f"Method: {plan.reason}.",
         f"Keys and values take {_gib(plan.cache_bytes)}, and up to {_gib(plan.prompt_bytes)} for a question and "
         f"its answer, of {_gib(plan.free_bytes)} free.",
         f"The window leaves {max(plan.positions_left, 0):,} positions for question and answer.",

@@ -43,6 +43,7 @@ def load_engine(
     dtype: str,
     *,
     config: FocusConfig,
+    gguf_file: str | None = None,
     method: str = "auto",
     progress: bool = True,
     store: str | None = None,
@@ -51,6 +52,7 @@ def load_engine(
     """The engine that the options ask for.
 
     Args:
+        gguf_file: the GGUF file of a hub id or folder
         progress: show a bar while documents are read, as in `FocusEngine`
         store: a folder for read chunks, as in `FocusEngine`
 
@@ -66,6 +68,7 @@ def load_engine(
     limit = parse_bytes(store_limit)
     if not sys.stderr.isatty():
         logging.disable_progress_bar()  # of downloads; loading has a bar of ours
+    which: dict[str, Any] = {"gguf_file": gguf_file} if gguf_file else {}
     return FocusEngine.from_pretrained(
         model,
         adapter=adapter,
@@ -76,6 +79,7 @@ def load_engine(
         progress=progress,
         store=store,
         store_limit=limit,
+        **which,
     )
 
 

@@ -10,6 +10,9 @@ Model = Annotated[
     str | None,
     typer.Option(metavar="NAME", help="Model folder, hub id, GGUF file, or smollm2. Default: the embedded model."),
 ]
+GgufFile = Annotated[
+    str | None, typer.Option(metavar="FILE", help="Which GGUF file of --model, where that is a hub id or a folder.")
+]
 Adapter = Annotated[
     str | None, typer.Option(metavar="NAME", help="Candidate projections trained for the model: folder or hub id.")
 ]

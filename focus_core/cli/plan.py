@@ -18,6 +18,7 @@ def plan(
     ] = None,
     document: options.Documents = None,
     model: options.Model = None,
+    gguf_file: options.GgufFile = None,
     adapter: options.Adapter = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
@@ -53,7 +54,15 @@ def plan(
         kv_dtype=kv_dtype,
     )
     engine = load_engine(
-        model, adapter, device, dtype, config=config, method=method, store=store, store_limit=store_limit
+        model,
+        adapter,
+        device,
+        dtype,
+        config=config,
+        gguf_file=gguf_file,
+        method=method,
+        store=store,
+        store_limit=store_limit,
     )
     planned = engine.plan(documents, question, system=system, max_new_tokens=max_new_tokens)
     if as_json:

@@ -15,6 +15,7 @@ def prepare(
     store: options.Store = None,
     store_limit: options.StoreLimit = None,
     model: options.Model = None,
+    gguf_file: options.GgufFile = None,
     adapter: options.Adapter = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
@@ -43,7 +44,15 @@ def prepare(
         kv_dtype=kv_dtype,
     )
     engine = load_engine(
-        model, adapter, device, dtype, config=config, method=method, store=folder, store_limit=store_limit
+        model,
+        adapter,
+        device,
+        dtype,
+        config=config,
+        gguf_file=gguf_file,
+        method=method,
+        store=folder,
+        store_limit=store_limit,
     )
     start = time.perf_counter()
     prepared = engine.prepare(documents)

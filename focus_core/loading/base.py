@@ -144,7 +144,7 @@ def _what_failed(name: str, error: Exception) -> str:
         return f"{name} cannot be loaded without another package or version: {reason}"
     hint = meant(name)
     if "gguf" in name.lower():
-        hint = " For a GGUF file of a hub id, name it: gguf_file='….gguf'."
+        hint = " For a GGUF file of a hub id, name it: gguf_file='….gguf', or --gguf-file ….gguf."
     return (
         f"No causal language model could be loaded from {name!r}: {reason}. "
         f"Give a folder that `save_pretrained` wrote, a GGUF file, or a hub id where there is a network.{hint}"

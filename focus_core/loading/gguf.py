@@ -222,7 +222,8 @@ def _named_file(name: str, arguments: Mapping[str, Any]) -> Path | None:
 def _existing(path: Path) -> Path:
     if not path.is_file():
         raise UnsupportedModelError(
-            f"There is no file {path}. Give the path of a GGUF file, or a hub id with gguf_file='….gguf'."
+            f"There is no file {path}. Give the path of a GGUF file, or a hub id with gguf_file='….gguf' "
+            "(--gguf-file ….gguf)."
         )
     return path
 

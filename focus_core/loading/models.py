@@ -25,7 +25,7 @@ class LoadedModel:
     """A model that was loaded from a folder or hub id.
 
     Attributes:
-        model_id: the name it was loaded by
+        model_id: the name it was loaded by, with the `gguf_file` behind it
         projections: `None` if there are no trained ones
         trained_with: chunk and window settings that came with the projections
         adapter_id: the name of the adapter, or of the authors' checkpoint
@@ -73,11 +73,13 @@ def load_model(
         if base.device != target:  # quantised weights are there already
             base = base.to(target)
     access = {key: arguments[key] for key in _HUB_ACCESS if key in arguments}
+    file = arguments.get("gguf_file")
+    model_id = f"{model}/{file}" if file else str(model)  # of several files in one place each is another model
     if adapter is not None:
         projections, trained_with = load_adapter(adapter, base, **access)
-        return LoadedModel(base, str(model), projections, trained_with, str(adapter))
+        return LoadedModel(base, model_id, projections, trained_with, str(adapter))
     authors = authors_folder(str(model), base, revision=arguments.get("revision"), **access)
     if authors is not None:
         projections, trained_with = authors_projections(authors, base)
         return LoadedModel(base, str(model), projections, trained_with, str(model))
-    return LoadedModel(base, str(model))
+    return LoadedModel(base, model_id)

@@ -18,7 +18,12 @@ from focus_core.parsing import parse_json
 
 
 def settings_on_disk(
-    model: str | Path | None, adapter: str | Path | None, config: FocusConfig, *, revision: str | None = None
+    model: str | Path | None,
+    adapter: str | Path | None,
+    config: FocusConfig,
+    *,
+    revision: str | None = None,
+    gguf_file: str | None = None,
 ) -> ResolvedConfig | None:
     """The settings that an engine would have; `None` if the files do not tell, or are not on this machine.
 
@@ -27,13 +32,18 @@ def settings_on_disk(
         adapter: a folder or hub id
         config: the settings that the engine would be given
         revision: branch, tag or commit of the model, for a hub id
+        gguf_file: the GGUF file of the model, for a hub id or a folder
     """
     try:
         name, own_adapter = named_model(EMBEDDED if model is None else str(model))
     except UnsupportedModelError:
         return None
     adapter = adapter or own_adapter
-    folder = _gguf_file(name) or local_folder(name, "config.json", revision=revision)
+    if gguf_file:
+        above = local_folder(name, gguf_file, revision=revision)
+        folder = None if above is None else above / Path(gguf_file).name
+    else:
+        folder = _gguf_file(name) or local_folder(name, "config.json", revision=revision)
     window = None if folder is None else saved_window(folder)
     adapter_folder = local_folder(str(adapter), ADAPTER_CONFIG) if adapter else None
     if folder is None or window is None or (adapter and adapter_folder is None):

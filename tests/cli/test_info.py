@@ -40,6 +40,7 @@ def test_describes_the_model(info: Focusllm, model_folder: Path) -> None:
         "kv_dtype": "float32",
         "layout": "raw",
         "window": WINDOW,
+        "method_beyond_window": "focus",
         "chunk_size": CHUNK,
         "local_window": CHUNK,
         "dynamic_prompt": 32,
@@ -87,7 +88,8 @@ def test_no_room_for_a_question_does_not_fit(info: Focusllm) -> None:
 def test_plain_words(info: Focusllm) -> None:
     result = info("--tokens", "6400")
     assert result.exit_code == 0, result.output
-    assert "6,400 tokens: 100 chunks, method focus." in result.stdout
+    assert "6,400 tokens: 100 chunks, method focus.\n" in result.stdout
+    assert "and there is an adapter.\n" in result.stdout
     assert "It fits." in result.stdout
 
 
@@ -116,6 +118,16 @@ def test_a_text_that_fits_is_read_by_the_plain_model(focusllm: Focusllm, model_f
     per_token = 2 * 3 * 2 * 8 * 4  # it keeps the last layer's keys and values, too
     assert reading["cache_bytes"] == 100 * per_token
     assert reading["prompt_bytes"] == (1 + 32 + after + 256) * per_token
+
+
+def test_without_an_adapter_select_is_named_with_the_reason(focusllm: Focusllm, model_folder: Path) -> None:
+    result = focusllm("info", "--model", model_folder, "--tokens", str(2 * WINDOW))
+    assert result.exit_code == 0, result.output
+    assert "method beyond window    select\n" in result.stdout
+    assert "method select.\nMethod: a row of " in result.stdout
+    assert f"is more than the plain model reads ({WINDOW:,}), and there is no adapter.\n" in result.stdout
+    alone = json.loads(focusllm("info", "--model", model_folder, "--json").stdout)
+    assert (alone["method_beyond_window"], alone["reading"]) == ("select", None)
 
 
 def test_a_method_can_be_chosen(info: Focusllm) -> None:

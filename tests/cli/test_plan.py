@@ -42,6 +42,17 @@ def test_a_table(plan: Focusllm, book: Path) -> None:
     assert result.stdout.endswith("It fits.\n")
 
 
+def test_without_an_adapter_select_is_planned_with_the_reason(
+    focusllm: Focusllm, model_folder: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "long.txt"
+    path.write_text("So it went on. " * 400)
+    result = focusllm("plan", "--model", model_folder, "-d", path)
+    assert result.exit_code == 0, result.output
+    assert "method select.\nMethod: a row of " in result.stdout
+    assert "and there is no adapter.\n" in result.stdout
+
+
 def test_json_is_what_then_happens(plan: Focusllm, ask: Focusllm, book: Path, tmp_path: Path) -> None:
     store = ("--store", tmp_path / "store")
     cold = json.loads(plan("-d", book, "Which key?", *store, "--json").stdout)

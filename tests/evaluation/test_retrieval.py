@@ -14,6 +14,7 @@ from transformers import AutoModel, BertConfig, BertModel, PreTrainedTokenizerFa
 from focus_core import ConfigError
 from focus_core.evaluation.embedding import Embedder
 from focus_core.evaluation.retrieval import BM25
+from tests.models import needs_model, real_model
 
 PASSAGES = ["The fox ran home.", "A dog slept.", "The fox and the dog"]
 
@@ -72,6 +73,23 @@ def test_an_embedding_is_the_mean_of_the_states_whatever_the_batch(encoder: Path
     scores = embedder.index(texts).scores("dog")
     assert scores[1] == pytest.approx(1.0, abs=1e-5)
     assert scores.argmax() == 1
+
+
+@needs_model("minilm")
+@pytest.mark.slow
+def test_minilm_finds_the_passage_in_other_words() -> None:
+    """From the files of its wheel. A question and its passage share no word but small ones."""
+    passages = {
+        "What cargo did the vessel have?": "The ship carried oranges and lemons from Valencia.",
+        "When must a tenant pay?": "Rent is due on the first of every month.",
+        "Who makes music?": "A man is playing the guitar.",
+        "Which film is great?": "The new movie is awesome.",
+    }
+    index = Embedder(real_model("minilm")).index(list(passages.values()))
+    for number, question in enumerate(passages):
+        scores = index.scores(question)
+        assert scores.argmax() == number
+        assert scores[number] > 0.25 > 0.15 > np.delete(scores, number).max()
 
 
 def test_what_the_encoder_cannot_read_is_refused(encoder: Path, tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from tests.tiny import save_tiny_model
 
 QUESTION = "Who?"
 DOCUMENTS = ["The first document, by Ada. " * 8, "The second one, by Edith. " * 8]
+LONG = ["A text beyond the window of the tiny model. " * 100]
 TOKENS = 12
 
 
@@ -126,17 +127,23 @@ class Conformance:
     # --- methods ------------------------------------------------------------------------------------------------------
 
     async def test_the_method_is_set_on_the_wrapper_and_reported(self, tiny_settings: dict[str, Any]) -> None:
-        for method in ("focus", "plain"):
+        for method in METHODS:
             driver = self.driver_class(**tiny_settings, method=method)
             assert [reply.method for reply in await _replies(driver)] == [method] * 4
 
     async def test_the_method_is_set_per_call(self, driver: Driver, engine: FocusEngine) -> None:
         if not self.per_call:
             pytest.skip("no settings per call")
-        for method in ("focus", "plain"):
+        for method in METHODS:
             expected = engine.generate(QUESTION, DOCUMENTS, max_new_tokens=TOKENS, method=method)
             for reply in await _replies(driver, method=method):
                 assert (reply.text, reply.method) == (expected.text, expected.method) == (expected.text, method)
+
+    @pytest.mark.filterwarnings("ignore:.*no adapter is loaded")
+    async def test_without_an_adapter_a_long_text_is_answered_by_select(self, tiny_settings: dict[str, Any]) -> None:
+        driver = self.driver_class(**{**tiny_settings, "adapter": None})
+        for documents, method in ((DOCUMENTS, "plain"), (LONG, "select")):
+            assert [reply.method for reply in await _replies(driver, documents)] == [method] * 4
 
     async def test_a_method_of_ones_own_needs_its_name_only(
         self, tiny_settings: dict[str, Any], engine: FocusEngine, monkeypatch: pytest.MonkeyPatch
@@ -305,11 +312,11 @@ class ChunkedMethod(FocusMethod):
     name = "chunked"
 
 
-async def _replies(driver: Driver, **options: Any) -> list[Reply]:
+async def _replies(driver: Driver, documents: list[str] = DOCUMENTS, **options: Any) -> list[Reply]:
     """The same question in four ways."""
-    replies = [driver.ask(QUESTION, DOCUMENTS, **options), driver.streamed(QUESTION, DOCUMENTS, **options)]
-    replies.append(await driver.aask(QUESTION, DOCUMENTS, **options))
-    replies.append(await driver.astreamed(QUESTION, DOCUMENTS, **options))
+    replies = [driver.ask(QUESTION, documents, **options), driver.streamed(QUESTION, documents, **options)]
+    replies.append(await driver.aask(QUESTION, documents, **options))
+    replies.append(await driver.astreamed(QUESTION, documents, **options))
     return replies
 
 

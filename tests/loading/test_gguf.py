@@ -18,7 +18,7 @@ from focus_core.loading.fingerprint import model_key, weights_content
 from focus_core.loading.gguf import gguf_config, gguf_path, load_gguf_tokenizer
 from focus_core.loading.models import load_model
 from focus_core.loading.peek import settings_on_disk
-from tests.loading.conftest import HUB_ID
+from tests.loading.conftest import HUB_ID, hub_cache
 from tests.loading.gguf_files import write_gguf
 from tests.tiny import byte_tokenizer
 
@@ -319,10 +319,32 @@ def test_an_engine_answers_from_a_file_as_from_the_folder(model_folder: Path, fi
     assert FocusEngine.from_pretrained(file, adapter=adapter, **settings).shared is second.shared
 
 
+def test_an_engine_from_a_file_of_the_hub_is_that_of_the_file(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its tokenizer and its key, too: what was read of documents is found again under both names."""
+    shutil.copy(file, file.with_name("other.gguf"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(hub_cache(tmp_path, tmp_path / "cache")))
+    config = FocusConfig(chunk_size=64)
+    own, hub = (
+        FocusEngine.from_pretrained(name, device="cpu", config=config, store=tmp_path / "store", **which)
+        for name, which in ((file, {}), (HUB_ID, {"gguf_file": "tiny.gguf"}))
+    )
+    assert hub.shared.loaded.model_id == f"{HUB_ID}/tiny.gguf"
+    assert hub.shared.key == own.shared.key
+    text = ["alpha beta " * 400]
+    first, second = (engine.generate("Which?", text, method="select", max_new_tokens=8) for engine in (own, hub))
+    assert first.text == second.text
+    assert first.usage.cache_creation > second.usage.cache_creation == 0
+    assert settings_on_disk(HUB_ID, None, config, gguf_file="tiny.gguf") == hub.config
+    assert settings_on_disk(HUB_ID, None, config, gguf_file="third.gguf") is None
+
+
 def test_settings_are_known_before_loading(file: Path) -> None:
     config = FocusConfig(chunk_size=64)
     engine = FocusEngine.from_pretrained(file, device="cpu", config=config)
     assert settings_on_disk(file, None, config) == engine.config
     assert settings_on_disk(file.parent, None, config) == engine.config
+    assert settings_on_disk(file.parent, None, config, gguf_file=file.name) == engine.config
     assert settings_on_disk(file.with_name("other.gguf"), None, config) is None
     assert gguf_config(file).max_position_embeddings == 4096

@@ -70,6 +70,16 @@ class TestExpertsInEightBits(MethodConformance):
     config: ClassVar = {"kv_dtype": "int8", "layout": "chat", "experts": 3}
 
 
+class TestSelectOfPackedDocuments(MethodConformance):
+    method = "select"
+    config: ClassVar = {"chunk_size": 96}
+    texts: ClassVar = {
+        letter: [f"Ticket {letter}{number}: {word}." for number, word in enumerate(words)]
+        for letter, words in {"a": ("open", "shut", "lost") * 3, "b": ("new", "old") * 2, "c": ("none",) * 7}.items()
+    }
+    packs = True
+
+
 class TestSurest(MethodConformance):
     method = SurestMethod.name
 

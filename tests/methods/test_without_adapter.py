@@ -22,6 +22,7 @@ from tests.engines import QUESTION, A, B, C, make_engine
 
 SYSTEM = "Be brief."
 LAYOUTS = ["raw", "chat"]
+SMALL = [f"Ticket {n}: ok." for n in range(12)]
 WORDS = ["otters", "foxes", "larks", "badgers", "herons", "toads", "moths"]
 
 
@@ -162,13 +163,15 @@ def test_of_chunks_that_the_model_takes_for_equal_the_one_with_the_words_is_read
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("documents", [[A], [A, B, C]], ids=["a", "abc"])
+@pytest.mark.parametrize("documents", [[A], [A, B, C], SMALL], ids=["a", "abc", "small"])
 def test_select_with_every_chunk_is_the_plain_model(layout: str, documents: list[str]) -> None:
+    """Also where documents share a chunk, which begins the next one after a separator."""
     engine = make_engine(layout=layout, window=512, select_top_p=1)
     select, plain = (
         engine.generate(QUESTION, documents, max_new_tokens=12, method=name) for name in ("select", "plain")
     )
     assert all(found.read for found in select.chunk_scores)
+    assert any(found.chunk.parts for found in select.chunk_scores) == (documents is SMALL)
     assert select.tokens == plain.tokens
     assert (select.method, plain.method) == ("select", "plain")
 
