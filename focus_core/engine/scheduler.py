@@ -28,6 +28,7 @@ from focus_core.device import naming_lack_of_memory, require_memory, tokens_per_
 from focus_core.engine.prefill import ChunkPrefill
 from focus_core.engine.requests import AnyRequest, Failed, Notice, Progress, QuestionRequest, Ready, Request
 from focus_core.engine.sampling import choose
+from focus_core.errors import OutOfMemoryError
 from focus_core.methods.base import Decoding, Method, PlanKey
 
 Result = TypeVar("Result")
@@ -101,7 +102,10 @@ class Scheduler:
             while open_requests:
                 for request, notice in self._take(open_requests):
                     if isinstance(notice, Failed):
-                        raise notice.error
+                        try:
+                            raise notice.error
+                        finally:
+                            del notice  # its error holds this frame from here on
                     if request.ends_with(notice):
                         open_requests.remove(request)
                     yield request, notice
@@ -128,9 +132,8 @@ class Scheduler:
             try:
                 with self._changed:
                     self._changed.wait_for(lambda: self._stepping is None or any(r.notices for r in requests))
-                    found = [(r, r.notices.popleft()) for r in requests for _ in range(len(r.notices))]
-                    if found:
-                        return found
+                    if any(r.notices for r in requests):  # held by no variable: an error may hold this frame
+                        return [(r, r.notices.popleft()) for r in requests for _ in range(len(r.notices))]
                     mine, self._stepping = True, threading.get_ident()
                 self._step()
             finally:
@@ -374,6 +377,8 @@ class Scheduler:
 
     def _fail(self, requests: Sequence[Request], error: Exception) -> None:
         requests = list(requests)
+        if isinstance(error, OutOfMemoryError):
+            _drop_frames(error)
         for request in requests:
             self._tell(request, Failed(error))
         self._drop(requests)
@@ -405,3 +410,10 @@ class Scheduler:
         self._batches = [batch for batch in self._batches if not batch.in_step]
         for batch in reversed(interrupted):
             self._ready.extendleft(request for request in reversed(batch.requests) if not request.left)
+
+
+def _drop_frames(error: BaseException | None) -> None:
+    """Forget where an error and its causes were raised: these frames hold the memory that was lacking."""
+    if error is not None:
+        error.__traceback__ = None
+        _drop_frames(error.__cause__ or error.__context__)
