@@ -382,7 +382,7 @@ class FocusEngine:
         chunks = self._planner.cut(outline.method, listed)
         self._warn(outline.notice)
         self._note(chunks)
-        request = Request(self._prefill(outline.method, chunks))
+        request = Request(self._prefill(outline.method, chunks), keeps_chunks=False)
         with progress_bar("reading chunks", visible=self._progress, report=report) as progress:
             for notice in self._notices([request]):
                 if isinstance(notice[1], Progress):
@@ -571,6 +571,7 @@ class FocusEngine:
             stop_tokens=self._end_tokens | special,
             text=TextStream(self.tokenizer, options.stops, strip_start=templated, after=None if templated else row[-1]),
             usage=Usage(tokens + len(prompt), document_tokens=tokens),
+            keeps_chunks=options.sources,
         )
 
     def _templated(self, options: CheckedOptions) -> bool:

@@ -184,8 +184,7 @@ class Scheduler:
         self._prefilling.extend(added)
         self._drop(left)
         try:
-            for batch in list(self._batches):
-                self._advance(batch)
+            self._advance_all()
             self._prefill()
             self._start_ready()
         except BaseException:
@@ -212,10 +211,12 @@ class Scheduler:
     def _begin(self, request: Request) -> None:
         """Let a request prefill, unless it must wait for the memory that others are about to take."""
         others = sum(prefill.missing_bytes for prefill in self._prefills() if prefill.begun)
+        running = {run.block for batch in self._batches for run in batch.chunks.runs}
+        busy = running.union(*(prefill.blocks for prefill in self._at_work()))
         try:
-            for running in self._prefills():
-                request.prefill.find(running.rows)  # of blocks that are not kept yet
-            request.prefill.begin(others)
+            for prefill in self._prefills():
+                request.prefill.find(prefill.rows)  # of blocks that are not kept yet
+            request.prefill.begin(others, busy)
         except Exception as error:
             self._fail(self._sharing(request.prefill), error)
             return
@@ -248,6 +249,12 @@ class Scheduler:
         """Of all requests that wait for chunks, in their order; requests made together share one."""
         return list(dict.fromkeys(request.prefill for request in self._prefilling))
 
+    def _at_work(self) -> set[ChunkPrefill]:
+        """Those that hold chunks: of requests that read, that are ready, or that are being answered."""
+        answered = [request for batch in self._batches for request in batch.requests if not request.left]
+        read = {request.prefill for request in (*self._ready, *answered)}
+        return read | {prefill for prefill in self._prefills() if prefill.begun}
+
     def _sharing(self, prefill: ChunkPrefill) -> list[Request]:
         """Requests that wait for the same chunks together."""
         return [request for request in self._prefilling if request.prefill is prefill]
@@ -262,6 +269,7 @@ class Scheduler:
             request.count_chunks()
             self._ready.append(request)
         self._tell(request, Ready())
+        self._forget_chunks([request])
 
     # --- batches ------------------------------------------------------------------------------------------------------
 
@@ -337,6 +345,10 @@ class Scheduler:
         self._batches.remove(other)
         batch.in_step = False
 
+    def _advance_all(self) -> None:
+        for batch in list(self._batches):
+            self._advance(batch)
+
     def _advance(self, batch: Batch) -> None:
         try:
             with naming_lack_of_memory():
@@ -365,6 +377,7 @@ class Scheduler:
     def _keep_open(self, batch: Batch) -> None:
         """Drop the questions that have ended, or whose clients have gone."""
         indices = [index for index, request in enumerate(batch.requests) if not request.left]
+        ended = [request for request in batch.requests if request.left]
         if not indices:
             batch.requests = []
             self._batches = [other for other in self._batches if other is not batch]
@@ -372,6 +385,13 @@ class Scheduler:
             batch.decoding.keep(indices)
             batch.requests = [batch.requests[index] for index in indices]
             batch.tokens = [batch.tokens[index] for index in indices]
+        self._forget_chunks(ended)
+
+    def _forget_chunks(self, ended: Sequence[Request]) -> None:
+        """Their clients hold these requests, maybe for long, and the memory of the chunks would not be free."""
+        for request in ended:
+            if request.left and not request.keeps_chunks and request.prefill not in self._at_work():
+                request.prefill.rows = {}
 
     # --- the end of requests ------------------------------------------------------------------------------------------
 

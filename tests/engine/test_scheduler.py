@@ -204,7 +204,7 @@ def test_an_error_for_lack_of_memory_holds_no_memory(monkeypatch: pytest.MonkeyP
     with monkeypatch.context() as patch:
         patch.setattr(device_module, "free_memory", lambda _: 1000)
         with pytest.raises(OutOfMemoryError) as error:
-            engine.generate(QUESTION, [B], max_new_tokens=8)
+            engine.generate(QUESTION, [B * 4], max_new_tokens=8)
     for _ in answers:
         assert blocks
     del answers
