@@ -225,6 +225,7 @@ class ChunkPrefill:
         """One pass of the model, one file of the store, or one block of host memory: the chunks that it gives."""
         rows = next(self._passes, None) if self._passes is not None else None
         if rows is None:  # nothing has begun, or a file at the end of a block could not be used
+            self.abandon()
             self._passes = self._next_block(self.missing(elsewhere))
             rows = next(self._passes)
         self.rows |= rows
