@@ -406,8 +406,8 @@ class FocusEngine:
         chunks = Random(seed).sample(prepared.chunks, min(sample, len(prepared.chunks)))
         method = self._planner.outline([len(document) for document in prepared.documents], SHORT_QUESTION).method
         kept = self._prefill(method, chunks)
-        kept.begin()
-        kept.load_stored()
+        self.shared.scheduler.run(kept.begin)
+        self.shared.scheduler.run(kept.load_stored)
         anew = self._read(self._prefill(method, chunks, store=ChunkStore(DeviceTier(0))))
         return compare([kept.rows.get(chunk.key) for chunk in chunks], [anew.rows[chunk.key] for chunk in chunks])
 

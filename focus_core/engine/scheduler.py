@@ -216,7 +216,8 @@ class Scheduler:
         try:
             for prefill in self._prefills():
                 request.prefill.find(prefill.rows)  # of blocks that are not kept yet
-            request.prefill.begin(others, busy)
+            with naming_lack_of_memory():  # evicted chunks move, and copies get their buffers
+                request.prefill.begin(others, busy)
         except Exception as error:
             self._fail(self._sharing(request.prefill), error)
             return

@@ -28,6 +28,7 @@ from focus_core import device as device_module
 from focus_core.cache.chunks import ChunkBlock
 from focus_core.engine import scheduler as scheduler_module
 from focus_core.engine.options import CheckedOptions
+from focus_core.engine.prefill import ChunkPrefill
 from focus_core.engine.sampling import Sampler
 from focus_core.methods.focus import FocusDecoding
 from tests.engines import QUESTION, A, B, C, cold, make_engine
@@ -226,6 +227,32 @@ def test_an_error_goes_with_the_last_who_holds_it(engine: FocusEngine, monkeypat
     except ConfigError as error:
         held.append(ref(error))
     assert held[0]() is None
+
+
+def test_lack_of_memory_at_the_beginning_names_the_way_out(
+    engine: FocusEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+
+    monkeypatch.setattr(ChunkPrefill, "begin", failing)
+    with pytest.raises(OutOfMemoryError, match=r"Tried to allocate 2 GiB.*parallel_chunks"):
+        engine.generate(QUESTION, [A])
+
+
+def test_what_is_verified_is_loaded_while_no_step_runs(engine: FocusEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepared, found = engine.prepare(A), list[bool]()
+    begin, load = ChunkPrefill.begin, ChunkPrefill.load_stored
+
+    def noted(work: Callable[..., None], *arguments: Any) -> None:
+        found.append(engine.shared.scheduler._stepping is not None)
+        work(*arguments)
+
+    monkeypatch.setattr(ChunkPrefill, "begin", lambda *arguments: noted(begin, *arguments))
+    monkeypatch.setattr(ChunkPrefill, "load_stored", lambda *arguments: noted(load, *arguments))
+    engine.verify(prepared)
+    assert len(found) >= 2
+    assert all(found)
 
 
 def test_closing_stops_the_steps(engine: FocusEngine, monkeypatch: pytest.MonkeyPatch) -> None:
