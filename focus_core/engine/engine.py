@@ -281,7 +281,7 @@ class FocusEngine:
 
         Args:
             every_chunk: each chunk is left out by itself. Otherwise the chunks of a long text are left out in groups,
-                and those that no source was found in have the loss of their group
+                and those that were left out only together with others have the loss of their group
 
         Raises:
             ConfigError: the answer was not made by this model, or its method has no sources

@@ -128,7 +128,7 @@ class Memories:
         )
 
     def evict(self, nbytes: int, keep: Collection[ChunkBlock]) -> None:
-        """Evict so many bytes from the device, of blocks other than these; they move to host memory."""
+        """Evict so many bytes from the device, of blocks other than these, to host memory if chunks are kept there."""
         for tier in self.tiers:
             if nbytes > 0:
                 nbytes -= tier.drop(nbytes, keep)
