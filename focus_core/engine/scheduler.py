@@ -71,6 +71,7 @@ class Scheduler:
         self._prefilled_last: ChunkPrefill | None = None
         self._ready: deque[QuestionRequest] = deque()
         self._batches: list[Batch] = []
+        self._ended: list[Request] = []  # in this step
 
     def __repr__(self) -> str:
         running = sum(len(batch.requests) for batch in self._batches)
@@ -185,8 +186,10 @@ class Scheduler:
         self._drop(left)
         try:
             self._advance_all()
+            self._forget_chunks()
             self._prefill()
             self._start_ready()
+            self._forget_chunks()
         except BaseException:
             self._restart_interrupted()
             for request in self._prefilling:
@@ -270,7 +273,7 @@ class Scheduler:
             request.count_chunks()
             self._ready.append(request)
         self._tell(request, Ready())
-        self._forget_chunks([request])
+        self._ended.append(request)
 
     # --- batches ------------------------------------------------------------------------------------------------------
 
@@ -378,7 +381,7 @@ class Scheduler:
     def _keep_open(self, batch: Batch) -> None:
         """Drop the questions that have ended, or whose clients have gone."""
         indices = [index for index, request in enumerate(batch.requests) if not request.left]
-        ended = [request for request in batch.requests if request.left]
+        self._ended += [request for request in batch.requests if request.left]
         if not indices:
             batch.requests = []
             self._batches = [other for other in self._batches if other is not batch]
@@ -386,10 +389,10 @@ class Scheduler:
             batch.decoding.keep(indices)
             batch.requests = [batch.requests[index] for index in indices]
             batch.tokens = [batch.tokens[index] for index in indices]
-        self._forget_chunks(ended)
 
-    def _forget_chunks(self, ended: Sequence[Request]) -> None:
+    def _forget_chunks(self) -> None:
         """Their clients hold these requests, maybe for long, and the memory of the chunks would not be free."""
+        ended, self._ended = self._ended, []
         for request in ended:
             if request.left and not request.keeps_chunks and request.prefill not in self._at_work():
                 request.prefill.rows = {}

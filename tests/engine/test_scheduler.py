@@ -170,6 +170,14 @@ def test_a_batch_too_large_for_one_pass_is_divided(engine: FocusEngine, monkeypa
     assert max(sizes) == 3
 
 
+def test_a_part_of_a_batch_that_ends_at_once_leaves_the_others_their_chunks(
+    engine: FocusEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scheduler_module, "tokens_per_pass", lambda _: 1)
+    answers = engine.generate(["Which?", "Who?"], [A], max_new_tokens=1)
+    assert [len(answer.tokens) for answer in answers] == [1, 1]
+
+
 def test_lack_of_memory_in_a_pass_names_the_way_out(engine: FocusEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     def failing(*_: object, **__: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
@@ -206,9 +214,8 @@ def test_an_error_for_lack_of_memory_holds_no_memory(monkeypatch: pytest.MonkeyP
         patch.setattr(device_module, "free_memory", lambda _: 1000)
         with pytest.raises(OutOfMemoryError) as error:
             engine.generate(QUESTION, [B * 4], max_new_tokens=8)
-    for _ in answers:
-        assert blocks
-    del answers
+    assert blocks
+    list(answers)
     assert not blocks
     assert error.value.__traceback__ is not None
 
