@@ -55,8 +55,9 @@ print("supported:", answer.supported)
 # %%
 explanation = answer.explanation
 for number, chunk in enumerate(explanation.chunks):
-    print(f"chunk {number} of document {chunk.documents[0]}: {chunk.loss:7.2f} nats")
-best = max(explanation.chunks, key=lambda chunk: chunk.loss)
+    if chunk.loss is not None:  # most chunks of a long text are left out only together with others
+        print(f"chunk {number} of document {chunk.documents[0]}: {chunk.loss:7.2f} nats")
+best = max((chunk for chunk in explanation.chunks if chunk.loss is not None), key=lambda chunk: chunk.loss)
 print([(piece, round(loss, 1)) for piece, loss in zip(explanation.pieces, best.token_losses, strict=True)])
 
 # %% [markdown]

@@ -164,17 +164,20 @@ class HostTier(MemoryTier):
     @property
     def taken(self) -> int:
         """Bytes of all blocks that were made here and are kept or held by a question."""
-        return sum(block.nbytes for block in self._made)
+        with self._lock:
+            return sum(block.nbytes for block in self._made)
 
     @property
     def free(self) -> int:
         """Bytes that may be taken or reserved without an eviction."""
-        return max(self._budget - self.taken - self.reserved, 0)
+        with self._lock:
+            return max(self._budget - self.taken - self.reserved, 0)
 
     @property
     def reserved(self) -> int:
         """Bytes that requests will take."""
-        return sum(reservation.nbytes for reservation in self._reserved)
+        with self._lock:
+            return sum(reservation.nbytes for reservation in self._reserved)
 
     def reserve(self, nbytes: int) -> Reservation | None:
         """Keep bytes free for one request; `None` if there are not enough."""

@@ -281,7 +281,7 @@ class FocusEngine:
 
         Args:
             every_chunk: each chunk is left out by itself. Otherwise the chunks of a long text are left out in groups,
-                and those that no source was found in have the loss of their group
+                and those that were left out only together with others have the loss of their group
 
         Raises:
             ConfigError: the answer was not made by this model, or its method has no sources
@@ -382,7 +382,7 @@ class FocusEngine:
         chunks = self._planner.cut(outline.method, listed)
         self._warn(outline.notice)
         self._note(chunks)
-        request = Request(self._prefill(outline.method, chunks))
+        request = Request(self._prefill(outline.method, chunks), keeps_chunks=False)
         with progress_bar("reading chunks", visible=self._progress, report=report) as progress:
             for notice in self._notices([request]):
                 if isinstance(notice[1], Progress):
@@ -406,8 +406,8 @@ class FocusEngine:
         chunks = Random(seed).sample(prepared.chunks, min(sample, len(prepared.chunks)))
         method = self._planner.outline([len(document) for document in prepared.documents], SHORT_QUESTION).method
         kept = self._prefill(method, chunks)
-        kept.begin()
-        kept.load_stored()
+        self.shared.scheduler.run(kept.begin)
+        self.shared.scheduler.run(kept.load_stored)
         anew = self._read(self._prefill(method, chunks, store=ChunkStore(DeviceTier(0))))
         return compare([kept.rows.get(chunk.key) for chunk in chunks], [anew.rows[chunk.key] for chunk in chunks])
 
@@ -571,6 +571,7 @@ class FocusEngine:
             stop_tokens=self._end_tokens | special,
             text=TextStream(self.tokenizer, options.stops, strip_start=templated, after=None if templated else row[-1]),
             usage=Usage(tokens + len(prompt), document_tokens=tokens),
+            keeps_chunks=options.sources,
         )
 
     def _templated(self, options: CheckedOptions) -> bool:

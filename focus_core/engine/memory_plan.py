@@ -48,6 +48,7 @@ class Memories:
         disk: Collection[ChunkKey] = (),
         appended_tokens: int = 0,
         others: int = 0,
+        busy: Collection[ChunkBlock] = (),
         evicting: bool = True,
         host_evicting: bool = True,
     ) -> TierPlan:
@@ -59,14 +60,15 @@ class Memories:
             disk: others that are on disk
             appended_tokens: of a question
             others: bytes of the device that other requests are about to take
+            busy: blocks that other requests hold, whose eviction would free nothing
             evicting: whether other chunks may be evicted from the device
             host_evicting: whether other chunks may be evicted from host memory
         """
-        in_use = _blocks(held) | _blocks(in_host)
+        in_use = {*blocks_of(held), *blocks_of(in_host), *busy}
         return plan_tiers(
             sizes,
             memory=held,
-            host=self._host(method, sizes, held, in_host, evicting=host_evicting) if sizes else None,
+            host=self._host(method, sizes, held, in_host, in_use, evicting=host_evicting) if sizes else None,
             disk=disk,
             besides=appended_tokens * method.bytes_per_token,
             others=others,
@@ -82,20 +84,37 @@ class Memories:
         *,
         disk: Collection[ChunkKey],
         appended_tokens: int,
+        ended: Collection[ChunkBlock] = (),
+        reserved: int = 0,
     ) -> TierPlan:
-        """The plan once the chunks that the device holds have moved to host memory."""
+        """The plan once the chunks that the device holds have moved to host memory.
+
+        Args:
+            ended: blocks of other requests that will be free by then
+            reserved: bytes of host memory that will be
+        """
+        in_use = blocks_of(in_host).union(ended)
+        in_memory = reserved + sum(block.nbytes for block in in_use - blocks_of(in_host) if block.bus is not None)
         return plan_tiers(
             sizes,
             memory=(),
-            host=self._host(method, sizes, {}, in_host, evicting=True),
+            host=self._host(method, sizes, {}, in_host, in_use, ended=in_memory),
             disk=disk,
             besides=appended_tokens * method.bytes_per_token,
-            free=self.free,
-            evictable=sum(tier.evictable() for tier in self.tiers),
+            free=self.free + sum(block.nbytes for block in ended if block.bus is None),
+            evictable=sum(tier.evictable(ended) for tier in self.tiers),
         )
 
     def _host(
-        self, method: Method, sizes: Mapping[ChunkKey, int], held: Rows, in_host: Rows, *, evicting: bool
+        self,
+        method: Method,
+        sizes: Mapping[ChunkKey, int],
+        held: Rows,
+        in_host: Rows,
+        in_use: Collection[ChunkBlock],
+        *,
+        evicting: bool = True,
+        ended: int = 0,
     ) -> Host | None:
         tier = self.store.host
         if tier is None:
@@ -103,21 +122,21 @@ class Memories:
         anew = [size for key, size in sizes.items() if key not in held and key not in in_host]
         return Host(
             in_host,
-            free=tier.free,
-            evictable=tier.evictable(_blocks(held) | _blocks(in_host)) if evicting else 0,
+            free=tier.free + ended,
+            evictable=tier.evictable(in_use) if evicting else 0,
             in_flight=tier.bus.missing_bytes(largest_layer(method, sizes)) + group_bytes(anew),
         )
 
-    def evict(self, nbytes: int, rows: Rows) -> None:
-        """Evict so many bytes of other chunks than these from the device; they move to host memory."""
+    def evict(self, nbytes: int, keep: Collection[ChunkBlock]) -> None:
+        """Evict so many bytes from the device, of blocks other than these, to host memory if chunks are kept there."""
         for tier in self.tiers:
             if nbytes > 0:
-                nbytes -= tier.drop(nbytes, _blocks(rows))
+                nbytes -= tier.drop(nbytes, keep)
 
-    def evict_from_host(self, nbytes: int, rows: Rows) -> None:
-        """Evict so many bytes of other chunks than these from host memory."""
+    def evict_from_host(self, nbytes: int, keep: Collection[ChunkBlock]) -> None:
+        """Evict so many bytes from host memory, of blocks other than these."""
         if self.store.host is not None:
-            self.store.host.drop(nbytes, _blocks(rows))
+            self.store.host.drop(nbytes, keep)
 
     def lack(self, plan: TierPlan, *, what: str) -> OutOfMemoryError:
         """The error for a plan that lacks bytes."""
@@ -131,7 +150,8 @@ class Memories:
         )
 
 
-def _blocks(rows: Rows) -> set[ChunkBlock]:
+def blocks_of(rows: Rows) -> set[ChunkBlock]:
+    """The blocks that some chunks lie in."""
     return {block for block, _ in rows.values()}
 
 

@@ -163,7 +163,8 @@ def split_settings(
     own = ["model", "adapter", "device", "dtype", "config", "method", "progress", *sizes, *_SETTINGS]
     for name in arguments:
         if name in _OPTIONS:
-            raise ConfigError(f"{name} is an option of a call: engine.generate(…, {name}=…).")
+            called = "stream" if name == "live_evidence" else "generate"
+            raise ConfigError(f"{name} is an option of a call: engine.{called}(…, {name}=…).")
         near = next(iter(get_close_matches(name, own, n=1, cutoff=_NEARLY_THE_SAME)), None)
         if near is not None:  # anything else is for transformers
             raise ConfigError(f"from_pretrained() takes no {name!r}. Did you mean {near!r}?")

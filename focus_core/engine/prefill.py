@@ -7,7 +7,7 @@ few at a time, and moved.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import torch
 
@@ -18,7 +18,7 @@ from focus_core.cache.keys import ChunkKey
 from focus_core.cache.planner import Room, TierPlan
 from focus_core.cache.store import Reservation
 from focus_core.cache.tiers import Rows
-from focus_core.engine.memory_plan import Memories, group_bytes, group_of, largest_layer
+from focus_core.engine.memory_plan import Memories, blocks_of, group_bytes, group_of, largest_layer
 from focus_core.methods.base import Method
 from focus_core.progress import Reading
 from focus_core.text.chunking import Chunk
@@ -101,33 +101,41 @@ class ChunkPrefill:
 
     # --- work ---------------------------------------------------------------------------------------------------------
 
-    def begin(self, others: int = 0) -> None:
+    @property
+    def blocks(self) -> set[ChunkBlock]:
+        """The blocks that it holds, on the device and in host memory."""
+        return blocks_of(self.rows) | blocks_of(self._raised)
+
+    def begin(self, others: int = 0, busy: Collection[ChunkBlock] = ()) -> None:
         """Look into the store, and begin if there is memory for everything that is not there.
 
         Args:
             others: bytes that others are about to take; while there are not enough for both, this one waits
+            busy: blocks that others hold until they end; while bytes lack because of them, this one waits
 
         Raises:
             OutOfMemoryError: before any work, with both numbers
         """
         in_host = self._look()
-        plan = self._plan(in_host, others)
-        if plan.lacking and self._move_down(plan):
+        plan = self._plan(in_host, others, busy)
+        if plan.lacking and self._move_down(plan, busy):
             in_host = self._look()
-            plan = self._plan(in_host, others)
-        used = {**self.rows, **in_host}
+            plan = self._plan(in_host, others, busy)
+        keep = {*blocks_of(self.rows), *blocks_of(in_host), *busy}
         if plan.room.evict:  # less memory is free than when the budget was set
-            self._memories.evict(plan.room.evict, used)
-            plan = self._plan(in_host, others, evicting=False)
+            self._memories.evict(plan.room.evict, keep)
+            plan = self._plan(in_host, others, busy, evicting=False)
         if plan.streamed and plan.host_room.evict:
-            self._memories.evict_from_host(plan.host_room.evict, used)
-            plan = self._plan(in_host, others, evicting=False, host_evicting=False)
-        if plan.lacking:
+            self._memories.evict_from_host(plan.host_room.evict, keep)
+            plan = self._plan(in_host, others, busy, evicting=False, host_evicting=False)
+        if plan.lacking and not ((others or busy) and self._fits_alone(in_host, busy)):
             tokens = sum(len(self.wanted[key]) for key in (*plan.missing, *plan.raised)) + self._appended_tokens
             raise self._memories.lack(plan, what=f"{tokens} tokens")
         self.begun = plan.room == Room() and self._reserve(plan)
         if self.begun:
             self._start(plan, in_host)
+        else:
+            self.rows = {}  # two that wait would wait for each other's
         self._first_missing = len(self.wanted) - len(self.rows)
 
     def _look(self) -> Rows:
@@ -136,7 +144,29 @@ class ChunkPrefill:
         self.rows |= found
         return {key: row for key, row in in_host.items() if key not in self.rows}
 
-    def _plan(self, in_host: Rows, others: int, *, evicting: bool = True, host_evicting: bool = True) -> TierPlan:
+    def _fits_alone(self, in_host: Rows, busy: Collection[ChunkBlock]) -> bool:
+        """Whether no bytes lack once the others have ended."""
+        host = self._store.host
+        plan = self._memories.plan_moved(
+            self.method,
+            self._sizes,
+            {**self.rows, **in_host},
+            disk=(),
+            appended_tokens=self._appended_tokens,
+            ended=busy,
+            reserved=0 if host is None else host.reserved,
+        )
+        return not plan.lacking
+
+    def _plan(
+        self,
+        in_host: Rows,
+        others: int,
+        busy: Collection[ChunkBlock],
+        *,
+        evicting: bool = True,
+        host_evicting: bool = True,
+    ) -> TierPlan:
         return self._memories.plan(
             self.method,
             self._sizes,
@@ -144,18 +174,19 @@ class ChunkPrefill:
             in_host=in_host,
             appended_tokens=self._appended_tokens,
             others=others,
+            busy=busy,
             evicting=evicting,
             host_evicting=host_evicting,
         )
 
-    def _move_down(self, plan: TierPlan) -> bool:
+    def _move_down(self, plan: TierPlan, busy: Collection[ChunkBlock]) -> bool:
         """Move the chunks of this request to host memory, if they leave no bytes for its question; whether any did."""
         short = plan.least - self._memories.free
         elsewhere = {key: row for key, row in self.rows.items() if row[0].bus is not None}
         if self._store.host is None or short <= 0 or len(elsewhere) == len(self.rows):
             return False
         self.rows = elsewhere
-        return self._store.memory.drop(short) > 0
+        return self._store.memory.drop(short, busy) > 0
 
     def _reserve(self, plan: TierPlan) -> bool:
         """Whether host memory has bytes for what is streamed; they are free until it comes."""
@@ -194,6 +225,7 @@ class ChunkPrefill:
         """One pass of the model, one file of the store, or one block of host memory: the chunks that it gives."""
         rows = next(self._passes, None) if self._passes is not None else None
         if rows is None:  # nothing has begun, or a file at the end of a block could not be used
+            self.abandon()
             self._passes = self._next_block(self.missing(elsewhere))
             rows = next(self._passes)
         self.rows |= rows

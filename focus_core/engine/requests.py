@@ -47,10 +47,11 @@ class Request:
     Attributes:
         notices: what has happened, for the client; filled and emptied under the scheduler's lock
         left: whether it has ended, or its client has gone
+        keeps_chunks: whether its client needs the chunks when it has ended
     """
 
-    def __init__(self, prefill: ChunkPrefill) -> None:
-        self.prefill = prefill
+    def __init__(self, prefill: ChunkPrefill, *, keeps_chunks: bool = True) -> None:
+        self.prefill, self.keeps_chunks = prefill, keeps_chunks
         self.notices: deque[Notice] = deque()
         self.left = False
 
@@ -80,8 +81,9 @@ class QuestionRequest(Request):
         stop_tokens: frozenset[int],
         text: TextStream,
         usage: Usage,
+        keeps_chunks: bool = False,
     ) -> None:
-        super().__init__(prefill)
+        super().__init__(prefill, keeps_chunks=keeps_chunks)
         self.plan, self.sampler, self.usage = plan, sampler, usage
         self.tokens: list[int] = []
         self.scores: tuple[ChunkScore, ...] = ()

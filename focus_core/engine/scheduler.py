@@ -28,6 +28,7 @@ from focus_core.device import naming_lack_of_memory, require_memory, tokens_per_
 from focus_core.engine.prefill import ChunkPrefill
 from focus_core.engine.requests import AnyRequest, Failed, Notice, Progress, QuestionRequest, Ready, Request
 from focus_core.engine.sampling import choose
+from focus_core.errors import OutOfMemoryError
 from focus_core.methods.base import Decoding, Method, PlanKey
 
 Result = TypeVar("Result")
@@ -70,6 +71,7 @@ class Scheduler:
         self._prefilled_last: ChunkPrefill | None = None
         self._ready: deque[QuestionRequest] = deque()
         self._batches: list[Batch] = []
+        self._ended: list[Request] = []  # in this step
 
     def __repr__(self) -> str:
         running = sum(len(batch.requests) for batch in self._batches)
@@ -101,7 +103,10 @@ class Scheduler:
             while open_requests:
                 for request, notice in self._take(open_requests):
                     if isinstance(notice, Failed):
-                        raise notice.error
+                        try:
+                            raise notice.error
+                        finally:
+                            del notice  # its error holds this frame from here on
                     if request.ends_with(notice):
                         open_requests.remove(request)
                     yield request, notice
@@ -128,9 +133,8 @@ class Scheduler:
             try:
                 with self._changed:
                     self._changed.wait_for(lambda: self._stepping is None or any(r.notices for r in requests))
-                    found = [(r, r.notices.popleft()) for r in requests for _ in range(len(r.notices))]
-                    if found:
-                        return found
+                    if any(r.notices for r in requests):  # held by no variable: an error may hold this frame
+                        return [(r, r.notices.popleft()) for r in requests for _ in range(len(r.notices))]
                     mine, self._stepping = True, threading.get_ident()
                 self._step()
             finally:
@@ -181,10 +185,11 @@ class Scheduler:
         self._prefilling.extend(added)
         self._drop(left)
         try:
-            for batch in list(self._batches):
-                self._advance(batch)
+            self._advance_all()
+            self._forget_chunks()
             self._prefill()
             self._start_ready()
+            self._forget_chunks()
         except BaseException:
             self._restart_interrupted()
             for request in self._prefilling:
@@ -209,10 +214,13 @@ class Scheduler:
     def _begin(self, request: Request) -> None:
         """Let a request prefill, unless it must wait for the memory that others are about to take."""
         others = sum(prefill.missing_bytes for prefill in self._prefills() if prefill.begun)
+        running = {run.block for batch in self._batches for run in batch.chunks.runs}
+        busy = running.union(*(prefill.blocks for prefill in self._at_work()))
         try:
-            for running in self._prefills():
-                request.prefill.find(running.rows)  # of blocks that are not kept yet
-            request.prefill.begin(others)
+            for prefill in self._prefills():
+                request.prefill.find(prefill.rows)  # of blocks that are not kept yet
+            with naming_lack_of_memory():  # evicted chunks move, and copies get their buffers
+                request.prefill.begin(others, busy)
         except Exception as error:
             self._fail(self._sharing(request.prefill), error)
             return
@@ -245,6 +253,12 @@ class Scheduler:
         """Of all requests that wait for chunks, in their order; requests made together share one."""
         return list(dict.fromkeys(request.prefill for request in self._prefilling))
 
+    def _at_work(self) -> set[ChunkPrefill]:
+        """Those that hold chunks: of requests that read, that are ready, or that are being answered."""
+        answered = [request for batch in self._batches for request in batch.requests if not request.left]
+        read = {request.prefill for request in (*self._ready, *answered)}
+        return read | {prefill for prefill in self._prefills() if prefill.begun}
+
     def _sharing(self, prefill: ChunkPrefill) -> list[Request]:
         """Requests that wait for the same chunks together."""
         return [request for request in self._prefilling if request.prefill is prefill]
@@ -259,6 +273,7 @@ class Scheduler:
             request.count_chunks()
             self._ready.append(request)
         self._tell(request, Ready())
+        self._ended.append(request)
 
     # --- batches ------------------------------------------------------------------------------------------------------
 
@@ -334,6 +349,10 @@ class Scheduler:
         self._batches.remove(other)
         batch.in_step = False
 
+    def _advance_all(self) -> None:
+        for batch in list(self._batches):
+            self._advance(batch)
+
     def _advance(self, batch: Batch) -> None:
         try:
             with naming_lack_of_memory():
@@ -362,6 +381,7 @@ class Scheduler:
     def _keep_open(self, batch: Batch) -> None:
         """Drop the questions that have ended, or whose clients have gone."""
         indices = [index for index, request in enumerate(batch.requests) if not request.left]
+        self._ended += [request for request in batch.requests if request.left]
         if not indices:
             batch.requests = []
             self._batches = [other for other in self._batches if other is not batch]
@@ -370,10 +390,19 @@ class Scheduler:
             batch.requests = [batch.requests[index] for index in indices]
             batch.tokens = [batch.tokens[index] for index in indices]
 
+    def _forget_chunks(self) -> None:
+        """Their clients hold these requests, maybe for long, and the memory of the chunks would not be free."""
+        ended, self._ended = self._ended, []
+        for request in ended:
+            if request.left and not request.keeps_chunks and request.prefill not in self._at_work():
+                request.prefill.rows = {}
+
     # --- the end of requests ------------------------------------------------------------------------------------------
 
     def _fail(self, requests: Sequence[Request], error: Exception) -> None:
         requests = list(requests)
+        if isinstance(error, OutOfMemoryError):
+            _drop_frames(error)
         for request in requests:
             self._tell(request, Failed(error))
         self._drop(requests)
@@ -405,3 +434,10 @@ class Scheduler:
         self._batches = [batch for batch in self._batches if not batch.in_step]
         for batch in reversed(interrupted):
             self._ready.extendleft(request for request in reversed(batch.requests) if not request.left)
+
+
+def _drop_frames(error: BaseException | None) -> None:
+    """Forget where an error and its causes were raised: these frames hold the memory that was lacking."""
+    if error is not None:
+        error.__traceback__ = None
+        _drop_frames(error.__cause__ or error.__context__)

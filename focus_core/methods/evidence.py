@@ -12,7 +12,7 @@ The answer's tokens are given, so that they pass the model together and none is 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -83,8 +83,10 @@ def groups(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
     return (items[start : start + size] for start in range(0, len(items), max(size, 1)))
 
 
-def tokens_left(token_ids: Sequence[int], left_out: Iterable[Passage]) -> TokenIds:
+def tokens_left(token_ids: Sequence[int], left_out: Collection[Passage]) -> TokenIds:
     """A chunk's tokens without some passages of it."""
+    if any(passage.start == 0 and passage.stop >= len(token_ids) for passage in left_out):
+        return []
     gone = {token for passage in left_out for token in range(passage.start, passage.stop)}
     return [token for place, token in enumerate(token_ids) if place not in gone]
 

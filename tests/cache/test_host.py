@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 import torch
 from hypothesis import settings
@@ -54,6 +56,19 @@ def test_a_block_beyond_the_budget_of_the_device_is_kept_in_host_memory() -> Non
     host = host_of(4)
     DeviceTier(0, host).put(filled(7, 2), {b"a": 0, b"b": 1})
     assert (host.get(b"a") is not None, host.nbytes) == (True, 2 * SIZE)
+
+
+@pytest.mark.parametrize("what", ["taken", "reserved", "free"])
+def test_bytes_are_counted_while_nothing_changes(what: str) -> None:
+    """A plan of another thread failed when a block was made meanwhile: a set changed its size."""
+    host = host_of(4)
+    counting = threading.Thread(target=lambda: getattr(host, what), daemon=True)
+    with host._lock:
+        counting.start()
+        counting.join(0.05)
+        assert counting.is_alive()
+    counting.join(10)
+    assert not counting.is_alive()
 
 
 def test_blocks_that_a_question_holds_count() -> None:

@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar
+from weakref import WeakSet, ref
 
 import pytest
 import torch
@@ -24,8 +25,10 @@ from focus_core import (
     OutOfMemoryError,
 )
 from focus_core import device as device_module
+from focus_core.cache.chunks import ChunkBlock
 from focus_core.engine import scheduler as scheduler_module
 from focus_core.engine.options import CheckedOptions
+from focus_core.engine.prefill import ChunkPrefill
 from focus_core.engine.sampling import Sampler
 from focus_core.methods.focus import FocusDecoding
 from tests.engines import QUESTION, A, B, C, cold, make_engine
@@ -167,6 +170,14 @@ def test_a_batch_too_large_for_one_pass_is_divided(engine: FocusEngine, monkeypa
     assert max(sizes) == 3
 
 
+def test_a_part_of_a_batch_that_ends_at_once_leaves_the_others_their_chunks(
+    engine: FocusEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scheduler_module, "tokens_per_pass", lambda _: 1)
+    answers = engine.generate(["Which?", "Who?"], [A], max_new_tokens=1)
+    assert [len(answer.tokens) for answer in answers] == [1, 1]
+
+
 def test_lack_of_memory_in_a_pass_names_the_way_out(engine: FocusEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     def failing(*_: object, **__: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
@@ -175,6 +186,80 @@ def test_lack_of_memory_in_a_pass_names_the_way_out(engine: FocusEngine, monkeyp
     with pytest.raises(OutOfMemoryError, match=r"Tried to allocate 2 GiB.*parallel_chunks"):
         engine.generate(QUESTION, [A])
     assert engine.shared.scheduler.idle
+
+
+@pytest.fixture
+def _no_collector() -> Iterator[None]:
+    """What is freed is freed at once."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("_no_collector")
+def test_an_error_for_lack_of_memory_holds_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its frames held the chunks of other questions, so that the next question was refused too."""
+    engine, blocks, empty = make_engine(store_bytes=0), WeakSet[ChunkBlock](), ChunkBlock.empty
+
+    def noted(*arguments: Any, **options: Any) -> ChunkBlock:
+        block = empty(*arguments, **options)
+        blocks.add(block)
+        return block
+
+    monkeypatch.setattr(ChunkBlock, "empty", noted)
+    answers = engine.stream(QUESTION, [A], max_new_tokens=8)
+    next(answers)
+    with monkeypatch.context() as patch:
+        patch.setattr(device_module, "free_memory", lambda _: 1000)
+        with pytest.raises(OutOfMemoryError) as error:
+            engine.generate(QUESTION, [B * 4], max_new_tokens=8)
+    assert blocks
+    list(answers)
+    assert not blocks
+    assert error.value.__traceback__ is not None
+
+
+@pytest.mark.usefixtures("_no_collector")
+def test_an_error_goes_with_the_last_who_holds_it(engine: FocusEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With its frames it holds chunks."""
+
+    def failing(*_: object, **__: object) -> None:
+        raise ConfigError("no")
+
+    monkeypatch.setattr(engine.focus, "next_token_logits", failing)
+    held: list[ref[ConfigError]] = []
+    try:
+        engine.generate(QUESTION, [A])
+    except ConfigError as error:
+        held.append(ref(error))
+    assert held[0]() is None
+
+
+def test_lack_of_memory_at_the_beginning_names_the_way_out(
+    engine: FocusEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+
+    monkeypatch.setattr(ChunkPrefill, "begin", failing)
+    with pytest.raises(OutOfMemoryError, match=r"Tried to allocate 2 GiB.*parallel_chunks"):
+        engine.generate(QUESTION, [A])
+
+
+def test_what_is_verified_is_loaded_while_no_step_runs(engine: FocusEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepared, found = engine.prepare(A), list[bool]()
+    begin, load = ChunkPrefill.begin, ChunkPrefill.load_stored
+
+    def noted(work: Callable[..., None], *arguments: Any) -> None:
+        found.append(engine.shared.scheduler._stepping is not None)
+        work(*arguments)
+
+    monkeypatch.setattr(ChunkPrefill, "begin", lambda *arguments: noted(begin, *arguments))
+    monkeypatch.setattr(ChunkPrefill, "load_stored", lambda *arguments: noted(load, *arguments))
+    engine.verify(prepared)
+    assert len(found) >= 2
+    assert all(found)
 
 
 def test_closing_stops_the_steps(engine: FocusEngine, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -146,6 +146,8 @@ def test_settings_of_the_method_go_into_the_config(model_folder: Path) -> None:
         FocusEngine.from_pretrained(model_folder, chunksize=512)
     with pytest.raises(ConfigError, match=r"temperature is an option of a call: engine.generate\(…, temperature=…\)"):
         FocusEngine.from_pretrained(model_folder, temperature=0.5)
+    with pytest.raises(ConfigError, match=r"engine.stream\(…, live_evidence=…\)"):  # `generate` refuses it
+        FocusEngine.from_pretrained(model_folder, live_evidence=True)
 
 
 def test_an_engine_that_nobody_holds_is_gone_at_once() -> None:

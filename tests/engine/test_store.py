@@ -76,6 +76,20 @@ def test_methods_share_files_as_far_as_layers_go(folder: Path) -> None:
     assert ask(make_engine(store=folder), A) == cold(QUESTION, [A])
 
 
+def test_a_damaged_file_leaves_the_others_of_its_block_in_memory(folder: Path) -> None:
+    text = "".join(f"line {number:04}\n" for number in range(100))
+    chunks = make_engine(store=folder).prepare(text).chunks
+    engine = make_engine(store=folder)
+    assert engine.store.disk is not None
+    path = engine.store.disk.path(chunks[0].key)
+    content = bytearray(path.read_bytes())
+    content[-9] ^= 4
+    path.write_bytes(content)
+    with pytest.warns(FocusWarning, match="checksum"):
+        engine.prepare(text)
+    assert all(engine.store.memory.peek(chunk.key) for chunk in chunks)
+
+
 def test_a_damaged_file_is_read_anew_with_one_warning(folder: Path) -> None:
     make_engine(store=folder).prepare([A, B])
     for path in chunk_files(folder)[:2]:

@@ -242,6 +242,62 @@ def test_a_cancelled_reading_keeps_what_it_has_read_and_frees_the_rest(device: M
     assert 0 < answer.usage.cache_read < answer.usage.document_tokens
 
 
+# --- many at a time ---------------------------------------------------------------------------------------------------
+
+
+def room_for_one(device: MadeUpDevice, engine: FocusEngine) -> None:
+    """Both memories hold A, or B, with both questions; and not A with B."""
+    shrunk(device, engine, [B], 0.0)
+    device.capacity += engine.plan([A], QUESTION, max_new_tokens=8, calibrate=False).prompt_bytes
+    assert engine.store.host is not None
+    engine.store.host._budget = int(engine.plan([B], QUESTION, calibrate=False).cache_bytes * 1.2)
+
+
+def test_a_question_waits_for_what_another_one_holds(device: MadeUpDevice) -> None:
+    """It was refused; and asked again afterwards, it was answered."""
+    expected = device.wanted([B])
+    engine = device.engine()
+    room_for_one(device, engine)
+    answers = engine.stream(QUESTION, [A], max_new_tokens=8)
+    next(answers)
+    answer = answer_on(engine, [B])
+    assert (tuple(answer.tokens), answer.usage.cache_creation) == (expected, len(B))
+    assert device.taken <= device.capacity
+    assert sum(len(piece.text) for piece in answers) > 0
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_a_question_waits_for_what_is_read(asked: bool, device: MadeUpDevice) -> None:
+    expected = device.wanted([B])
+    engine = device.engine()
+    room_for_one(device, engine)
+    found: list[tuple[int, ...]] = []
+
+    def ask(done: int, total: int) -> None:
+        if not found:
+            found.append(())
+            found[0] = tuple(answer_on(engine, [B]).tokens)
+
+    if asked:
+        answer_on(engine, [A], report=ask)
+    else:
+        engine.prepare(A, report=ask)
+    assert found == [expected]
+
+
+def test_what_can_never_fit_waits_for_nobody(device: MadeUpDevice) -> None:
+    engine = device.engine(host_bytes=0)
+    engine.prepare(A)
+    kept = engine.store.memory.nbytes
+    answers = engine.stream(QUESTION, [A], max_new_tokens=50)
+    next(answers)
+    device.capacity = device.taken + kept // 2
+    with pytest.raises(OutOfMemoryError):
+        answer_on(engine, [B * 4])
+    assert engine.store.memory.nbytes == kept
+    assert not engine.shared.scheduler.idle
+
+
 # --- the plan, and a CPU ----------------------------------------------------------------------------------------------
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from focus_core.cache.chunks import ChunkRow, ChunkSet
 from focus_core.config import FocusConfig
 from focus_core.methods.base import ChunkScore, Method, TokenizedQuestion
-from focus_core.methods.evidence import NOTHING, Evidence, LeftOut, Passage
+from focus_core.methods.evidence import NOTHING, Evidence, LeftOut, Passage, tokens_left
 from focus_core.methods.experts import ExpertsMethod
 from focus_core.methods.focus import FocusModel
 from focus_core.methods.focus_method import FocusMethod
@@ -218,3 +218,14 @@ def test_cost_is_what_passes_the_model(name: str, tokens: list[int] | None) -> N
         own_chunks = sum(length + 1 for length in LENGTHS) if prefills else 0
         assert sum(passed) == cost.tokens + own_chunks
         assert cost.tokens > 0 or name == "experts"
+
+
+def test_a_chunk_left_out_whole_is_not_gone_through() -> None:
+    """A thousand chunks of 2,048 tokens took 1.4 seconds, during which no other answer went on."""
+
+    class Unread(list[int]):
+        def __iter__(self) -> Iterator[int]:
+            raise AssertionError
+
+    assert tokens_left(Unread([7, 8, 9]), [Passage(0, 1, 2), Passage(0, 0, 3)]) == []
+    assert tokens_left([7, 8, 9], [Passage(0, 0, 2)]) == [9]
