@@ -49,6 +49,7 @@ class ChunkPrefill:
         self.rows: Rows = {}
         self.block: list[ChunkKey] = []  # the chunks whose passes are running
         self.begun = False
+        self.waited_beside: tuple[int, frozenset[int]] | None = None  # what others held when it last had to wait
         self._memories, self._store, self._device = memories, memories.store, memories.device
         self._appended_tokens = appended_tokens
         self._sizes = {key: method.chunk_bytes(1, len(chunk)) for key, chunk in self.wanted.items()}

@@ -216,6 +216,10 @@ class Scheduler:
         others = sum(prefill.missing_bytes for prefill in self._prefills() if prefill.begun)
         running = {run.block for batch in self._batches for run in batch.chunks.runs}
         busy = running.union(*(prefill.blocks for prefill in self._at_work()))
+        around = others, frozenset(map(id, busy))
+        if request.prefill.waited_beside == around:  # looking again would find the same, in every step
+            return
+        request.prefill.waited_beside = around
         try:
             for prefill in self._prefills():
                 request.prefill.find(prefill.rows)  # of blocks that are not kept yet
