@@ -21,6 +21,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from focus_core.attention.candidates import shell_of
 from focus_core.attention.modules import DecoderParts
+from focus_core.errors import ConfigError
 
 
 class SlotAttention:
@@ -64,6 +65,7 @@ class SlotAttention:
         return mean if self._order is None else mean[:, self._order]
 
 
+_WATCHABLE = ("sdpa", "eager")
 _watching: ContextVar[Callable[[Tensor, Tensor, float | None], None]] = ContextVar("slot_attention")
 
 
@@ -83,6 +85,20 @@ def watched_by(attention: SlotAttention, visible: Tensor | None) -> Iterator[Non
         yield
     finally:
         _watching.reset(token)
+
+
+def require_watchable(model: PreTrainedModel) -> None:
+    """Refuse a model whose attention function cannot be watched.
+
+    Raises:
+        ConfigError: names it, and the way out
+    """
+    usual: str = model.config.get_text_config()._attn_implementation
+    if usual not in _WATCHABLE:  # those of flash attention look themselves up by the name that the config has
+        raise ConfigError(
+            f"live_evidence=True works with attn_implementation={' or '.join(map(repr, _WATCHABLE))}, and this model "
+            f"was loaded with {usual!r}. Load it with one of these, or leave live_evidence out."
+        )
 
 
 def watched_model(model: PreTrainedModel, parts: DecoderParts) -> PreTrainedModel:

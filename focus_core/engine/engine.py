@@ -12,6 +12,7 @@ from typing import Any, Unpack, cast, overload
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from focus_core.attention.slot_attention import require_watchable
 from focus_core.cache.chunks import ChunkSet
 from focus_core.cache.store import DeviceTier
 from focus_core.cache.tiers import ChunkStore
@@ -557,6 +558,8 @@ class FocusEngine:
         prompt = self._prompt(question, options)
         plan = self._planner.plan(documents, prompt, options.max_new_tokens, options.method)
         if options.live_evidence:
+            if plan.method.name == "focus":
+                require_watchable(self.focus.model)
             plan = replace(plan, question=replace(plan.question, live_evidence=True))
         if templated and plan.chunks:
             self._require_place()

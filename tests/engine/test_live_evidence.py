@@ -136,6 +136,15 @@ def test_questions_without_the_option_are_not_watched(monkeypatch: pytest.Monkey
     assert _text(list(engine.stream(QUESTION, DOCUMENTS, max_new_tokens=6))) == _text(others)
 
 
+def test_attention_that_cannot_be_watched_is_refused_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """FlashAttention looks itself up by the name in the config, and failed the questions beside it too."""
+    engine = make_engine(method="focus")
+    monkeypatch.setattr(engine.focus.model.config, "_attn_implementation_internal", "flash_attention_2")
+    with pytest.raises(ConfigError, match=r"live_evidence=True .*'flash_attention_2'"):
+        _stream(engine)
+    assert engine.shared.scheduler.idle
+
+
 def test_a_whole_answer_takes_no_live_evidence() -> None:
     with pytest.raises(ConfigError, match="live_evidence=True: generate"):
         make_engine().generate(QUESTION, DOCUMENTS, live_evidence=True)
