@@ -38,7 +38,7 @@ from focus_core import FocusConfig, FocusEngine
 from focus_core.attention.memory import Memory
 from focus_core.cache.chunks import ChunkSet
 from focus_core.engine.answers import Finished
-from focus_core.methods.evidence import NOTHING, Passage
+from focus_core.methods.evidence import NOTHING, whole_chunks
 from focus_core.methods.focus import FocusModel
 
 CONDITIONS = ("one", "same", "contradict")
@@ -98,8 +98,7 @@ def tokens_of(engine: FocusEngine, item: Item) -> list[Token] | None:
     question = end.plan.question.continued(end.tokens[: len(live)])
     chunks = ChunkSet.of(engine.focus.prefill([chunk.row for chunk in question.chunks]))
     evidence = end.plan.method.evidence(question, (), lambda: chunks)
-    whole = [frozenset({Passage(number, 0, len(chunk.token_ids))}) for number, chunk in enumerate(question.chunks)]
-    found = evidence.log_probs([NOTHING, *whole])
+    found = evidence.log_probs([NOTHING, *(frozenset({chunk}) for chunk in whole_chunks(question.chunks))])
     losses, asked, new, tokens = (found[0] - found[1:]).T.tolist(), question.asked, question.asked.dynamic_prompt, []
     appended = engine.focus.start_answer(chunks)
     for place, (token, shares) in enumerate(zip(question.generated, live, strict=True)):

@@ -39,7 +39,7 @@ from focus_core.cache.chunks import ChunkSet
 from focus_core.engine.answers import Answer
 from focus_core.evaluation.embedding import Embedder
 from focus_core.evaluation.retrieval import BM25, Ranker
-from focus_core.methods.evidence import Passage
+from focus_core.methods.evidence import whole_chunks
 
 CONDITIONS = ("one", "same", "contradict")
 ABLATIONS, KEPT, PENALTY = 64, 0.5, 0.01  # ContextCite's defaults
@@ -77,8 +77,7 @@ def contextcite(engine: FocusEngine, item: Item, answer: Answer) -> Guess:
     question, method = answer.plan.question.continued(answer.tokens), answer.plan.method
     chunks, draw = question.chunks, np.random.default_rng(0)
     kept = draw.random((ABLATIONS, len(chunks))) < KEPT
-    whole = [Passage(number, 0, len(chunk.token_ids)) for number, chunk in enumerate(chunks)]
-    parts = [frozenset(one for one, stays in zip(whole, row, strict=True) if not stays) for row in kept]
+    parts = [frozenset(one for one, stays in zip(whole_chunks(chunks), row, strict=True) if not stays) for row in kept]
     evidence = method.evidence(question, (), lambda: ChunkSet.of(engine.focus.prefill([one.row for one in chunks])))
     evidence.begin()
     found = evidence.log_probs(parts).sum(-1).double()

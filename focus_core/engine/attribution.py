@@ -15,7 +15,7 @@ from focus_core.engine.places import Place, chunk_places, sentence_places
 from focus_core.engine.sources import ChunkLoss, DocumentLoss, Explanation, GroupLoss, Role, Source
 from focus_core.engine.support import NOTICEABLE, EachPassage, Member, Support, find_support, sufficient
 from focus_core.methods.base import TokenizedQuestion
-from focus_core.methods.evidence import NOTHING, Cost, Evidence, LeftOut, Passage
+from focus_core.methods.evidence import NOTHING, Cost, Evidence, LeftOut, Passage, whole_chunks
 
 SUPPORTED = 5.0  # nats that a supported answer loses without its sources: `benchmarks/sources.py`, docs/sources.md
 _MOST_REFINED = 4  # chunks whose sentences are told apart
@@ -26,7 +26,7 @@ Decode = Callable[[Sequence[int]], str]
 def first_cost(question: TokenizedQuestion, evidence: Evidence, *, every_chunk: bool) -> Cost:
     """What the first losses of an answer take: nothing left out, each chunk or each group, all chunks."""
     places = chunk_places(question)
-    units = _units(question)
+    units = whole_chunks(question.chunks)
     groups = chunk_groups(units, [_documents(of) for of in places], evidence, every_chunk=every_chunk)
     return evidence.cost(first_parts(units, groups))
 
@@ -43,7 +43,7 @@ def explain(
         every_chunk: each chunk is left out by itself, also of a long text
     """
     evidence.begin()
-    ledger, places, units = Ledger(evidence, exclusively), chunk_places(question), _units(question)
+    ledger, places, units = Ledger(evidence, exclusively), chunk_places(question), whole_chunks(question.chunks)
     groups = chunk_groups(units, [_documents(of) for of in places], evidence, every_chunk=every_chunk)
     search = GroupSearch(units, groups, ledger)
     support = find_support(units, NOTHING, search, ledger.losses)
@@ -160,10 +160,6 @@ def _joined_role(of_chunk: Role, of_sentence: Role) -> Role:
 def _with_role(source: Source, needed: bool) -> Source:
     role: Role = "redundant" if source.role == "redundant" else "needed" if needed else "sole"
     return replace(source, role=role)
-
-
-def _units(question: TokenizedQuestion) -> list[Passage]:
-    return [_whole(question, chunk) for chunk in range(len(question.chunks))]
 
 
 def _whole(question: TokenizedQuestion, chunk: int) -> Passage:

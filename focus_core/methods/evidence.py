@@ -19,6 +19,7 @@ from typing import Protocol, TypeVar
 from torch import Tensor
 
 from focus_core.cache.chunks import ChunkSet
+from focus_core.text.chunking import Chunk
 from focus_core.text.documents import TokenIds
 
 
@@ -29,6 +30,11 @@ class Passage:
     chunk: int
     start: int
     stop: int
+
+
+def whole_chunks(chunks: Sequence[Chunk]) -> list[Passage]:
+    """Each of these chunks as a passage."""
+    return [Passage(number, 0, len(chunk.token_ids)) for number, chunk in enumerate(chunks)]
 
 
 LeftOut = frozenset[Passage]  # what is left out together; nothing, if it is empty

@@ -15,7 +15,7 @@ from focus_core.engine.ledger import Ledger
 from focus_core.engine.source_page import source_page
 from focus_core.engine.sources import Explanation
 from focus_core.engine.support import Support, find_support
-from focus_core.methods.evidence import NOTHING, Cost, LeftOut, Passage
+from focus_core.methods.evidence import NOTHING, Cost, LeftOut, Passage, whole_chunks
 from tests.engines import QUESTION, make_engine
 
 CHUNKS, TOKENS, LOCAL = 100, 14, 32
@@ -195,7 +195,7 @@ def test_groups_of_an_answer_are_those_chunks_left_out(engine: FocusEngine) -> N
     assert not each.groups
     question = engine._question_of(answer)
     evidence = engine._evidence(answer, question, lambda: engine._chunks_again(answer.plan))  # type: ignore[arg-type]
-    whole = [Passage(number, 0, len(chunk.token_ids)) for number, chunk in enumerate(question.chunks)]
+    whole = whole_chunks(question.chunks)
     parts = [frozenset(whole[chunk] for chunk in group.chunks) for group in found.groups]
     nothing, *without = evidence.log_probs([NOTHING, *parts])
     for group, log_probs in zip(found.groups, without, strict=True):
