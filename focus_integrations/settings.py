@@ -49,7 +49,7 @@ _ONLY_ENGINE = {"report", "on_reading", "stop", "live_evidence"}
 PER_CALL = tuple(_RENAMED.get(name, name) for name in Options.__annotations__ if name not in _ONLY_ENGINE)
 _CONFIG = (
     *("chunk_size", "local_window", "dynamic_prompt", "parallel_chunks", "layout", "boundaries", "pack"),
-    *("shortlist", "select_tokens", "select_top_p", "experts", "mixing", "kv_dtype"),
+    *("plain_up_to", "focus_up_to", "shortlist", "select_tokens", "select_top_p", "experts", "mixing", "kv_dtype"),
 )
 _STORE = ("store", "store_limit")
 # An engine that is given has these already.
@@ -110,6 +110,10 @@ class FocusSettings(BaseModel):
     """"paragraph": chunks end at a paragraph if they can; "tokens": all are equally long."""
     pack: bool | None = None
     """Small documents share a chunk."""
+    plain_up_to: int | None = None
+    """Tokens of documents and question that the plain model reads; by default what fits the window."""
+    focus_up_to: int | None = None
+    """Chunks of a text that FocusLLM reads where there is an adapter, and "select" one of more; by default all."""
     shortlist: int | None = None
     """Chunks that methods "select" and "experts" read, those that share most words with the question: by default 32;
     0 means all."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from focus_core import FocusEngine
+from focus_core import FocusConfig, FocusEngine
 from focus_core.errors import ConfigError
 from focus_integrations.langchain import ChatFocusLLM
 from focus_integrations.langchain import FocusLLM as LangChainLLM
@@ -77,6 +78,19 @@ def test_a_size_that_is_changed_after_use_takes_effect(
     assert (engine.config.chunk_size, wrapper.engine.config.chunk_size) == (64, 24)
     wrapper.chunk_size = None
     assert wrapper.engine is engine
+
+
+def test_every_setting_of_the_method_is_one_of_the_wrapper(wrapper_class: Any) -> None:
+    """But two of the authors' rules and of the model's, which an engine of one's own may have."""
+    names = {field.name for field in fields(FocusConfig)}
+    assert names - set(wrapper_class.model_fields) == {"bos_per_chunk", "window"}
+
+
+@pytest.mark.parametrize("name", ["plain_up_to", "focus_up_to"])
+def test_up_to_where_a_method_reads_reaches_the_engine(
+    wrapper_class: Any, tiny_settings: dict[str, Any], name: str
+) -> None:
+    assert getattr(wrapper_class(**tiny_settings, **{name: 70}).engine.config, name) == 70
 
 
 def test_how_chunks_are_kept_takes_effect_when_it_is_changed_after_use(
