@@ -44,7 +44,7 @@ def _slow(path: Path) -> Any:
 
 @needs_embedded
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("path", map(_slow, PAGES))
+@pytest.mark.parametrize("path", [*map(_slow, PAGES)])
 def test_python_runs(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -117,7 +117,7 @@ def _with_ranks(quick: tuple[str, ...]) -> Iterator[Any]:
         yield pytest.param(family, 4, id=f"{family}-low_rank", marks=marks)
 
 
-@pytest.mark.parametrize(("family", "rank"), _with_ranks(("llama", "llama_bias", "gemma2", "phi3")))
+@pytest.mark.parametrize(("family", "rank"), [*_with_ranks(("llama", "llama_bias", "gemma2", "phi3"))])
 def test_equals_the_oracle(family: str, rank: int | None) -> None:
     """A family's attention, rotary embedding or cache would be used in another way than the family's own code does."""
     model = build(family)
