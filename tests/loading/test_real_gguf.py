@@ -36,7 +36,7 @@ def test_smollm2_answers() -> None:
 
 
 @needs_model("gemma3")
-@pytest.mark.long
+@pytest.mark.slow
 def test_gemma_continues() -> None:
     """A base model without a chat template, whose file holds no merges: they follow from the order of its tokens."""
     engine = engine_of("gemma3")
