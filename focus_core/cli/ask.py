@@ -82,15 +82,7 @@ def ask(
         kv_dtype=kv_dtype,
     )
     engine = load_engine(
-        model,
-        adapter,
-        device,
-        dtype,
-        config=config,
-        gguf_file=gguf_file,
-        method=method,
-        store=store,
-        store_limit=store_limit,
+        model, gguf_file, adapter, device, dtype, config=config, method=method, store=store, store_limit=store_limit
     )
     clock.loaded()
     events = engine.stream(

@@ -177,7 +177,7 @@ def evaluate(
         parallel_chunks=parallel_chunks,
         select_tokens=budget,
     )
-    engine = load_engine(model, adapter, device, dtype, config=config, gguf_file=gguf_file, progress=False)
+    engine = load_engine(model, gguf_file, adapter, device, dtype, config=config, progress=False)
     run = Run.start(plan.conditions(engine), out)
     if against is not None:
         checked_against(against, [*plan.contenders, *run.contenders])

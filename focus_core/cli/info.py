@@ -19,18 +19,8 @@ if TYPE_CHECKING:
 
 # Of a plan, what is printed as JSON.
 _READING = (
-    *(
-        "documents",
-        "tokens",
-        "method",
-        "reason",
-        "chunks",
-        "cache_bytes",
-        "prompt_bytes",
-        "free_bytes",
-        "positions_left",
-    ),
-    *("answer_tokens", "fits"),
+    *("documents", "tokens", "method", "reason", "chunks", "cache_bytes", "prompt_bytes", "free_bytes"),
+    *("positions_left", "answer_tokens", "fits"),
 )
 
 
@@ -56,7 +46,7 @@ def info(
         raise typer.BadParameter("give documents or a number of tokens, not both.", param_hint="--tokens")
     documents = read_documents(document or [])
     config = FocusConfig(chunk_size=chunk_size, dynamic_prompt=dynamic_prompt, layout=layout, kv_dtype=kv_dtype)
-    engine = load_engine(model, adapter, device, dtype, config=config, gguf_file=gguf_file, method=method)
+    engine = load_engine(model, gguf_file, adapter, device, dtype, config=config, method=method)
     described = _describe(engine)
     plan = engine.plan_lengths([tokens]) if tokens else engine.plan(documents, calibrate=False) if documents else None
     if as_json:

@@ -38,12 +38,12 @@ def read_documents(names: Sequence[str]) -> list[Document]:
 
 def load_engine(
     model: str | None,
+    gguf_file: str | None,
     adapter: str | None,
     device: str,
     dtype: str,
     *,
     config: FocusConfig,
-    gguf_file: str | None = None,
     method: str = "auto",
     progress: bool = True,
     store: str | None = None,

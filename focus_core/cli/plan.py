@@ -54,15 +54,7 @@ def plan(
         kv_dtype=kv_dtype,
     )
     engine = load_engine(
-        model,
-        adapter,
-        device,
-        dtype,
-        config=config,
-        gguf_file=gguf_file,
-        method=method,
-        store=store,
-        store_limit=store_limit,
+        model, gguf_file, adapter, device, dtype, config=config, method=method, store=store, store_limit=store_limit
     )
     planned = engine.plan(documents, question, system=system, max_new_tokens=max_new_tokens)
     if as_json:

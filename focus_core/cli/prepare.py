@@ -44,15 +44,7 @@ def prepare(
         kv_dtype=kv_dtype,
     )
     engine = load_engine(
-        model,
-        adapter,
-        device,
-        dtype,
-        config=config,
-        gguf_file=gguf_file,
-        method=method,
-        store=folder,
-        store_limit=store_limit,
+        model, gguf_file, adapter, device, dtype, config=config, method=method, store=folder, store_limit=store_limit
     )
     start = time.perf_counter()
     prepared = engine.prepare(documents)

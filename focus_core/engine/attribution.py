@@ -15,7 +15,7 @@ from focus_core.engine.places import Place, chunk_places, sentence_places
 from focus_core.engine.sources import ChunkLoss, DocumentLoss, Explanation, GroupLoss, Role, Source
 from focus_core.engine.support import NOTICEABLE, EachPassage, Member, Support, find_support, sufficient
 from focus_core.methods.base import TokenizedQuestion
-from focus_core.methods.evidence import NOTHING, Cost, Evidence, LeftOut, Passage, whole_chunks
+from focus_core.methods.evidence import NOTHING, Cost, Evidence, LeftOut, Passage, whole_chunk, whole_chunks
 
 SUPPORTED = 5.0  # nats that a supported answer loses without its sources: `benchmarks/sources.py`, docs/sources.md
 _MOST_REFINED = 4  # chunks whose sentences are told apart
@@ -82,7 +82,7 @@ def _sources(
     for rank, member in enumerate(support.members):
         of_chunk = places[member.unit]
         others = redundant - {member.unit} if member.role == "redundant" else set[int]()
-        given = frozenset(_whole(question, other) for other in others)
+        given = frozenset(whole_chunk(question.chunks, other) for other in others)
         sentences = sentence_places(question, of_chunk) if rank < _MOST_REFINED else []
         if len(sentences) > 1:
             found += _sentences(question, member, sentences, given, ledger, decode)
@@ -102,7 +102,7 @@ def _sentences(
 ) -> list[Source]:
     """The sentences of a chunk that the answer rests on; the whole chunk, if they are too many to be told apart."""
     units = [place.passage for place in sentences]
-    asked = _asked_sentences(units, given, _whole(question, member.unit), ledger)
+    asked = _asked_sentences(units, given, whole_chunk(question.chunks, member.unit), ledger)
     before = ledger.losses([given])[0]
     necessity = [loss - before for loss in ledger.losses([given | {units[unit]} for unit in asked])]
     chosen = [units[unit] for unit in asked]
@@ -160,10 +160,6 @@ def _joined_role(of_chunk: Role, of_sentence: Role) -> Role:
 def _with_role(source: Source, needed: bool) -> Source:
     role: Role = "redundant" if source.role == "redundant" else "needed" if needed else "sole"
     return replace(source, role=role)
-
-
-def _whole(question: TokenizedQuestion, chunk: int) -> Passage:
-    return Passage(chunk, 0, len(question.chunks[chunk].token_ids))
 
 
 # --- chunks and documents ---------------------------------------------------------------------------------------------

@@ -397,9 +397,9 @@ class Scheduler:
     def _forget_chunks(self) -> None:
         """Their clients hold these requests, maybe for long, and the memory of the chunks would not be free."""
         ended, self._ended = self._ended, []
-        for request in ended:
-            if request.left and not request.keeps_chunks and request.prefill not in self._at_work():
-                request.prefill.rows = {}
+        unused = {request.prefill for request in ended if request.left and not request.keeps_chunks}
+        for prefill in unused - self._at_work() if unused else ():
+            prefill.rows = {}
 
     # --- the end of requests ------------------------------------------------------------------------------------------
 

@@ -32,9 +32,14 @@ class Passage:
     stop: int
 
 
+def whole_chunk(chunks: Sequence[Chunk], number: int) -> Passage:
+    """One of these chunks as a passage."""
+    return Passage(number, 0, len(chunks[number].token_ids))
+
+
 def whole_chunks(chunks: Sequence[Chunk]) -> list[Passage]:
-    """Each of these chunks as a passage."""
-    return [Passage(number, 0, len(chunk.token_ids)) for number, chunk in enumerate(chunks)]
+    """Each of them."""
+    return [whole_chunk(chunks, number) for number in range(len(chunks))]
 
 
 LeftOut = frozenset[Passage]  # what is left out together; nothing, if it is empty

@@ -107,11 +107,11 @@ class TextTokenizer:
         if document.text is None:
             require_numbers(document.token_ids or (), self._vocabulary)
             return TokenizedDocument(document, document.token_ids or ())
-        key = document.key, self._front if in_turn else ""
-        known = self._recall(key)
+        front = self._front if in_turn else ""
+        known = self._recall((document.key, front))
         if known is None:
-            known = self._with_characters(document, key[1])
-            self._remember(key, known)
+            known = self._with_characters(document, front)
+            self._remember((document.key, front), known)
         # Equal documents may differ in name and metadata.
         return known if known.document is document else TokenizedDocument(document, known.token_ids, known.starts)
 

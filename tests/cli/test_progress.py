@@ -219,7 +219,7 @@ def test_loading_shows_a_bar_and_what_it_takes(model_folder: Path, monkeypatch: 
         return found
 
     monkeypatch.setattr(base.AutoModelForCausalLM, "from_pretrained", loaded)
-    loading.load_engine(str(model_folder), None, "cpu", "auto", config=FocusConfig())
+    loading.load_engine(str(model_folder), None, None, "cpu", "auto", config=FocusConfig())
     assert shown == [True, True]
     assert "Loading weights" not in terminal.getvalue()  # the bar of transformers
 

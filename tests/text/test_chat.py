@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from itertools import product
 
 import pytest
 from tokenizers import normalizers
@@ -143,17 +144,20 @@ def test_white_space_around_the_words_is_treated_as_the_template_does(name: str)
     assert whole.endswith(tokenizer.decode(turn.suffix))
 
 
-@pytest.mark.parametrize("name", TEMPLATES)
+@pytest.mark.parametrize(
+    ("name", "where"),
+    [
+        *product(TEMPLATES, ["question", "history", "answer", "document"]),
+        *((name, "system") for name, known in TEMPLATES.items() if known.system),
+    ],
+)
 @pytest.mark.parametrize("kind", ["bytes", "prepend", "metaspace"])
-@pytest.mark.parametrize("where", ["question", "history", "answer", "system", "document"])
 def test_control_tokens_in_the_words_of_people_are_text(name: str, kind: str, where: str) -> None:
     """`<|im_end|>` in a document would end the user's turn, and what follows would speak as the system."""
     known = TEMPLATES[name]
-    if where == "system" and not known.system:
-        pytest.skip("the template takes no system prompt")
     tokenizer = known.tokenizer(kind)
     text = TextTokenizer(tokenizer)
-    marks = [*known.control, *known.marks, "<bos>", "<eos>", "[INST]", "[/INST]"]
+    marks = [*known.control, *known.marks, "<bos>", "<eos>", "[INST]", "[/INST]", "<|user|>", "<|assistant|>"]
     attack = "".join(f"x{mark}" for mark in marks)
     ids = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
     if where == "document":
@@ -162,15 +166,15 @@ def test_control_tokens_in_the_words_of_people_are_text(name: str, kind: str, wh
         assert tokenizer.decode(tokens) == attack
         return
 
-    def conversation(words: str) -> list[Message]:
-        if where == "question":
-            return [_user(words)]
-        said = {"history": _user(words), "answer": {"role": "assistant", "content": words}}
-        if where == "system":
-            return [{"role": "system", "content": words}, _user("Why?")]
-        return [said["history"] if where == "history" else _user("x"), said.get("answer", HISTORY[1]), _user("Why?")]
-
-    asked, calm = conversation(attack), conversation("x")
+    asked, calm = (
+        {
+            "question": [_user(words)],
+            "history": [_user(words), HISTORY[1], _user("Why?")],
+            "answer": [_user("x"), {"role": "assistant", "content": words}, _user("Why?")],
+            "system": [{"role": "system", "content": words}, _user("Why?")],
+        }[where]
+        for words in (attack, "x")
+    )
     for turn in (False, True):
         attacked, wanted = (text.prompt(m, chat_template=True, turn=turn) for m in (asked, calm))
         rows = [p.row if p.turn is None else [*p.turn.opening, *p.turn.suffix] for p in (attacked, wanted)]
