@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from torch import Tensor
+
 from focus_core.engine.groups import GroupSearch, chunk_groups, first_parts
-from focus_core.engine.ledger import Exclusively, Ledger, decisive
+from focus_core.engine.ledger import Exclusively, Ledger, decisive, lost
 from focus_core.engine.places import Place, chunk_places, sentence_places
 from focus_core.engine.sources import ChunkLoss, DocumentLoss, Explanation, GroupLoss, Role, Source
 from focus_core.engine.support import NOTICEABLE, EachPassage, Member, Support, find_support, sufficient
@@ -32,7 +34,13 @@ def first_cost(question: TokenizedQuestion, evidence: Evidence, *, every_chunk: 
 
 
 def explain(
-    question: TokenizedQuestion, evidence: Evidence, decode: Decode, exclusively: Exclusively, *, every_chunk: bool
+    question: TokenizedQuestion,
+    evidence: Evidence,
+    decode: Decode,
+    exclusively: Exclusively,
+    *,
+    every_chunk: bool,
+    sentences: bool,
 ) -> Explanation:
     """What an answer owes to its documents.
 
@@ -41,19 +49,20 @@ def explain(
         decode: tokens to text
         exclusively: runs passes of the model
         every_chunk: each chunk is left out by itself, also of a long text
+        sentences: those of the best chunks are told apart
     """
     evidence.begin()
     ledger, places, units = Ledger(evidence, exclusively), chunk_places(question), whole_chunks(question.chunks)
     groups = chunk_groups(units, [_documents(of) for of in places], evidence, every_chunk=every_chunk)
     search = GroupSearch(units, groups, ledger)
-    support = find_support(units, NOTHING, search, ledger.losses)
+    support = find_support(units, NOTHING, search, ledger.token_losses)
     together = [
         GroupLoss(chunks, float(losses.sum()), tuple(losses.tolist())) for chunks, losses in search.left_together()
     ]
     chunks = _chunk_losses(units, places, together, ledger)
     (without,) = ledger.token_losses([frozenset(units)])
     cost_of_chunks = ledger.cost
-    sources = _sources(question, support, places, ledger, decode)
+    sources = _sources(question, support, places, ledger, decode, refined=_MOST_REFINED if sentences else 0)
     return Explanation(
         sources=tuple(sorted(sources, key=lambda source: -source.score)),
         supported=support.loss >= SUPPORTED,
@@ -73,8 +82,17 @@ def explain(
 
 
 def _sources(
-    question: TokenizedQuestion, support: Support, places: Sequence[Sequence[Place]], ledger: Ledger, decode: Decode
+    question: TokenizedQuestion,
+    support: Support,
+    places: Sequence[Sequence[Place]],
+    ledger: Ledger,
+    decode: Decode,
+    *,
+    refined: int,
 ) -> list[Source]:
+    """Args:
+    refined: chunks whose sentences are told apart, the best first
+    """
     if support.loss < NOTICEABLE:
         return []
     found = list[Source]()
@@ -83,56 +101,57 @@ def _sources(
         of_chunk = places[member.unit]
         others = redundant - {member.unit} if member.role == "redundant" else set[int]()
         given = frozenset(whole_chunk(question.chunks, other) for other in others)
-        sentences = sentence_places(question, of_chunk) if rank < _MOST_REFINED else []
-        if len(sentences) > 1:
-            found += _sentences(question, member, sentences, given, ledger, decode)
+        parts = sentence_places(question, of_chunk) if rank < refined else of_chunk
+        if len(parts) > 1:
+            found += _parts(question, member, parts, given, ledger, decode)
         elif member.score >= NOTICEABLE:
             found.append(_source(question, of_chunk[0], member.score, member.role, decode))
     needed = sum(source.role != "redundant" for source in found) > 1
     return [_with_role(source, needed) for source in found]
 
 
-def _sentences(
+def _parts(
     question: TokenizedQuestion,
     member: Member,
-    sentences: Sequence[Place],
+    parts: Sequence[Place],
     given: LeftOut,
     ledger: Ledger,
     decode: Decode,
 ) -> list[Source]:
-    """The sentences of a chunk that the answer rests on; the whole chunk, if they are too many to be told apart."""
-    units = [place.passage for place in sentences]
-    asked = _asked_sentences(units, given, whole_chunk(question.chunks, member.unit), ledger)
-    before = ledger.losses([given])[0]
-    necessity = [loss - before for loss in ledger.losses([given | {units[unit]} for unit in asked])]
+    """The sentences or documents of a chunk that the answer rests on; all of it, if they cannot be told apart."""
+    units = [place.passage for place in parts]
+    asked = _asked_parts(units, given, whole_chunk(question.chunks, member.unit), ledger)
+    before = ledger.token_losses([given])[0]
+    necessity = [lost(loss, before) for loss in ledger.token_losses([given | {units[unit]} for unit in asked])]
     chosen = [units[unit] for unit in asked]
-    support = find_support(chosen, given, EachPassage(chosen, given, necessity, ledger.losses), ledger.losses)
+    search = EachPassage(chosen, given, necessity, ledger.token_losses)
+    support = find_support(chosen, given, search, ledger.token_losses)
     found = [
-        _source(question, sentences[asked[one.unit]], one.score, _joined_role(member.role, one.role), decode)
+        _source(question, parts[asked[one.unit]], one.score, _joined_role(member.role, one.role), decode)
         for one in support.members
         if one.score >= NOTICEABLE
     ]
-    whole = min(sentences, key=lambda place: place.passage.start)
-    return found or [_source(question, whole, member.score, member.role, decode, until=sentences[-1])]
+    whole = min(parts, key=lambda place: place.passage.start)
+    return found or [_source(question, whole, member.score, member.role, decode, until=parts[-1])]
 
 
-def _asked_sentences(units: Sequence[Passage], given: LeftOut, whole: Passage, ledger: Ledger) -> list[int]:
-    """The sentences that may matter, by those tokens of the answer that the chunk decides: others cost and say little.
+def _asked_parts(units: Sequence[Passage], given: LeftOut, whole: Passage, ledger: Ledger) -> list[int]:
+    """The parts of a chunk that may matter, by those tokens of the answer that the chunk decides: others cost and say little.
 
     A chunk of one sentence is read quickly, a chunk without one is not: the sufficient ones are looked for first.
     """
     with_it, without = ledger.token_losses([given, given | {whole}])
     tokens = decisive(without - with_it)
 
-    def screened(left_out: Sequence[LeftOut]) -> list[float]:
+    def screened(left_out: Sequence[LeftOut]) -> list[Tensor]:
         return ledger.screened(left_out, tokens)
 
     before, without_all = screened([given, given | {whole}])
     alone = sufficient(units, given, without_all, without_all - before, screened, range(len(units)))
     if alone:
         return alone
-    losses = screened([given | {unit} for unit in units])
-    noticed = [unit for unit, loss in enumerate(losses) if loss - before >= NOTICEABLE / 2]
+    losses = [lost(loss, before) for loss in screened([given | {unit} for unit in units])]
+    noticed = [unit for unit, loss in enumerate(losses) if loss >= NOTICEABLE / 2]
     return noticed or [max(range(len(units)), key=lambda unit: losses[unit])]
 
 
@@ -153,8 +172,8 @@ def _source(
     )
 
 
-def _joined_role(of_chunk: Role, of_sentence: Role) -> Role:
-    return "redundant" if "redundant" in (of_chunk, of_sentence) else of_sentence
+def _joined_role(of_chunk: Role, of_part: Role) -> Role:
+    return "redundant" if "redundant" in (of_chunk, of_part) else of_part
 
 
 def _with_role(source: Source, needed: bool) -> Source:

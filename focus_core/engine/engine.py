@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any, Unpack, cast, overload
@@ -274,7 +275,7 @@ class FocusEngine:
 
     # --- sources ------------------------------------------------------------------------------------------------------
 
-    def explain(self, answer: Answer | Finished, *, every_chunk: bool = False) -> Explanation:
+    def explain(self, answer: Answer | Finished, *, every_chunk: bool = False, sentences: bool = True) -> Explanation:
         """Which passages an answer of this engine rests on: its log-probability again, without parts of the text.
 
         What leaving a part out means for each method: docs/sources.md. Chunks that have been evicted since are read
@@ -283,6 +284,7 @@ class FocusEngine:
         Args:
             every_chunk: each chunk is left out by itself. Otherwise the chunks of a long text are left out in groups,
                 and those that were left out only together with others have the loss of their group
+            sentences: the sentences of the best chunks are told apart, for most of the cost; if not, sources are chunks
 
         Raises:
             ConfigError: the answer was not made by this model, or its method has no sources
@@ -291,7 +293,8 @@ class FocusEngine:
         found = answer.explanation
         if found is not None and not (every_chunk and found.groups):
             return found
-        return self._explain(answer, lambda: self._chunks_again(self._plan_of(answer)), every_chunk=every_chunk)
+        chunks = partial(self._chunks_again, self._plan_of(answer))
+        return self._explain(answer, chunks, every_chunk=every_chunk, sentences=sentences)
 
     def log_probs(self, answer: Answer | Finished, text: str) -> list[float]:
         """Log-probability, in nats, of each token of `text`, said in place of an answer of this engine.
@@ -324,13 +327,15 @@ class FocusEngine:
         evidence = self._evidence(answer, question, lambda: ChunkSet.of([]))
         return first_cost(question, evidence, every_chunk=every_chunk)
 
-    def _explain(self, answer: Answer | Finished, chunks: ReadChunks, *, every_chunk: bool = False) -> Explanation:
+    def _explain(
+        self, answer: Answer | Finished, chunks: ReadChunks, *, every_chunk: bool = False, sentences: bool = True
+    ) -> Explanation:
         question = self._question_of(answer)
         if not question.chunks:
             return Explanation()
         evidence = self._evidence(answer, question, chunks)
         decode, exclusively = self.shared.tokenizer.decode, self.shared.scheduler.run
-        return explain(question, evidence, decode, exclusively, every_chunk=every_chunk)
+        return explain(question, evidence, decode, exclusively, every_chunk=every_chunk, sentences=sentences)
 
     def _evidence(self, answer: Answer | Finished, question: TokenizedQuestion, chunks: ReadChunks) -> Evidence:
         return self._plan_of(answer).method.evidence(question, answer.chunk_scores, chunks)

@@ -16,8 +16,8 @@ from math import ceil, sqrt
 
 from torch import Tensor
 
-from focus_core.engine.ledger import Ledger, decisive
-from focus_core.engine.support import NOTICEABLE, nearly_any, sufficient
+from focus_core.engine.ledger import Ledger, decisive, lost
+from focus_core.engine.support import NOTICEABLE, nearly_any, restored, sufficient
 from focus_core.methods.evidence import NOTHING, Evidence, LeftOut, Passage
 
 EACH = 24  # chunks that are left out one by one: as many tokens as the groups of a hundred take (docs/sources.md)
@@ -82,30 +82,29 @@ class GroupSearch:
     ledger: Ledger
 
     def necessity(self) -> dict[int, float]:
-        """What the answer loses without each chunk that may be necessary."""
+        """What the answer's tokens lose without each chunk that may be necessary."""
         found = list[int]()
         for group, losses in zip(self.groups, self._of_groups(), strict=True):
-            # What some tokens gain does not count: another chunk of the group may be what they gain from.
-            if len(group) == 1 or float(losses.clamp(min=0).sum()) >= NOTICEABLE:
+            if len(group) == 1 or lost(losses) >= NOTICEABLE:
                 found += _halved([group], self._lost_by(losses), NOTICEABLE / 2)
-        return dict(zip(found, self.ledger.losses([_part(self.units, (chunk,)) for chunk in found]), strict=True))
+        return {chunk: lost(losses) for chunk, losses in zip(found, self._of_chunks(found), strict=True)}
 
     def best(self) -> int:
         """The chunk to which the group with the highest loss leads, and the half with the highest, and so on."""
         losses = self._of_groups()
-        highest = max(range(len(self.groups)), key=lambda number: float(losses[number].sum()))
+        highest = max(range(len(self.groups)), key=lambda number: lost(losses[number]))
         group, lost_by = self.groups[highest], self._lost_by(losses[highest])
         while len(group) > 1:
             halves = _halves(group)
             group = max(zip(lost_by(halves), halves, strict=True))[1]
         return group[0]
 
-    def alone(self, without_all: float, whole: float) -> list[int]:
+    def alone(self, without_all: Tensor, whole: Tensor) -> list[int]:
         """The chunks that support the answer by themselves; none, if nearly any chunk would do."""
         asked: Sequence[int] = range(len(self.units))
-        if whole >= NOTICEABLE and len(self.groups) < len(self.units):
+        if lost(whole) >= NOTICEABLE and len(self.groups) < len(self.units):
             asked = self._restoring()
-        return sufficient(self.units, NOTHING, without_all, whole, self.ledger.losses, asked)
+        return sufficient(self.units, NOTHING, without_all, whole, self.ledger.token_losses, asked)
 
     def left_together(self) -> list[tuple[Group, Tensor]]:
         """Chunks whose own losses are not known, in their groups, with what each token loses without all of these."""
@@ -122,10 +121,14 @@ class GroupSearch:
         """What each token loses without each group."""
         return self.ledger.token_losses(first_parts(self.units, self.groups))[1:-1]
 
+    def _of_chunks(self, chunks: Sequence[int]) -> list[Tensor]:
+        """What each token loses without each chunk."""
+        return self.ledger.token_losses([_part(self.units, (chunk,)) for chunk in chunks])
+
     def _lost_by(self, losses: Tensor) -> Values:
-        """Losses without parts of a group, of those tokens that lose most without it."""
+        """What is lost without parts of a group, of those tokens that lose most without it."""
         tokens = decisive(losses)
-        return lambda parts: self.ledger.screened([_part(self.units, part) for part in parts], tokens)
+        return lambda parts: [lost(one) for one in self.ledger.screened([_part(self.units, p) for p in parts], tokens)]
 
     def _restoring(self) -> Sequence[int]:
         """Chunks that may support the answer by themselves."""
@@ -134,18 +137,18 @@ class GroupSearch:
         tokens = decisive(losses)
         (without_all,) = self.ledger.screened([everything], tokens)
 
-        def restored(parts: Sequence[Group]) -> list[float]:
+        def restored_by(parts: Sequence[Group]) -> list[float]:
             left_out = [everything - _part(self.units, part) for part in parts]
-            return [without_all - loss for loss in self.ledger.screened(left_out, tokens)]
+            return [restored(without_all - loss, without_all) for loss in self.ledger.screened(left_out, tokens)]
 
-        least = _RESTORED * without_all
-        groups = [group for group, value in zip(self.groups, restored(self.groups), strict=True) if value >= least]
+        least = _RESTORED * lost(without_all)
+        groups = [group for group, value in zip(self.groups, restored_by(self.groups), strict=True) if value >= least]
         if nearly_any(len(groups), len(self.groups)):
             # Either any text restores as much, or groups hold several chunks that say the same: one of each tells.
-            drawn = restored([(group[len(group) // 2],) for group in groups])
+            drawn = restored_by([(group[len(group) // 2],) for group in groups])
             if nearly_any(sum(value >= least for value in drawn), len(drawn)):
                 return []
-        return _halved(groups, restored, least)
+        return _halved(groups, restored_by, least)
 
 
 def _halved(groups: Sequence[Group], values: Values, least: float) -> list[int]:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from focus_core.methods.evidence import NO_COST, NOTHING, Cost, Evidence, LeftOut
 
+NOISE = 0.1  # nats; a token that loses less does not count: rounding in bfloat16 takes as much from an unsure one
 _DECISIVE = 0.9  # of what the answer loses without a part: the tokens that hold it tell smaller parts apart
 
 Exclusively = Callable[[Callable[[], Tensor]], Tensor]  # runs passes of the model while no other step runs
@@ -26,7 +27,7 @@ class Ledger:
     exclusively: Exclusively
     cost: Cost = NO_COST
     _known: dict[LeftOut, Tensor] = field(default_factory=dict)
-    _screened: dict[tuple[LeftOut, tuple[int, ...]], float] = field(default_factory=dict)
+    _screened: dict[tuple[LeftOut, tuple[int, ...]], Tensor] = field(default_factory=dict)
 
     def token_losses(self, left_out: Sequence[LeftOut]) -> list[Tensor]:
         """Of each token of the answer, without each of these."""
@@ -38,22 +39,22 @@ class Ledger:
         return [self._known[NOTHING] - self._known[one] for one in left_out]
 
     def losses(self, left_out: Sequence[LeftOut]) -> list[float]:
-        """Of the whole answer."""
+        """Of the whole answer: what its log-probability loses."""
         return [float(loss.sum()) for loss in self.token_losses(left_out)]
 
-    def screened(self, left_out: Sequence[LeftOut], tokens: tuple[int, ...]) -> list[float]:
-        """Of some tokens of the answer together."""
+    def screened(self, left_out: Sequence[LeftOut], tokens: tuple[int, ...]) -> list[Tensor]:
+        """Of some tokens of the answer."""
         new = [one for one in dict.fromkeys(left_out) if one not in self._known and (one, tokens) not in self._screened]
         if new:
             self.cost += self.evidence.cost(new, tokens)
-            found = self.exclusively(lambda: self.evidence.log_probs(new, tokens)).sum(-1).tolist()
-            self._screened |= {(one, tokens): value for one, value in zip(new, found, strict=True)}
+            found = self.exclusively(lambda: self.evidence.log_probs(new, tokens))
+            self._screened |= {(one, tokens): of_one for one, of_one in zip(new, found, strict=True)}
 
-        def log_prob(one: LeftOut) -> float:
+        def log_probs(one: LeftOut) -> Tensor:
             known = self._known.get(one)
-            return self._screened[one, tokens] if known is None else float(known[list(tokens)].sum())
+            return self._screened[one, tokens] if known is None else known[list(tokens)]
 
-        return [log_prob(NOTHING) - log_prob(one) for one in left_out]
+        return [log_probs(NOTHING) - log_probs(one) for one in left_out]
 
     def knows(self, left_out: LeftOut) -> bool:
         """Whether the losses of all tokens without these are there."""
@@ -66,13 +67,27 @@ class Ledger:
         return self._known[NOTHING]
 
 
+def lost(losses: Tensor, before: Tensor | None = None) -> float:
+    """What those tokens lose that lose, nats. What others gain does not count against it.
+
+    A passage makes its own statement of an answer likely, and another passage's statement less likely: in the sum over
+    the answer one would hide the other. Losses below `NOISE` do not count, which add up in long answers.
+
+    Args:
+        losses: of each token, without something
+        before: of each token, without less than that; by default with everything there
+    """
+    more = losses if before is None else losses - before
+    return float(more[more >= NOISE].sum())
+
+
 def decisive(losses: Tensor) -> tuple[int, ...]:
     """The tokens of an answer that lose most: as few as hold nearly all that is lost."""
     order = losses.argsort(descending=True).tolist()
-    lost, wanted, chosen = 0.0, _DECISIVE * float(losses.clamp(min=0).sum()), list[int]()
+    held, wanted, chosen = 0.0, _DECISIVE * lost(losses), list[int]()
     for token in order:
         chosen.append(token)
-        lost += float(losses[token])
-        if lost >= wanted:
+        held += float(losses[token])
+        if held >= wanted:
             break
     return tuple(sorted(chosen))

@@ -23,8 +23,9 @@ class Source:
         start: first character in the document's text; `None` where characters are not known
         end: the character after the last
         excerpt: the characters from `start` to `end`
-        score: what the answer's log-probability loses (nats) when the passage is left out. Of a redundant passage:
-            when it is left out after the passages that say the same
+        score: what the answer's tokens lose in log-probability (nats) when the passage is left out; what other tokens
+            gain then does not count against it. Of a redundant passage: when it is left out after the passages that
+            say the same
         role: "sole": nothing else supports the answer; "needed": one of several that the answer needs together;
             "redundant": another passage supports the answer by itself too
         chunk: index of the chunk that it stands in
@@ -58,7 +59,8 @@ class ChunkLoss:
         documents: indices of the documents that stand in it
         start: first character in the document's text; `None` where characters are not known, or of several documents
         end: the character after the last
-        loss: of the whole answer, nats; `None` where the chunk was left out only together with others
+        loss: of the whole answer's log-probability, nats: the sum over its tokens, of losses and gains; `None` where
+            the chunk was left out only together with others
         token_losses: of each of its tokens; none without `loss`
         group: of a chunk without `loss`, the index in `Explanation.groups`
     """
@@ -107,7 +109,7 @@ class Explanation:
         sources: the passages that the answer rests on, the one with the highest score first
         supported: whether the text carries the answer: `support` reaches the threshold that was measured
             (docs/sources.md); `None` where nothing can be left out, because there are no documents
-        support: what the answer loses, in nats, when all its sources are left out together
+        support: what the answer's tokens lose, in nats, when all its sources are left out together
         chunks: of all chunks that were read or scored, in order; not of those that a shortlist left out
         groups: of long texts: the chunks that were left out only together
         documents: of the documents that these chunks are of, in order

@@ -1,7 +1,7 @@
 """Which of some passages an answer rests on: those it needs, and those that would do by themselves.
 
-    necessity(u)    loss without u, all others kept
-    sufficiency(u)  what u alone restores of the loss without all of them
+    necessity(u)    what its tokens lose without u, all others kept
+    sufficiency(u)  what u alone restores of what they lose without all of them
 
 Two passages that say the same hide each other: neither is necessary, and each is sufficient. Of two that are both
 needed each is necessary, and neither sufficient. So both are asked; sufficiency only where the necessary ones do not
@@ -14,12 +14,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from torch import Tensor
+
+from focus_core.engine.ledger import lost
 from focus_core.engine.sources import Role
 from focus_core.methods.evidence import LeftOut, Passage
 
-Losses = Callable[[Sequence[LeftOut]], list[float]]  # of the answer without each of these, nats
+TokenLosses = Callable[[Sequence[LeftOut]], list[Tensor]]  # of the answer's tokens without each of these, nats
 
-NOTICEABLE = 1.0  # nats; passages without which an answer loses less are no sources
+NOTICEABLE = 1.0  # nats; passages without which an answer's tokens lose less are no sources
 _EXPLAINED = 0.5  # of the loss without all passages: if the necessary ones explain so much, no other is looked for
 _SUFFICIENT = 0.7  # of the same: what a passage restores that supports the answer by itself
 _COMMON = 0.5  # of the passages: what more of them restore is the form of an answer, which any text gives
@@ -52,9 +55,9 @@ class Search(Protocol):
     """The way in which passages that matter are looked for among many."""
 
     def necessity(self) -> Mapping[int, float]:
-        """What the answer loses without each passage that may be necessary, nats."""
+        """What the answer's tokens lose without each passage that may be necessary, nats."""
 
-    def alone(self, without_all: float, whole: float) -> list[int]:
+    def alone(self, without_all: Tensor, whole: Tensor) -> list[int]:
         """The passages that support the answer by themselves, as `sufficient`."""
 
     def best(self) -> int:
@@ -73,46 +76,59 @@ class EachPassage:
     units: Sequence[Passage]
     given: LeftOut
     losses_without: Sequence[float]
-    losses: Losses
+    losses: TokenLosses
 
     def necessity(self) -> Mapping[int, float]:
         return dict(enumerate(self.losses_without))
 
-    def alone(self, without_all: float, whole: float) -> list[int]:
+    def alone(self, without_all: Tensor, whole: Tensor) -> list[int]:
         return sufficient(self.units, self.given, without_all, whole, self.losses, range(len(self.units)))
 
     def best(self) -> int:
         return max(range(len(self.units)), key=lambda unit: self.losses_without[unit])
 
 
-def find_support(units: Sequence[Passage], given: LeftOut, search: Search, losses: Losses) -> Support:
+def find_support(units: Sequence[Passage], given: LeftOut, search: Search, losses: TokenLosses) -> Support:
     """The support of an answer among some passages.
 
     Args:
         given: what is left out anyway
-        losses: of the answer
+        losses: of the answer's tokens
     """
     needed = [unit for unit, loss in search.necessity().items() if loss >= NOTICEABLE]
     before, without_all = losses([given, given | frozenset(units)])
     whole = without_all - before
-    explained = losses([given | {units[unit] for unit in needed}])[0] - before if needed else 0.0
-    alone = [] if explained >= _EXPLAINED * whole else search.alone(without_all, whole)
+    explained = lost(losses([given | {units[unit] for unit in needed}])[0], before) if needed else 0.0
+    alone = [] if explained >= _EXPLAINED * lost(whole) else search.alone(without_all, whole)
     return _support(units, sorted({*needed, *alone}) or [search.best()], alone, given, losses)
 
 
 def sufficient(
-    units: Sequence[Passage], given: LeftOut, without_all: float, whole: float, losses: Losses, asked: Sequence[int]
+    units: Sequence[Passage],
+    given: LeftOut,
+    without_all: Tensor,
+    whole: Tensor,
+    losses: TokenLosses,
+    asked: Sequence[int],
 ) -> list[int]:
     """The passages that support the answer by themselves; none, if nearly any passage would do.
 
     Args:
+        without_all: losses of the tokens without all passages
+        whole: what these are more than `given` costs
         asked: those that may
     """
-    if whole < NOTICEABLE:
+    if lost(whole) < NOTICEABLE:
         return []
     only = losses([given | (frozenset(units) - {units[unit]}) for unit in asked])
-    found = [unit for unit, loss in zip(asked, only, strict=True) if without_all - loss >= _SUFFICIENT * whole]
+    least = _SUFFICIENT * lost(whole)
+    found = [unit for unit, loss in zip(asked, only, strict=True) if restored(without_all - loss, whole) >= least]
     return [] if nearly_any(len(found), len(units)) else found
+
+
+def restored(gained: Tensor, whole: Tensor) -> float:
+    """What passages give back of what tokens lose without all of them: to each token at most what it had lost."""
+    return float(gained.clamp(min=0).minimum(whole.clamp(min=0)).sum())
 
 
 def nearly_any(found: int, asked: int) -> bool:
@@ -121,7 +137,7 @@ def nearly_any(found: int, asked: int) -> bool:
 
 
 def _support(
-    units: Sequence[Passage], chosen: Sequence[int], alone: Sequence[int], given: LeftOut, losses: Losses
+    units: Sequence[Passage], chosen: Sequence[int], alone: Sequence[int], given: LeftOut, losses: TokenLosses
 ) -> Support:
     """Scores and roles of the passages that were found."""
     together = frozenset(units[unit] for unit in chosen)
@@ -140,11 +156,11 @@ def _support(
     necessity, without, without_both = ([*rest[part * count : (part + 1) * count]] for part in range(3))
     members = list[Member]()
     redundant = [
-        unit in alone and bool(others) and loss - before < _EXPLAINED * (both - other)
+        unit in alone and bool(others) and lost(loss, before) < _EXPLAINED * lost(both, other)
         for unit, others, loss, other, both in zip(chosen, rivals, necessity, without, without_both, strict=True)
     ]
     role: Role = "needed" if redundant.count(False) > 1 else "sole"
     for place, unit in enumerate(chosen):
-        score = without_both[place] - without[place] if redundant[place] else necessity[place] - before
-        members.append(Member(unit, score, "redundant" if redundant[place] else role))
-    return Support(tuple(sorted(members, key=lambda member: -member.score)), joint - before)
+        pair = (without_both[place], without[place]) if redundant[place] else (necessity[place], before)
+        members.append(Member(unit, lost(*pair), "redundant" if redundant[place] else role))
+    return Support(tuple(sorted(members, key=lambda member: -member.score)), lost(joint, before))

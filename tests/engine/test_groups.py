@@ -50,7 +50,7 @@ def _groups(documents: Sequence[tuple[int, ...]] = ((0,),) * CHUNKS) -> list[Gro
 
 def _support(answer: Answer, groups: Sequence[Group]) -> tuple[Support, GroupSearch]:
     search = GroupSearch(UNITS, groups, Ledger(MadeUp(answer), lambda passes: passes()))
-    return find_support(UNITS, NOTHING, search, search.ledger.losses), search
+    return find_support(UNITS, NOTHING, search, search.ledger.token_losses), search
 
 
 def _the_same_as_each(answer: Answer) -> GroupSearch:

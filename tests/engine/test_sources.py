@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import threading
 from typing import Any
 
@@ -13,6 +14,7 @@ from focus_core.engine import attribution
 from focus_core.engine.answers import Answer
 from focus_core.engine.places import chunk_places, sentence_places, with_pieces
 from focus_core.engine.sources import Explanation
+from focus_core.evaluation.facts import filler_sentences, hide
 from focus_core.methods.evidence import NO_COST
 from tests.embedded import FACTS, book, needs_embedded, question_about
 from tests.engines import QUESTION, A, B, make_engine
@@ -65,6 +67,34 @@ def test_prepared_documents_and_batches_have_the_sources_of_cold_ones(
             (s.document, s.start, s.end, s.role) for s in cold.sources
         ]
         assert other.support == pytest.approx(cold.support, abs=1e-4)
+
+
+@needs_embedded
+@pytest.mark.parametrize("method", METHODS)
+def test_without_sentences_sources_are_chunks_and_cost_less(method: str) -> None:
+    rng = random.Random(5)
+    text = hide(FACTS[:1], filler_sentences(rng, 30), rng).text
+    engine = FocusEngine.from_pretrained(progress=False, method=method, chunk_size=96, plain_up_to=10_000)
+    answer = engine.generate(question_about(FACTS[0]), text, max_new_tokens=16)
+    fine, coarse = engine.explain(answer), engine.explain(answer, sentences=False)
+    assert coarse.cost.tokens <= coarse.cost_of_chunks.tokens <= fine.cost_of_chunks.tokens
+    assert coarse.cost.tokens < fine.cost.tokens
+    assert coarse.chunks == fine.chunks and coarse.support == fine.support
+    assert coarse.sources
+    for source in coarse.sources:
+        chunk = coarse.chunks[source.chunk]
+        assert (source.start, source.end) == (chunk.start, chunk.end)
+
+
+@needs_embedded
+def test_without_sentences_documents_that_share_a_chunk_are_told_apart() -> None:
+    engine = FocusEngine.from_pretrained(progress=False, pack=True, method="focus")
+    documents = [f"The {fact.attribute} of {fact.entity} is {fact.value}." for fact in FACTS[:3]]
+    answer = engine.generate(question_about(FACTS[2]), documents, max_new_tokens=16)
+    found = engine.explain(answer, sentences=False)
+    assert len(found.chunks) == 1 and found.chunks[0].documents == (0, 1, 2)
+    assert [source.document for source in found.sources] == [2]
+    assert found.sources[0].excerpt == documents[2]
 
 
 def test_streams_and_batches_carry_sources() -> None:

@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 
 import pytest
 import torch
+from torch import Tensor
 
-from focus_core.engine.ledger import decisive
+from focus_core.engine.ledger import decisive, lost
 from focus_core.engine.support import EachPassage, Support, find_support
 from focus_core.methods.evidence import NOTHING, LeftOut, Passage
 
@@ -15,19 +16,20 @@ UNITS = [Passage(chunk, 0, 10) for chunk in range(5)]
 Left = set[int]  # chunks that are still there
 
 
-def _support(loss: Callable[[Left], float]) -> tuple[Support, list[LeftOut]]:
+def _support(loss: Callable[[Left], float | list[float]]) -> tuple[Support, list[LeftOut]]:
+    """Of an answer of one token, or of several."""
     asked = list[LeftOut]()
 
-    def losses(left_out: Sequence[LeftOut]) -> list[float]:
+    def losses(left_out: Sequence[LeftOut]) -> list[Tensor]:
         asked.extend(left_out)
-        return [loss({unit.chunk for unit in set(UNITS) - one}) for one in left_out]
+        return [torch.tensor(loss({unit.chunk for unit in set(UNITS) - one})).reshape(-1) for one in left_out]
 
-    necessity = losses([frozenset({unit}) for unit in UNITS])
+    necessity = [lost(one) for one in losses([frozenset({unit}) for unit in UNITS])]
     return find_support(UNITS, NOTHING, EachPassage(UNITS, NOTHING, necessity, losses), losses), asked
 
 
 def _found(support: Support) -> dict[int, tuple[float, str]]:
-    return {member.unit: (member.score, member.role) for member in support.members}
+    return {member.unit: (pytest.approx(member.score), member.role) for member in support.members}
 
 
 def test_one_passage_is_the_sole_support() -> None:
@@ -59,10 +61,30 @@ def test_an_answer_from_no_passage_loses_little() -> None:
     """Any of them lets the model go on as it would."""
     support, _ = _support(lambda left: 0.3 * (2 not in left) + (0.0 if left else 4.0))
     assert _found(support) == {2: (0.3, "sole")}
-    assert support.loss == 0.3
+    assert support.loss == pytest.approx(0.3)
     support, _ = _support(lambda left: 0.3 * (2 not in left))
     assert _found(support) == {2: (0.3, "sole")}
-    assert support.loss == 0.3
+    assert support.loss == pytest.approx(0.3)
+
+
+def test_a_passage_that_makes_the_other_statement_less_likely_is_needed_for_its_own() -> None:
+    """Of two facts in one answer: in the sum over both statements its loss would be none."""
+
+    def losses(left: Left) -> list[float]:
+        return [5.0 * (1 not in left) + 0.1 * (3 not in left), 6.0 * (4 not in left) - 7.0 * (1 not in left)]
+
+    support, _ = _support(losses)
+    assert _found(support) == {4: (6.0, "needed"), 1: (5.0, "needed")}
+
+
+def test_what_a_passage_gives_to_tokens_that_lost_nothing_restores_nothing() -> None:
+    """Alone, passage 0 makes a token surer than all passages together do: that replaces none of the two others."""
+
+    def losses(left: Left) -> list[float]:
+        return [0.0 if left & {1, 4} else 9.0, -9.0 * (left == {0})]
+
+    support, _ = _support(losses)
+    assert _found(support) == {1: (9.0, "redundant"), 4: (9.0, "redundant")}
 
 
 # --- tokens that decide -----------------------------------------------------------------------------------------------
