@@ -4,9 +4,9 @@
     python -m benchmarks.sources_reading --data val.jsonl --model smollm2 --method focus --questions 40
     python -m benchmarks.sources_reading … --embedder ~/.cache/focusllm/models/all-minilm-l6-v2
 
-Every section of a story is a document and a chunk. Each question is asked twice: of all sections of its story, and of all
-but the ones in which its answer stands. Of the first answer: is the section without which it loses most one in which the
-answer stands (`loss`)? What the same answer's rivals name:
+Every section of a story is a document and a chunk. Each question is asked twice: of all sections of its story, and of
+all but those in which its answer stands. Is the section without which the first answer loses most one of these (`loss`)?
+Beside it, asked about the same answer:
 
     likelihood     how likely the section makes the question (the score of select; where the method has it)
     attention      how much the answer's tokens draw on it (`live_evidence`; where the method has it)
@@ -14,7 +14,7 @@ answer stands (`loss`)? What the same answer's rivals name:
     minilm         cosine of question and answer with it
 
 `chance` is the share of sections in which the answer stands. An answer is right if it shares at least half of its words
-with a reference (F1) or holds one. `supported` is counted with and without the section; the JSON has the numbers behind.
+with a reference (F1) or holds one. `supported` is counted with the section and without it; the JSON has all numbers.
 """
 
 from __future__ import annotations

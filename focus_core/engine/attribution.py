@@ -136,7 +136,7 @@ def _parts(
 
 
 def _asked_parts(units: Sequence[Passage], given: LeftOut, whole: Passage, ledger: Ledger) -> list[int]:
-    """The parts of a chunk that may matter, by those tokens of the answer that the chunk decides: others cost and say little.
+    """The parts of a chunk that may matter, by those tokens of the answer that it decides: others cost and say little.
 
     A chunk of one sentence is read quickly, a chunk without one is not: the sufficient ones are looked for first.
     """

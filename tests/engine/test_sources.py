@@ -79,7 +79,8 @@ def test_without_sentences_sources_are_chunks_and_cost_less(method: str) -> None
     fine, coarse = engine.explain(answer), engine.explain(answer, sentences=False)
     assert coarse.cost.tokens <= coarse.cost_of_chunks.tokens <= fine.cost_of_chunks.tokens
     assert coarse.cost.tokens < fine.cost.tokens
-    assert coarse.chunks == fine.chunks and coarse.support == fine.support
+    assert coarse.chunks == fine.chunks
+    assert coarse.support == fine.support
     assert coarse.sources
     for source in coarse.sources:
         chunk = coarse.chunks[source.chunk]
@@ -92,7 +93,7 @@ def test_without_sentences_documents_that_share_a_chunk_are_told_apart() -> None
     documents = [f"The {fact.attribute} of {fact.entity} is {fact.value}." for fact in FACTS[:3]]
     answer = engine.generate(question_about(FACTS[2]), documents, max_new_tokens=16)
     found = engine.explain(answer, sentences=False)
-    assert len(found.chunks) == 1 and found.chunks[0].documents == (0, 1, 2)
+    assert [chunk.documents for chunk in found.chunks] == [(0, 1, 2)]
     assert [source.document for source in found.sources] == [2]
     assert found.sources[0].excerpt == documents[2]
 
