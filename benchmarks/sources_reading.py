@@ -5,7 +5,7 @@
     python -m benchmarks.sources_reading … --embedder ~/.cache/focusllm/models/all-minilm-l6-v2
 
 Every section of a story is a document and a chunk. Each question is asked twice: of all sections of its story, and of
-all but those in which its answer stands. Is the section without which the first answer loses most one of these (`loss`)?
+all but those in which its answer stands. `loss`: the section without which the first answer loses most is one of these.
 Beside it, asked about the same answer:
 
     likelihood     how likely the section makes the question (the score of select; where the method has it)

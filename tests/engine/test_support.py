@@ -87,6 +87,12 @@ def test_what_a_passage_gives_to_tokens_that_lost_nothing_restores_nothing() -> 
     assert _found(support) == {1: (9.0, "redundant"), 4: (9.0, "redundant")}
 
 
+def test_small_losses_of_many_tokens_do_not_add_up_to_a_source() -> None:
+    """What rounding takes from the tokens of a long answer."""
+    support, _ = _support(lambda left: [0.05 * (2 not in left)] * 300)
+    assert support.loss == 0
+
+
 # --- tokens that decide -----------------------------------------------------------------------------------------------
 
 
