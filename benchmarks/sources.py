@@ -73,6 +73,7 @@ class Outcome:
         all: every statement is among the sources
         named: their roles are what the condition asks for
         support: nats
+        explained: share
         tokens: that passed the model for the sources
         chunk_tokens: those of them that found the chunks
         steps: `chunk_tokens` in decode steps of FocusLLM, for each token of the answer
@@ -85,6 +86,7 @@ class Outcome:
     named: bool
     supported: bool
     support: float
+    explained: float
     seconds: float
     answer_seconds: float
     tokens: int
@@ -178,6 +180,7 @@ def outcome(condition: str, item: Item, answer: str, found: Explanation) -> dict
         "named": wanted is None or roles == [wanted] * len(item.gold),
         "supported": bool(found.supported),
         "support": found.support,
+        "explained": found.explained,
     }
 
 

@@ -59,22 +59,23 @@ def drawn(records: Sequence[Record], number: int, seed: int) -> list[tuple[Recor
     return [(records[place], question) for place, question in sorted(chosen, key=lambda pair: pair[0])]
 
 
-def ask(engine: FocusEngine, question: str, documents: Sequence[Document]) -> tuple[Finished, list[float] | None]:
-    """The answer, and where the method tells it, how much its tokens draw on each chunk."""
-    shares: list[tuple[float, ...]] = []
+def ask(engine: FocusEngine, question: str, documents: Sequence[Document]) -> tuple[str, Finished, list[float] | None]:
+    """The answer, how it ended, and where the method tells it, how much its tokens draw on each chunk."""
+    text, shares = "", list[tuple[float, ...]]()
     asked = f"{question} {INSTRUCTION}"
     for event in engine.stream(asked, documents, max_new_tokens=NEW_TOKENS, live_evidence=True):
+        text += event.text
         if event.evidence is not None:
             shares += event.evidence.token_shares
         if isinstance(event, Finished):
             finished = event
-    return finished, [fmean(of_chunk) for of_chunk in zip(*shares, strict=True)] if shares else None
+    return text, finished, [fmean(of_chunk) for of_chunk in zip(*shares, strict=True)] if shares else None
 
 
 def measure(engine: FocusEngine, rankers: Mapping[str, Ranker], record: Record, question: RecordedQuestion) -> Outcome:
     sections = [Document(text) for text in record.sections]
     gold = set(question.sections)
-    finished, attention = ask(engine, question.text, sections)
+    answer, finished, attention = ask(engine, question.text, sections)
     found, seconds = explained(engine, finished)
     named = {"loss": _best([lost(torch.tensor(chunk.token_losses)) for chunk in found.chunks])}
     if finished.chunk_scores:
@@ -85,21 +86,23 @@ def measure(engine: FocusEngine, rankers: Mapping[str, Ranker], record: Record, 
     first = {name: sections_of[place] in gold for name, place in named.items()}
     for name, ranker in rankers.items():
         texts = [section.text or "" for section in sections]
-        first[name] = _best(ranker.index(texts).scores(f"{question.text} {finished.text}").tolist()) in gold
-    without, _ = ask(engine, question.text, [one for place, one in enumerate(sections) if place not in gold])
+        first[name] = _best(ranker.index(texts).scores(f"{question.text} {answer}").tolist()) in gold
+    answer_without, without, _ = ask(
+        engine, question.text, [one for place, one in enumerate(sections) if place not in gold]
+    )
     found_without, _ = explained(engine, without)
     return {
         "record": record.name,
         "question": question.text,
-        "answer": finished.text,
+        "answer": answer,
         "references": question.answers,
-        "right": _is_right(finished.text, question.answers),
+        "right": _is_right(answer, question.answers),
         "sections": len(sections),
         "chance": len(gold) / len(sections),
         "first": first,
         "seconds": seconds,
         "with": _support(found),
-        "answer_without": without.text,
+        "answer_without": answer_without,
         "without": _support(found_without),
     }
 
@@ -125,7 +128,7 @@ def _support(found: Explanation) -> dict[str, Any]:
         "support": found.support,
         "log_prob": sum(found.log_probs),
         "tokens": len(found.log_probs),
-        "without_documents": lost(torch.tensor(found.without_documents)),
+        "explained": found.explained,
         "losses": [list(chunk.token_losses) for chunk in found.chunks],
     }
 

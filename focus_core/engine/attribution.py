@@ -67,6 +67,7 @@ def explain(
         sources=tuple(sorted(sources, key=lambda source: -source.score)),
         supported=support.loss >= SUPPORTED,
         support=support.loss,
+        explained=_explained(ledger.log_probs, without),
         chunks=tuple(chunks),
         groups=tuple(together),
         documents=_document_losses(places, chunks, together, support, ledger),
@@ -76,6 +77,15 @@ def explain(
         cost=ledger.cost,
         cost_of_chunks=cost_of_chunks,
     )
+
+
+def _explained(log_probs: Tensor, without_documents: Tensor) -> float:
+    """Args:
+    log_probs: of the answer's tokens, with nothing left out
+    without_documents: what they lose without any document
+    """
+    told, unlikely = lost(without_documents), -float(log_probs.sum())
+    return told / (told + unlikely) if told else 0.0
 
 
 # --- sources ----------------------------------------------------------------------------------------------------------

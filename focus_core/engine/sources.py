@@ -110,6 +110,8 @@ class Explanation:
         supported: whether the text carries the answer: `support` reaches the threshold that was measured
             (docs/sources.md); `None` where nothing can be left out, because there are no documents
         support: what the answer's tokens lose, in nats, when all its sources are left out together
+        explained: the share, 0 to 1, of what is unlikely about the answer without documents that the documents explain:
+            what its tokens lose without any, of that and of what stays unlikely with all of them
         chunks: of all chunks that were read or scored, in order; not of those that a shortlist left out
         groups: of long texts: the chunks that were left out only together
         documents: of the documents that these chunks are of, in order
@@ -123,6 +125,7 @@ class Explanation:
     sources: tuple[Source, ...] = ()
     supported: bool | None = None
     support: float = 0.0
+    explained: float = 0.0
     chunks: tuple[ChunkLoss, ...] = field(default=(), repr=False)
     groups: tuple[GroupLoss, ...] = field(default=(), repr=False)
     documents: tuple[DocumentLoss, ...] = field(default=(), repr=False)
