@@ -10,10 +10,15 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks import sources_reading
 from benchmarks.live_evidence import Token, agreement, attended, spearman, stream
 from benchmarks.source_rivals import contextcite, lasso, loss
 from benchmarks.sources import CONDITIONS, Item, Outcome, outcome, stating, summary
+from focus_core import FocusEngine
 from focus_core.engine.sources import ChunkLoss, Explanation, Role, Source
+from focus_core.evaluation.retrieval import BM25
+from focus_core.evaluation.tasks.records import Record, RecordedQuestion
+from tests.embedded import FACTS, needs_embedded, question_about
 from tests.engines import A, B, C, make_engine
 
 TEXT = "x" * 40 + "The key is 7. " + "y" * 40 + "It is 7." + "z" * 40
@@ -26,7 +31,7 @@ def _source(start: int, end: int, role: Role = "sole", score: float = 9.0) -> So
 
 
 def _found(*sources: Source, losses: tuple[float, float] = (9.0, 0.0)) -> Explanation:
-    chunks = (ChunkLoss((0,), 0, 71, losses[0], ()), ChunkLoss((0,), 71, 142, losses[1], ()))
+    chunks = (ChunkLoss((0,), 0, 71, losses[0], losses[:1]), ChunkLoss((0,), 71, 142, losses[1], losses[1:]))
     return Explanation(sources=sources, supported=True, support=9.0, chunks=chunks)
 
 
@@ -61,7 +66,7 @@ def test_rates_are_of_right_answers() -> None:
         "chunk_tokens": 8,
         "steps": 2.0,
     }
-    right = Outcome(True, True, True, True, True, True, 9.0, **costs)
+    right = Outcome(True, True, True, True, True, True, 9.0, 0.99, **costs)
     wrong = replace(right, right=False, chunk=False, sentence=False, supported=False)
     assert summary("one", [right, wrong])["rates"]["sentence"] == 1.0
     assert summary("none", [right, wrong])["rates"] == {"supported": 0.5}
@@ -136,3 +141,37 @@ def test_the_rivals_of_live_evidence_come_from_the_same_pass() -> None:
     assert seen.weights.mean((0, 1)).tolist() == pytest.approx(shares[0], abs=1e-5)
     assert seen.outputs.shape == (3, 4, len(shares[0]), 32)
     assert seen.values.shape == (3, 4, len(shares[0]), 8)
+
+
+# --- stories ----------------------------------------------------------------------------------------------------------
+
+
+@needs_embedded
+def test_a_question_is_asked_with_its_section_and_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources_reading, "INSTRUCTION", "")
+    engine = FocusEngine.from_pretrained(method="focus", pack=False, progress=False)
+    sections = tuple(f"The {fact.attribute} of {fact.entity} is {fact.value}." for fact in FACTS[:3])
+    asked = RecordedQuestion(question_about(FACTS[1]), (FACTS[1].value,), (1,))
+    found = sources_reading.measure(engine, {"bm25": BM25()}, Record("facts", sections, (asked,)), asked)
+    assert found["first"] == {"loss": True, "attention": True, "bm25": True}
+    assert (found["right"], found["sections"], found["chance"]) == (True, 3, pytest.approx(1 / 3))
+    assert found["with"]["supported"]
+    assert len(found["with"]["losses"]) == 3
+    assert len(found["without"]["losses"]) == 2
+    assert FACTS[1].value not in found["answer_without"]
+    wrong = RecordedQuestion(asked.text, asked.answers, (0,))
+    shuffled = sources_reading.measure(engine, {"bm25": BM25()}, Record("facts", sections, (wrong,)), wrong)
+    assert shuffled["first"] == {"loss": False, "attention": False, "bm25": False}
+    lines = sources_reading.summary([found, shuffled])
+    assert lines[0].startswith("all     2 answers; section first: loss 1, attention 1, bm25 1 (chance 0.7)")
+    assert lines[1].startswith("right   2 answers")
+
+
+def test_questions_are_drawn_from_stories_that_have_other_sections() -> None:
+    def record(name: str, sections: int, *gold: tuple[int, ...]) -> Record:
+        asked = tuple(RecordedQuestion(f"{name}{number}", ("x",), of) for number, of in enumerate(gold))
+        return Record(name, tuple("ab"[:sections]), asked)
+
+    records = [record("a", 2, (0,), (0, 1), ()), record("b", 1, (0,)), record("c", 2, (1,), (0,))]
+    drawn = sources_reading.drawn(records, 3, seed=0)
+    assert [question.text for _, question in drawn] in (["a0", "c0", "c1"], ["a0", "c1", "c0"])
