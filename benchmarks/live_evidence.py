@@ -2,6 +2,7 @@
 
     python -m benchmarks.live_evidence                               20 items of each condition, 4K tokens
     python -m benchmarks.live_evidence --items 5 --chunk-size 112    many small chunks
+    python -m benchmarks.live_evidence --seconds                     what it takes: streamed answers with it and without
 
 The items are those of `benchmarks.sources`. Of every token of a right answer the exact loss without each chunk (as in
 `explain`) is compared with signals from the pass that chose the token, all of the local context's last token:
@@ -17,12 +18,18 @@ The items are those of `benchmarks.sources`. Of every token of a right answer th
 Counted are the tokens that owe at least --nats to a chunk. `first`: the chunk with the highest signal is the one with
 the highest loss. `rank`: Spearman's rank correlation over the chunks, the mean over tokens. The others than `live` are
 computed with eager attention over the same memory, here and nowhere else.
+
+With --seconds the texts of the first condition are asked about, read beforehand, with live evidence and without, in
+turn, --rounds times after one that is not counted; which comes first alternates. Told are the medians of the seconds
+from the first text to the end, for each token after the first, and of the rounds' ratios. Answers of both have to be
+equal. Tiny answers tell little: --new-tokens.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -149,6 +156,61 @@ def agreement(tokens: Sequence[Token], nats: float) -> dict[str, Any]:
     }
 
 
+@dataclass(frozen=True)
+class Timed:
+    """One streamed answer.
+
+    Attributes:
+        first: seconds to the first text
+        token: seconds for each token after the first, from the first text to the end
+    """
+
+    text: str
+    tokens: int
+    first: float
+    token: float
+
+
+def timed(engine: FocusEngine, item: Item, new_tokens: int, *, live: bool) -> Timed:
+    """A streamed answer with live evidence or without, and how long it took."""
+    text, first, end = "", None, None
+    begin = time.perf_counter()
+    options: dict[str, Any] = {"max_new_tokens": new_tokens, "method": "focus", "live_evidence": live}
+    for event in engine.stream(item.question, item.text, **options):
+        if first is None and event.text:
+            first = time.perf_counter() - begin
+        assert live is (event.evidence is not None) or not event.text
+        text, end = text + event.text, event
+    assert isinstance(end, Finished)
+    assert first is not None, "an answer without text has no seconds"
+    tokens = len(end.tokens)
+    return Timed(text, tokens, first, (time.perf_counter() - begin - first) / max(tokens - 1, 1))
+
+
+def seconds(engine: FocusEngine, items: Sequence[Item], rounds: int, new_tokens: int) -> dict[str, Any]:
+    """Medians over rounds and items, with live evidence (`with`) and without, as JSON types."""
+    found: dict[bool, list[Timed]] = {True: [], False: []}
+    for number in range(rounds + 1):
+        for item in items:
+            order = (True, False) if number % 2 else (False, True)
+            pair = {live: timed(engine, item, new_tokens, live=live) for live in order}
+            assert pair[True].text == pair[False].text, "live evidence has changed an answer"
+            if number:  # the first round reads the text
+                for live in order:
+                    found[live].append(pair[live])
+    ratios = [one.token / other.token for one, other in zip(found[True], found[False], strict=True)]
+    return {
+        "answers": len(ratios),
+        "tokens": median(one.tokens for one in found[True]),
+        **{
+            name: {"first": median(one.first for one in found[live]), "token": median(one.token for one in found[live])}
+            for name, live in (("with", True), ("without", False))
+        },
+        "ratio": median(ratios),
+        "ratios": [min(ratios), max(ratios)],
+    }
+
+
 def spearman(some: Sequence[float], others: Sequence[float]) -> float:
     """Rank correlation; 0 where one side is all alike."""
     ranks = [_ranks(numbers) for numbers in (some, others)]
@@ -181,6 +243,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     conditions = machine.conditions(engine.focus.device, engine.focus.dtype)
     output: dict[str, Any] = {"conditions": conditions, "arguments": vars(options), "results": []}
     print(json.dumps(conditions))
+    if options.seconds:
+        items = [make_item(engine, options.conditions[0], options.seq, n, options.seed) for n in range(options.items)]
+        output["results"].append(seconds(engine, items, options.rounds, options.new_tokens))
+        _show_seconds(output["results"][-1], options)
+        _write(options.json, output)
+        return
     for condition in options.conditions:
         tokens, right, chunks = list[Token](), 0, 0
         for number in range(options.items):
@@ -191,8 +259,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
         counted = agreement(tokens, options.nats)
         output["results"].append({"condition": condition, "chunks": chunks, "right": right, **counted})
         _show(output["results"][-1], options)
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(output, indent=2, default=str) + "\n")
+        _write(options.json, output)
+
+
+def _write(path: Path, output: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(output, indent=2, default=str) + "\n")
+
+
+def _show_seconds(result: dict[str, Any], options: argparse.Namespace) -> None:
+    print(f"{options.seq:,} tokens, {result['answers']} answers of {result['tokens']:g} tokens (median)")
+    for name in ("with", "without"):
+        one = result[name]
+        print(f"  {name:8} first text after {1e3 * one['first']:.1f} ms, then {1e3 * one['token']:.2f} ms a token")
+    low, high = result["ratios"]
+    print(f"  a token takes {result['ratio']:.3f} times as long ({low:.3f} to {high:.3f})")
 
 
 def _show(result: dict[str, Any], options: argparse.Namespace) -> None:
@@ -216,6 +297,11 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--nats", type=float, default=1.0, help="what a token must owe (default: %(default)s)")
     parser.add_argument("--threads", type=int, help="CPU threads; by default torch's choice")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seconds", action="store_true", help="compare seconds with live evidence and without")
+    parser.add_argument("--rounds", type=int, default=5, help="of --seconds (default: %(default)s)")
+    parser.add_argument(
+        "--new-tokens", type=int, default=NEW_TOKENS, help="of --seconds, at most (default: %(default)s)"
+    )
     parser.add_argument("--json", type=Path, default=_RESULTS, help="file for all figures (default: %(default)s)")
     return parser.parse_args(arguments)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import sha256
 from types import UnionType
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import (
     AliasChoices,
@@ -44,8 +44,7 @@ WholeText = Document | PreparedDocuments
 Wrapper = TypeVar("Wrapper", bound="FocusSettings")
 
 _RENAMED = {"max_new_tokens": "max_tokens", "system": "system_prompt"}  # as LangChain and LlamaIndex call them
-# A call's `stop` is an argument of the frameworks, and LangChain adds up the metadata of a message's chunks.
-_ONLY_ENGINE = {"report", "on_reading", "stop", "live_evidence"}
+_ONLY_ENGINE = {"report", "on_reading", "stop"}  # a call's `stop` is an argument of the frameworks
 PER_CALL = tuple(_RENAMED.get(name, name) for name in Options.__annotations__ if name not in _ONLY_ENGINE)
 _CONFIG = (
     *("chunk_size", "local_window", "dynamic_prompt", "parallel_chunks", "layout", "boundaries", "pack"),
@@ -150,8 +149,12 @@ class FocusSettings(BaseModel):
     for longer ones FocusLLM if there is an adapter, else "select"."""
     sources: bool = False
     """Also tell which passages an answer rests on."""
+    live_evidence: bool = False
+    """Every piece of a stream also tells which chunk its tokens draw on most; without effect on whole answers."""
     given_engine: SkipJsonSchema[FocusEngine | None] = Field(default=None, exclude=True, repr=False)
     """An engine that is there already, instead of one by the name of a model: see `from_engine`."""
+
+    _streaming_calls: ClassVar[str]  # as a user of the framework names them
 
     _engine: tuple[EngineSettings, FocusEngine] | None = PrivateAttr(default=None)
 
@@ -302,15 +305,16 @@ class FocusSettings(BaseModel):
         """`stream_batch`. Loads the model, if it is not loaded yet, when the first event is asked for."""
         yield from self.engine.stream_batch(questions, **call.arguments, **options, report=stop_if_abandoned)
 
-    def call(self, given: dict[str, Any], stop: Sequence[str] | str | None = None) -> Call:
+    def call(self, given: dict[str, Any], stop: Sequence[str] | str | None = None, *, streamed: bool = False) -> Call:
         """The settings of this wrapper with those of one call on top.
 
         Args:
             given: `documents` (core documents and prepared ones), and the names in `PER_CALL`; `None` sets nothing
             stop: added to the wrapper's own
+            streamed: whether the answer comes in pieces
 
         Raises:
-            ConfigError: a name that is not known
+            ConfigError: a name that is not known, or `live_evidence` of a whole answer
         """
         known = ("documents", "stop", *PER_CALL)
         unknown = next((name for name in given if _RENAMED.get(name, name) not in known), None)
@@ -323,6 +327,13 @@ class FocusSettings(BaseModel):
         given = {_RENAMED.get(name, name): value for name, value in _without_none(given).items()}
         documents = given.pop("documents", None)
         options = {name: getattr(self, name) for name in PER_CALL} | given
+        if not streamed:  # a framework chooses how to ask, after the settings were made
+            options["live_evidence"] = given.get("live_evidence", False)
+            if options["live_evidence"] is True:
+                raise ConfigError(
+                    f"live_evidence=True: this call returns a whole answer. Take {self._streaming_calls}, whose pieces "
+                    "have it, or sources=True, which is exact."
+                )
         system_prompt = options.pop("system_prompt")
         options["max_new_tokens"] = options.pop("max_tokens")
         if stop is not None and not isinstance(stop, Iterable):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from focus_core import Answer, Finished
+from focus_core.engine.answers import Event
 from focus_core.engine.sources import Source
 
 
@@ -32,3 +34,14 @@ def sources_metadata(end: Answer | Finished) -> dict[str, Any]:
         "supported": found.supported,
         "support": found.support,
     }
+
+
+def live_metadata(event: Event) -> dict[str, Any]:
+    """A piece's text, and the chunk that its tokens draw on most; nothing without live evidence.
+
+    A list of one: where a framework adds up the metadata of pieces, it has an entry for each, in order.
+    """
+    if event.evidence is None:
+        return {}
+    best = event.evidence.best
+    return {"live_evidence": [{"text": event.text, **asdict(best), "documents": list(best.documents)}]}

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from benchmarks import sources_reading
-from benchmarks.live_evidence import Token, agreement, attended, spearman, stream
+from benchmarks.live_evidence import Token, agreement, attended, seconds, spearman, stream
 from benchmarks.source_rivals import contextcite, lasso, loss
 from benchmarks.sources import CONDITIONS, Item, Outcome, outcome, stating, summary
 from focus_core import FocusEngine
@@ -141,6 +141,22 @@ def test_the_rivals_of_live_evidence_come_from_the_same_pass() -> None:
     assert seen.weights.mean((0, 1)).tolist() == pytest.approx(shares[0], abs=1e-5)
     assert seen.outputs.shape == (3, 4, len(shares[0]), 32)
     assert seen.values.shape == (3, 4, len(shares[0]), 8)
+
+
+def test_seconds_are_of_the_same_answers_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first round reads the text and is not counted; with and without come first by turns."""
+    engine, asked, usual = make_engine(method="focus"), list[bool](), FocusEngine.stream
+
+    def noted(*given: Any, live_evidence: bool, **options: Any) -> Any:
+        asked.append(live_evidence)
+        return usual(*given, live_evidence=live_evidence, **options)
+
+    monkeypatch.setattr(FocusEngine, "stream", noted)
+    found = seconds(engine, [Item(" ".join([A, B, C]), "Which?", ("?",), ())], 2, 4)
+    assert asked == [False, True, True, False, False, True]
+    assert (found["answers"], found["tokens"]) == (2, 4)
+    assert all(found[name][of] > 0 for name in ("with", "without") for of in ("first", "token"))
+    assert found["ratios"][0] <= found["ratio"] <= found["ratios"][1]
 
 
 # --- stories ----------------------------------------------------------------------------------------------------------

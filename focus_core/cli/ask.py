@@ -21,7 +21,13 @@ from focus_core.errors import ConfigError
 if TYPE_CHECKING:
     from focus_core.engine.answers import Event, Finished
     from focus_core.engine.engine import FocusEngine
+    from focus_core.engine.live import ChunkShare
     from focus_core.text.documents import Document
+
+    Drawn = list[tuple[str, ChunkShare]]  # text of each piece, and the chunk that its tokens drew on most
+
+_MOST_LINES = 8  # of chunks that an answer drew on
+_SHOWN = 60  # characters of the answer in such a line
 
 
 def ask(
@@ -61,6 +67,9 @@ def ask(
     store: options.Store = None,
     store_limit: options.StoreLimit = None,
     sources: Annotated[bool, typer.Option("--sources", help="Also say which passages the answer rests on.")] = False,
+    live_evidence: Annotated[
+        bool, typer.Option("--live-evidence", help="Also say which chunks the answer drew on while it was made.")
+    ] = False,
     html: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write answer and sources to one page, for a browser.")
     ] = None,
@@ -99,14 +108,18 @@ def ask(
         repetition_penalty=repetition_penalty,
         seed=seed,
         sources=sources or html is not None,
+        live_evidence=live_evidence,
     )
-    text, end = _collect(events, clock, show=not as_json)
+    text, end, drawn = _collect(events, clock, show=not as_json)
     if html is not None:
         _write_page(html, question, text, documents, end)
+    if live_evidence and not as_json:
+        typer.echo(drawn_as_text(drawn, end.method), err=True)
     if sources and not as_json:
         typer.echo(sources_as_text(end))
     if as_json:
-        typer.echo(json.dumps(_as_json(text, end, engine, clock)))
+        found = _as_json(text, end, engine, clock)
+        typer.echo(json.dumps({**found, "live_evidence": _drawn_as_json(drawn)} if live_evidence else found))
     elif sys.stderr.isatty():
         typer.secho(_footer(end, clock), err=True, dim=True)
 
@@ -118,6 +131,29 @@ def sources_as_text(end: Finished) -> str:
     lines = [f"[{number}] {source}" for number, source in enumerate(end.sources, 1)]
     word = "Supported" if end.supported else "Not supported"
     return "\n".join(["", *lines, f"{word} by the text: {end.explanation.support:.2f} nats rest on these sources."])
+
+
+def drawn_as_text(drawn: Drawn, method: str) -> str:
+    """The chunks that pieces drew on most, a line each with these pieces; the highest share of a piece comes first."""
+    if not drawn:
+        return f"\nMethod {method} does not tell which chunks the answer drew on; focus and experts do."
+    highest: dict[int, ChunkShare] = {}
+    texts: dict[int, str] = {}
+    last = None
+    for text, best in drawn:
+        chunk, before = best.chunk, texts.get(best.chunk, "")
+        texts[chunk] = before + (" … " if before and last != chunk else "") + text
+        highest[chunk] = max(highest.get(chunk, best), best, key=lambda one: one.share)
+        last = chunk
+    ordered = sorted(highest.values(), key=lambda one: one.share, reverse=True)
+    lines = [f"{one}: {_shortened(texts[one.chunk])}" for one in ordered]
+    more = [f"… and {len(lines) - _MOST_LINES} more chunks"] if len(lines) > _MOST_LINES else []
+    return "\n".join(["\nWhile it was made, the answer drew most on:", *lines[:_MOST_LINES], *more])
+
+
+def _shortened(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 1]}…"
 
 
 def _write_page(path: Path, question: str, text: str, documents: Sequence[Document], end: Finished) -> None:
@@ -145,14 +181,17 @@ class _Clock:
         self.first_text = self.first_text or self.answer
 
 
-def _collect(events: Iterator[Event], clock: _Clock, *, show: bool) -> tuple[str, Finished]:
+def _collect(events: Iterator[Event], clock: _Clock, *, show: bool) -> tuple[str, Finished, Drawn]:
     """The whole answer, printed on the way if it is to be shown."""
     text = ""
+    drawn: Drawn = []
     try:
         with closing(events):  # type: ignore[type-var]
             for event in events:
                 clock.text_came()
                 text += event.text
+                if event.evidence is not None:
+                    drawn.append((event.text, event.evidence.best))
                 if show:
                     sys.stdout.write(event.text)
                     sys.stdout.flush()
@@ -161,7 +200,7 @@ def _collect(events: Iterator[Event], clock: _Clock, *, show: bool) -> tuple[str
         raise KeyboardInterrupt(f"Interrupted: {done}. What was read of the documents is not kept.") from None
     if show and not text.endswith("\n"):
         typer.echo()
-    return text, cast("Finished", event)  # the last one
+    return text, cast("Finished", event), drawn  # the last one
 
 
 def _as_json(text: str, end: Finished, engine: FocusEngine, clock: _Clock) -> dict[str, Any]:
@@ -196,6 +235,10 @@ def _sources_as_json(end: Finished) -> dict[str, Any]:
         return {}
     sources = [{**asdict(source), "score": round(source.score, 4)} for source in end.sources]
     return {"sources": sources, "supported": end.supported, "support": round(end.explanation.support, 4)}
+
+
+def _drawn_as_json(drawn: Drawn) -> list[dict[str, Any]]:
+    return [{"text": text, **asdict(best), "share": round(best.share, 4)} for text, best in drawn]
 
 
 def _footer(end: Finished, clock: _Clock) -> str:

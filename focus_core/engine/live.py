@@ -28,6 +28,13 @@ class ChunkShare:
     end: int | None
     share: float
 
+    def __str__(self) -> str:
+        numbers = ", ".join(str(index + 1) for index in self.documents)
+        where = self.name or f"document{'s' if len(self.documents) > 1 else ''} {numbers}"
+        if self.start is not None:
+            where = f"{where}, characters {self.start:,}–{self.end:,}"
+        return f"{where} (share {self.share:.2f})"
+
 
 @dataclass(frozen=True)
 class LiveEvidence:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from langchain_core.language_models import LangSmithParams
 from langchain_core.messages.ai import InputTokenDetails, UsageMetadata
@@ -21,12 +21,14 @@ PROVIDER = "focusllm"
 class LangChainSettings(FocusSettings):
     """Fields of both models."""
 
-    def call_with(self, given: dict[str, Any], stop: list[str] | None) -> Call:
+    _streaming_calls: ClassVar[str] = "stream() or astream()"
+
+    def call_with(self, given: dict[str, Any], stop: list[str] | None, *, streamed: bool = False) -> Call:
         """One call's settings; `documents` may be LangChain's, and those of a chain are read after them."""
         carried = [given[name] for name in CARRIERS if given.get(name) is not None]
         documents = [document for documents in carried for document in whole_documents_of(documents)]
         others = {name: value for name, value in given.items() if name not in CARRIERS}
-        return self.call({**others, "documents": documents}, stop)
+        return self.call({**others, "documents": documents}, stop, streamed=streamed)
 
     def with_names(self, traced: LangSmithParams, given: dict[str, Any]) -> LangSmithParams:
         """For LangSmith: who made the model, and which one it is."""

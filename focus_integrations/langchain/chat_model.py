@@ -32,6 +32,7 @@ from focus_integrations.langchain.readings import (
 )
 from focus_integrations.langchain.structured import structured_output
 from focus_integrations.settings import Call, content_digest, without_duplicates
+from focus_integrations.sources import live_metadata
 from focus_integrations.streams import OnReading, answers_in_thread, in_thread
 
 # Names that LangChain passes to any chat model; a local one has no use for them.
@@ -124,8 +125,10 @@ class ChatFocusLLM(LangChainSettings, BaseChatModel):
 
     # --- answers ------------------------------------------------------------------------------------------------------
 
-    def _request(self, messages: list[BaseMessage], stop: list[str] | None, given: dict[str, Any]) -> _ChatRequest:
-        call = self.call_with(given, stop)
+    def _request(
+        self, messages: list[BaseMessage], stop: list[str] | None, given: dict[str, Any], *, streamed: bool = False
+    ) -> _ChatRequest:
+        call = self.call_with(given, stop, streamed=streamed)
         conversation = conversation_from(messages, call.system_prompt)
         in_messages = [Document(text, name=name) for text, name in conversation.documents]
         return _ChatRequest(conversation, Call([*in_messages, *call.documents], call.options))
@@ -171,7 +174,7 @@ class ChatFocusLLM(LangChainSettings, BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
-        for chunk in self._chunks(self._request(messages, stop, kwargs), telling(run_manager)):
+        for chunk in self._chunks(self._request(messages, stop, kwargs, streamed=True), telling(run_manager)):
             if run_manager is not None:
                 run_manager.on_llm_new_token(chunk.text, chunk=chunk)
             yield chunk
@@ -184,7 +187,7 @@ class ChatFocusLLM(LangChainSettings, BaseChatModel):
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
         relay = relaying(run_manager)
-        made = self._chunks(self._request(messages, stop, kwargs), relay)
+        made = self._chunks(self._request(messages, stop, kwargs, streamed=True), relay)
         async with aclosing(in_thread(made, relay)) as chunks:
             async for chunk in chunks:
                 if run_manager is not None:
@@ -209,11 +212,11 @@ class ChatFocusLLM(LangChainSettings, BaseChatModel):
             sources = event.sources if isinstance(event, Finished) else ()
             content = [cast(dict[str, Any], cited_text(event.text, sources, length=length, index=0))]
         if not isinstance(event, Finished):
-            return AIMessageChunk(content=content)
+            return AIMessageChunk(content=content, response_metadata=live_metadata(event))
         return AIMessageChunk(
             content=content,
             usage_metadata=usage_metadata(event.usage),
-            response_metadata=self._response_metadata(event),
+            response_metadata={**self._response_metadata(event), **live_metadata(event)},
             chunk_position="last",
         )
 

@@ -16,6 +16,7 @@ from focus_integrations.langchain.base import LangChainSettings, answer_metadata
 from focus_integrations.langchain.bound import BoundModel
 from focus_integrations.langchain.readings import relaying, telling
 from focus_integrations.settings import Call, content_digest
+from focus_integrations.sources import live_metadata
 from focus_integrations.streams import OnReading, answers_in_thread, in_thread
 
 _OF_THE_RUN = {"tags", "metadata", "run_name", "run_id"}
@@ -126,7 +127,7 @@ class FocusLLM(LangChainSettings, BaseLLM):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[GenerationChunk]:
-        for chunk in self._chunks(prompt, self.call_with(kwargs, stop), telling(run_manager)):
+        for chunk in self._chunks(prompt, self.call_with(kwargs, stop, streamed=True), telling(run_manager)):
             if run_manager is not None:
                 run_manager.on_llm_new_token(chunk.text, chunk=chunk)
             yield chunk
@@ -139,7 +140,7 @@ class FocusLLM(LangChainSettings, BaseLLM):
         **kwargs: Any,
     ) -> AsyncIterator[GenerationChunk]:
         relay = relaying(run_manager)
-        made = self._chunks(prompt, self.call_with(kwargs, stop), relay)
+        made = self._chunks(prompt, self.call_with(kwargs, stop, streamed=True), relay)
         async with aclosing(in_thread(made, relay)) as chunks:
             async for chunk in chunks:
                 if run_manager is not None:
@@ -150,8 +151,8 @@ class FocusLLM(LangChainSettings, BaseLLM):
         asked = self._events([prompt], call, system=call.system_prompt, on_reading=on_reading)
         with closing(asked) as events:
             for _, event in events:
-                info = _info(event) if isinstance(event, Finished) else None
-                yield GenerationChunk(text=event.text, generation_info=info)
+                info = {**live_metadata(event), **(_info(event) if isinstance(event, Finished) else {})}
+                yield GenerationChunk(text=event.text, generation_info=info or None)
 
 
 def _generation(answer: Answer) -> Generation:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from llama_index.core.base.llms.generic_utils import messages_to_prompt as any_messages_to_prompt
 from llama_index.core.base.llms.types import (
@@ -34,7 +34,7 @@ from focus_integrations.llama_index.events import relaying, tell
 from focus_integrations.llama_index.inputs import of_messages, warn_of_pictures
 from focus_integrations.llama_index.structured import StructuredAnswers
 from focus_integrations.settings import Call, FocusSettings, WholeText, documents_from, kind_of
-from focus_integrations.sources import sources_metadata
+from focus_integrations.sources import live_metadata, sources_metadata
 from focus_integrations.streams import OnReading, answers_in_thread, in_thread
 
 _ROLES = {
@@ -66,6 +66,8 @@ class FocusLLM(FocusSettings, StructuredAnswers):
     """
 
     model_config = ConfigDict(extra="forbid", populate_by_name=True, protected_namespaces=())
+
+    _streaming_calls: ClassVar[str] = "stream_complete() or stream_chat()"
 
     documents: SkipJsonSchema[Any] = Field(default=(), exclude=True, repr=False)
     """Read with every question, before those of a call. For chat engines, agents and others that hand over none."""
@@ -125,7 +127,7 @@ class FocusLLM(FocusSettings, StructuredAnswers):
 
     @llm_completion_callback()
     def stream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponseGen:
-        return self._completions(self._prompt_request(prompt, formatted, kwargs))
+        return self._completions(self._prompt_request(prompt, formatted, kwargs, streamed=True))
 
     @llm_completion_callback()
     async def acomplete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
@@ -134,7 +136,8 @@ class FocusLLM(FocusSettings, StructuredAnswers):
     @llm_completion_callback()
     async def astream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponseAsyncGen:
         relay = relaying()
-        return in_thread(self._completions(self._prompt_request(prompt, formatted, kwargs), relay), relay)
+        request = self._prompt_request(prompt, formatted, kwargs, streamed=True)
+        return in_thread(self._completions(request, relay), relay)
 
     @of_messages
     @llm_chat_callback()
@@ -144,7 +147,7 @@ class FocusLLM(FocusSettings, StructuredAnswers):
     @of_messages
     @llm_chat_callback()
     def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseGen:
-        return self._chats(self._chat_request(messages, kwargs))
+        return self._chats(self._chat_request(messages, kwargs, streamed=True))
 
     @of_messages
     @llm_chat_callback()
@@ -155,20 +158,22 @@ class FocusLLM(FocusSettings, StructuredAnswers):
     @llm_chat_callback()
     async def astream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseAsyncGen:
         relay = relaying()
-        return in_thread(self._chats(self._chat_request(messages, kwargs), relay), relay)
+        return in_thread(self._chats(self._chat_request(messages, kwargs, streamed=True), relay), relay)
 
     # --- requests -----------------------------------------------------------------------------------------------------
 
-    def _call_with(self, given: dict[str, Any]) -> Call:
+    def _call_with(self, given: dict[str, Any], streamed: bool) -> Call:
         stop = given.pop("stop", None)
         documents = given.pop("documents", None)
         of_call = whole_documents_of(documents) if documents is not None else []
-        return self.call({**given, "documents": [*self.documents, *of_call]}, stop)
+        return self.call({**given, "documents": [*self.documents, *of_call]}, stop, streamed=streamed)
 
-    def _prompt_request(self, prompt: str, formatted: bool, given: dict[str, Any]) -> _LlamaRequest:
+    def _prompt_request(
+        self, prompt: str, formatted: bool, given: dict[str, Any], *, streamed: bool = False
+    ) -> _LlamaRequest:
         if not isinstance(prompt, str):
             raise ConfigError(f"prompt is {kind_of(prompt)}. Give a string; messages go to chat().")
-        call = self._call_with(dict(given))
+        call = self._call_with(dict(given), streamed)
         if formatted:  # by LlamaIndex: system prompt and templates are in it
             if "system_prompt" in given:
                 raise ConfigError("system_prompt with formatted=True: such a prompt holds it already. Leave one out.")
@@ -178,8 +183,10 @@ class FocusLLM(FocusSettings, StructuredAnswers):
         prompt = self.completion_to_prompt(prompt)
         return _as_it_stands(f"{call.system_prompt}\n\n{prompt}" if call.system_prompt else prompt, call)
 
-    def _chat_request(self, messages: Sequence[ChatMessage], given: dict[str, Any]) -> _LlamaRequest:
-        call = self._call_with(dict(given))
+    def _chat_request(
+        self, messages: Sequence[ChatMessage], given: dict[str, Any], *, streamed: bool = False
+    ) -> _LlamaRequest:
+        call = self._call_with(dict(given), streamed)
         conversation = merged([(_role(m), _text(m)) for m in messages], call.system_prompt)
         if self.messages_to_prompt in (None, any_messages_to_prompt):
             return _LlamaRequest(conversation, call)
@@ -207,12 +214,13 @@ class FocusLLM(FocusSettings, StructuredAnswers):
     def _pieces(
         self, request: _LlamaRequest, on_reading: OnReading
     ) -> Iterator[tuple[str, str, dict[str, Any] | None]]:
-        """Text so far, its newest part, and at the end the content of `raw`."""
+        """Text so far, its newest part, and the content of `raw`: of that part, and at the end of the answer."""
         text = ""
         with closing(self._events([request.question], request.call, on_reading=on_reading)) as events:
             for _, event in events:
                 text += event.text
-                yield text, event.text, _raw(event) if isinstance(event, Finished) else None
+                raw = {**live_metadata(event), **(_raw(event) if isinstance(event, Finished) else {})}
+                yield text, event.text, raw or None
 
 
 def _as_it_stands(prompt: str, call: Call) -> _LlamaRequest:

@@ -60,6 +60,7 @@ _WITHOUT_USE = {
     "documents": "Give them to the model: FocusLLM(documents=…), or as nodes to synthesize().",
 }
 
+_LIVE = "live_evidence"  # in the metadata of a streamed response, where it is asked for: an entry for each piece so far
 _OF_SOURCES = ("sources", "documents", "supported", "support")  # in a response's metadata, where they are asked for
 _FORMATTED = "string_to_format"  # the only name that LlamaIndex's formatter keeps for itself
 
@@ -72,7 +73,8 @@ class FocusSynthesizer(BaseSynthesizer):
     Nodes are put together by document. The source nodes of the response are the nodes that came in, and its metadata
     hold the usage of the call under `"focus"` (once a stream has ended). With `FocusLLM(sources=True)` that record also
     has the sources of the answer, and the source nodes have the scores of the passages in them, the best first (unless
-    the answer is streamed: they are handed over before it).
+    the answer is streamed: they are handed over before it). Of a streamed answer with `FocusLLM(live_evidence=True)` it
+    has an entry for each piece so far.
 
     Another model than `FocusLLM` works too, with a warning: it gets the documents joined in its prompt.
     """
@@ -424,10 +426,14 @@ def _evidence(hit: NodeWithScore, sources: Sequence[dict[str, Any]]) -> float:
 
 
 def _note_usage(response: ChatResponse, usage: UsageRecord) -> None:
-    if isinstance(response.raw, dict):
+    """Adds what a response tells: a piece of a stream its live evidence, the last one and a whole answer the rest."""
+    raw = response.raw
+    if isinstance(raw, dict) and _LIVE in raw:
+        usage[_LIVE] = [*usage.get(_LIVE, ()), *raw[_LIVE]]
+    if isinstance(raw, dict) and "usage" in raw:
         usage.update(
-            response.raw.get("usage", {}),
-            finish_reason=response.raw.get("finish_reason"),
-            method=response.raw.get("method"),
+            raw["usage"],
+            finish_reason=raw.get("finish_reason"),
+            method=raw.get("method"),
         )
-        usage.update({name: response.raw[name] for name in _OF_SOURCES if name in response.raw})
+        usage.update({name: raw[name] for name in _OF_SOURCES if name in raw})
