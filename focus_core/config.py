@@ -22,7 +22,7 @@ MIXINGS = ("pced", "nbce")
 KV_DTYPES = ("int8",)
 _AS_GIVEN = (  # no window decides
     *("layout", "boundaries", "pack", "shortlist", "select_tokens", "select_top_p"),
-    *("experts", "mixing", "kv_dtype", "focus_up_to"),
+    *("experts", "mixing", "kv_dtype", "focus_up_to", "supported_share"),
 )
 _SIZES = (
     *("chunk_size", "local_window", "dynamic_prompt", "parallel_chunks", "window"),
@@ -57,6 +57,8 @@ class FocusConfig:
     # 1: as many as fit
     experts: int | None = None  # chunks that decode together with method="experts"
     mixing: str | None = None  # how they do: "pced" or "nbce"
+    supported_share: float | None = None  # of what is unlikely about an answer without documents: they must explain so
+    # much of it, or it does not count as supported; None: what was measured with the adapter, else 0
     kv_dtype: str | None = None  # "int8": chunks' keys and values take a quarter or half of the bytes, and are rounded
 
     def __post_init__(self) -> None:
@@ -76,6 +78,11 @@ class FocusConfig:
             _require(
                 0 < self.select_top_p <= 1,
                 f"select_top_p={self.select_top_p}: must be above 0 and at most 1 (all that fit).",
+            )
+        if self.supported_share is not None:
+            _require_number("supported_share", self.supported_share)
+            _require(
+                0 <= self.supported_share <= 1, f"supported_share={self.supported_share}: must lie between 0 and 1."
             )
         if not isinstance(self.bos_per_chunk, bool):
             raise ConfigError(f"bos_per_chunk={self.bos_per_chunk!r}: must be True or False.")
@@ -151,6 +158,7 @@ class ResolvedConfig:
     mixing: str | None = None
     kv_dtype: str | None = None
     focus_up_to: int | None = None
+    supported_share: float | None = None
 
     def as_settings(self) -> FocusConfig:
         """What is saved with an adapter."""

@@ -49,6 +49,7 @@ PER_CALL = tuple(_RENAMED.get(name, name) for name in Options.__annotations__ if
 _CONFIG = (
     *("chunk_size", "local_window", "dynamic_prompt", "parallel_chunks", "layout", "boundaries", "pack"),
     *("plain_up_to", "focus_up_to", "shortlist", "select_tokens", "select_top_p", "experts", "mixing", "kv_dtype"),
+    "supported_share",
 )
 _STORE = ("store", "store_limit")
 # An engine that is given has these already.
@@ -119,6 +120,7 @@ class FocusSettings(BaseModel):
     select_tokens: int | None = None
     """Tokens of chunks that method "select" reads again, at most; by default 2,048, or what fits."""
     select_top_p: float | None = None
+    supported_share: float | None = None
     """It reads no more chunks once they have so much of the evidence; by default 0.95; 1 means as many as fit."""
     experts: int | None = None
     """Chunks that decode together with method "experts"."""

@@ -41,6 +41,7 @@ def explain(
     *,
     every_chunk: bool,
     sentences: bool,
+    least_explained: float,
 ) -> Explanation:
     """What an answer owes to its documents.
 
@@ -50,6 +51,7 @@ def explain(
         exclusively: runs passes of the model
         every_chunk: each chunk is left out by itself, also of a long text
         sentences: those of the best chunks are told apart
+        least_explained: what a supported answer has of `Explanation.explained`
     """
     evidence.begin()
     ledger, places, units = Ledger(evidence, exclusively), chunk_places(question), whole_chunks(question.chunks)
@@ -63,11 +65,12 @@ def explain(
     (without,) = ledger.token_losses([frozenset(units)])
     cost_of_chunks = ledger.cost
     sources = _sources(question, support, places, ledger, decode, refined=_MOST_REFINED if sentences else 0)
+    explained = _explained(ledger.log_probs, without)
     return Explanation(
         sources=tuple(sorted(sources, key=lambda source: -source.score)),
-        supported=support.loss >= SUPPORTED,
+        supported=support.loss >= SUPPORTED and explained >= least_explained,
         support=support.loss,
-        explained=_explained(ledger.log_probs, without),
+        explained=explained,
         chunks=tuple(chunks),
         groups=tuple(together),
         documents=_document_losses(places, chunks, together, support, ledger),

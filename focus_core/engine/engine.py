@@ -335,7 +335,15 @@ class FocusEngine:
             return Explanation()
         evidence = self._evidence(answer, question, chunks)
         decode, exclusively = self.shared.tokenizer.decode, self.shared.scheduler.run
-        return explain(question, evidence, decode, exclusively, every_chunk=every_chunk, sentences=sentences)
+        return explain(
+            question,
+            evidence,
+            decode,
+            exclusively,
+            every_chunk=every_chunk,
+            sentences=sentences,
+            least_explained=self.config.supported_share or 0.0,
+        )
 
     def _evidence(self, answer: Answer | Finished, question: TokenizedQuestion, chunks: ReadChunks) -> Evidence:
         return self._plan_of(answer).method.evidence(question, answer.chunk_scores, chunks)

@@ -107,8 +107,9 @@ class Explanation:
 
     Attributes:
         sources: the passages that the answer rests on, the one with the highest score first
-        supported: whether the text carries the answer: `support` reaches the threshold that was measured
-            (docs/sources.md); `None` where nothing can be left out, because there are no documents
+        supported: whether the text carries the answer: `support` reaches the threshold that was measured, and
+            `explained` the setting `supported_share` (docs/sources.md); `None` where nothing can be left out, because
+            there are no documents
         support: what the answer's tokens lose, in nats, when all its sources are left out together
         explained: the share, 0 to 1, of what is unlikely about the answer without documents that the documents explain:
             what its tokens lose without any, of that and of what stays unlikely with all of them
