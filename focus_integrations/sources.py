@@ -33,6 +33,7 @@ def sources_metadata(end: Answer | Finished) -> dict[str, Any]:
         "documents": [{"document": of.document, "name": of.name, "score": of.loss} for of in found.documents],
         "supported": found.supported,
         "support": found.support,
+        "explained": found.explained,
     }
 
 

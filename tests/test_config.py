@@ -27,6 +27,13 @@ def test_plain_up_to_may_be_zero_but_not_less() -> None:
         FocusConfig(plain_up_to=-1)
 
 
+@pytest.mark.parametrize("value", [-0.1, 1.1, "all", True])
+def test_a_share_that_documents_explain(value: Any) -> None:
+    with pytest.raises(ConfigError, match=f"supported_share={value!r}: must (be a number|lie between 0 and 1)"):
+        FocusConfig(supported_share=value)
+    assert [FocusConfig(supported_share=one).supported_share for one in (0, 1)] == [0, 1]
+
+
 @pytest.mark.parametrize(
     ("value", "message"),
     [

@@ -129,8 +129,11 @@ def sources_as_text(end: Finished) -> str:
     if end.supported is None or end.explanation is None:
         return "\nThere are no documents that the answer could rest on."
     lines = [f"[{number}] {source}" for number, source in enumerate(end.sources, 1)]
-    word = "Supported" if end.supported else "Not supported"
-    return "\n".join(["", *lines, f"{word} by the text: {end.explanation.support:.2f} nats rest on these sources."])
+    word, found = "Supported" if end.supported else "Not supported", end.explanation
+    rests = (
+        f"{found.support:.2f} nats rest on these sources, and the documents explain {found.explained:.0%} of the answer"
+    )
+    return "\n".join(["", *lines, f"{word} by the text: {rests}."])
 
 
 def drawn_as_text(drawn: Drawn, method: str) -> str:
@@ -234,7 +237,8 @@ def _sources_as_json(end: Finished) -> dict[str, Any]:
     if end.explanation is None:
         return {}
     sources = [{**asdict(source), "score": round(source.score, 4)} for source in end.sources]
-    return {"sources": sources, "supported": end.supported, "support": round(end.explanation.support, 4)}
+    numbers = {name: round(getattr(end.explanation, name), 4) for name in ("support", "explained")}
+    return {"sources": sources, "supported": end.supported, **numbers}
 
 
 def _drawn_as_json(drawn: Drawn) -> list[dict[str, Any]]:

@@ -74,8 +74,8 @@ def _verdict(found: Explanation) -> str:
         return "Without documents there is nothing that could support the answer."
     word = "supported" if found.supported else "not supported"
     return (
-        f"The answer is <strong>{word}</strong> by the documents: without its sources its log-probability is "
-        f"{found.support:.1f} nats lower."
+        f"The answer is <strong>{word}</strong> by the documents: without its sources its tokens lose "
+        f"{found.support:.1f} nats, and the documents explain {found.explained:.0%} of it."
     )
 
 

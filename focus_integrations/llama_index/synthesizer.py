@@ -61,7 +61,7 @@ _WITHOUT_USE = {
 }
 
 _LIVE = "live_evidence"  # in the metadata of a streamed response, where it is asked for: an entry for each piece so far
-_OF_SOURCES = ("sources", "documents", "supported", "support")  # in a response's metadata, where they are asked for
+_OF_SOURCES = ("sources", "documents", "supported", "support", "explained")  # in the metadata, where they are asked for
 _FORMATTED = "string_to_format"  # the only name that LlamaIndex's formatter keeps for itself
 
 UsageRecord = dict[str, Any]

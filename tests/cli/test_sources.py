@@ -127,12 +127,13 @@ def test_sources_are_printed_after_the_answer(ask: Focusllm, document: Path) -> 
     assert with_sources.exit_code == 0, with_sources.output
     assert with_sources.stdout.startswith(plain.stdout)
     *_, last = with_sources.stdout.strip().splitlines()
-    assert re.match(r"(Supported|Not supported) by the text: -?\d+\.\d\d nats", last)
+    assert re.match(r"(Supported|Not supported) by the text: \d+\.\d\d nats .* explain \d+% of the answer\.", last)
 
 
 def test_json_has_sources_with_characters(ask: Focusllm, document: Path) -> None:
     found = json.loads(ask("-d", document, "--sources", "--json", QUESTION).stdout)
     assert isinstance(found["supported"], bool)
+    assert 0 <= found["explained"] <= 1
     for source in found["sources"]:
         assert source["name"] == str(document)
         assert TEXT[source["start"] : source["end"]] == source["excerpt"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -248,6 +249,39 @@ def test_pieces_stand_for_chunks_where_the_plain_model_reads() -> None:
     question = with_pieces(answer.plan.question)
     assert question.layout.selection(question.chunks, question.context) == answer.plan.question.whole
     assert len(question.chunks) > 4
+
+
+# --- supported --------------------------------------------------------------------------------------------------------
+
+
+@needs_embedded
+@pytest.mark.parametrize("method", METHODS)
+def test_the_share_that_documents_explain_by_hand(method: str) -> None:
+    """Of a sure answer all; of one that the documents make likelier and not likely, a part."""
+    engine = FocusEngine.from_pretrained(progress=False, method=method, supported_share=0.0)
+    fact = FACTS[0]
+    answer = engine.generate(question_about(fact), f"The {fact.attribute} of {fact.entity} is {fact.value}.")
+    unlikely = replace(answer, tokens=(*answer.tokens, *engine.tokenize(" Lisbon rudder")))
+    for one, least, most in ((answer, 0.8, 1.0), (unlikely, 0.1, 0.7)):
+        found = engine.explain(one, sentences=False)
+        lost = sum(loss for loss in found.without_documents if loss >= 0.1)
+        assert found.explained == pytest.approx(lost / (lost - sum(found.log_probs)), abs=1e-4)
+        assert least < found.explained <= most
+        assert found.support > 5
+        assert found.supported
+
+
+@needs_embedded
+def test_an_answer_that_documents_explain_too_little_of_is_not_supported() -> None:
+    """As measured for the embedded model, or as set."""
+    fact = FACTS[0]
+    text, settings = f"The {fact.attribute} of {fact.entity} is {fact.value}.", [{}, {"supported_share": 0.0}]
+    usual, any_share = (FocusEngine.from_pretrained(progress=False, method="focus", **one) for one in settings)
+    assert usual.config.supported_share == 0.97
+    answers = [engine.generate(question_about(fact), text) for engine in (usual, any_share)]
+    unlikely = [replace(one, tokens=(*one.tokens, *usual.tokenize(" Lisbon rudder"))) for one in answers]
+    assert [usual.explain(one, sentences=False).supported for one in (answers[0], unlikely[0])] == [True, False]
+    assert any_share.explain(unlikely[1], sentences=False).supported
 
 
 # --- right answers ----------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ MADE = Explanation(
     sources=(SOURCE,),
     supported=True,
     support=7.25,
+    explained=0.75,
     documents=(DocumentLoss(0, None, 0.5), DocumentLoss(1, "a.txt", 7.5)),
 )
 METADATA = {
@@ -27,6 +28,7 @@ METADATA = {
     ],
     "supported": True,
     "support": 7.25,
+    "explained": 0.75,
 }  # fmt: skip
 
 
