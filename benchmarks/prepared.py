@@ -2,6 +2,7 @@
 
     python -m benchmarks.prepared                                   embedded model, 8K and 32K tokens
     python -m benchmarks.prepared --model FOLDER --tokens 8192 --chunk-size 512 --runs 5 --json result.json
+    python -m benchmarks.prepared --edits-only --tokens 131072      preparing anew, and again after an edit
 
 The rival is what plain transformers offers: full attention over the same text by the same weights, its `DynamicCache`
 saved with safetensors and loaded by a new process. It is timed beyond the model's window too, where its answers would
@@ -91,7 +92,7 @@ def ours(options: argparse.Namespace, tokens: int) -> dict[str, Any]:
         nbytes = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
         for name, drop in (("disk, warm", False), ("disk, dropped", True)):
             runs[name] = in_new_process(options, folder, text, drop=drop)
-        runs["edited"] = edited(options, folder, text)
+    runs |= edited(options, text)
     found: Seconds = {name: median(seconds) for name, seconds in runs.items()}
     return {"tokens": engine.count_tokens(text), "seconds": found, "store_bytes": nbytes}
 
@@ -103,16 +104,31 @@ def engine_of(options: argparse.Namespace, store: str | None = None, boundaries:
     )
 
 
-def edited(options: argparse.Namespace, folder: str, text: str) -> list[float]:
-    """Preparing the text again, one sentence new in its middle each time, with ends of chunks that the text decides."""
-    engine = engine_of(options, folder, "content")
-    seconds = []
-    for run in range(options.runs):
-        middle = text.index(". ", len(text) // 2) + 2
-        changed = f"{text[:middle]}This sentence is new, number {run}. {text[middle:]}"
-        engine.prepare([text])
-        seconds.append(timed(partial(engine.prepare, [changed])))
-    return seconds
+def edited(options: argparse.Namespace, text: str) -> dict[str, list[float]]:
+    """Preparing the text anew, and again with one sentence new, with ends of chunks that the text decides.
+
+    The sentence stands at another place each time: chunks near the last one would be known from the edit before.
+    """
+    anew, again = list[float](), list[float]()
+    with tempfile.TemporaryDirectory() as folder:
+        engine = engine_of(options, folder, "content")
+        for run in range(options.runs):
+            place = text.index(". ", len(text) * (run + 1) // (options.runs + 1)) + 2
+            changed = f"{text[:place]}This sentence is new, number {run}. {text[place:]}"
+            if not run:
+                engine.store.memory.clear()
+                anew.append(timed(partial(engine.prepare, [text])))
+            again.append(timed(partial(engine.prepare, [changed])))
+    return {"prepared": anew, "edited": again}
+
+
+def edits_only(options: argparse.Namespace, tokens: int) -> dict[str, Any]:
+    """One line about edits of a text of so many tokens."""
+    text = text_of(engine_of(options), tokens)
+    seconds = {name: median(runs) for name, runs in edited(options, text).items()}
+    times = f"{seconds['prepared']:.3f} s anew, {seconds['edited']:.3f} s after an edit"
+    print(f"{tokens:,} tokens: {times}: {seconds['prepared'] / seconds['edited']:.1f} x sooner", flush=True)
+    return {"tokens": tokens, "seconds": seconds}
 
 
 def in_new_process(options: argparse.Namespace, folder: str, text: str, *, drop: bool) -> list[float]:
@@ -204,6 +220,7 @@ def table(result: dict[str, Any]) -> str:
     lines.append(
         f"{'eight at once':24}{seconds['eight, one by one'] / seconds['eight at once']:10.2f} x faster than one by one"
     )
+    lines.append(f"{'edited':24}{seconds['prepared'] / seconds['edited']:10.1f} x sooner than prepared anew")
     if rival:
         ratios = rival["prefill"] / seconds["cold"], rival["from disk"] / seconds["disk, warm"]
         lines.append(f"{'plain: prefill':24}{rival['prefill']:10.3f} s{ratios[0]:10.1f} x our cold first token")
@@ -222,6 +239,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--plain-up-to", type=int, default=32768, help="tokens that the rival reads (default: %(default)s)"
     )
+    parser.add_argument("--edits-only", action="store_true", help="nothing but preparing anew, and after edits")
     parser.add_argument("--json", type=Path, help="write everything to this file")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
@@ -233,6 +251,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"model: {options.model or 'embedded'}  chunk_size: {options.chunk_size}  runs: {options.runs}")
     results = []
     for tokens in options.tokens:
+        if options.edits_only:
+            results.append(edits_only(options, tokens))
+            continue
         result = {
             "ours": ours(options, tokens),
             "plain": plain(options, tokens) if tokens <= options.plain_up_to else None,

@@ -73,7 +73,7 @@ ROOMS = {room: rule for floor in FLOORS for room, rule in floor.items()}
 # The way of a document, and of a question, through the house.
 DOCUMENT = [
     ("text.documents", "a string becomes a `Document` at the door: its name, its metadata, one hash of its content"),
-    ("text.tokenizer", "its tokens, and the character at which each begins; equal documents are tokenized once"),
+    ("text.tokenizer", "its tokens, and the character at which each begins; equal segments are tokenized once"),
     ("text.chunking", "cut into `Chunk`s, each with its document, span, opening and key"),
     ("cache.tiers", "chunks that were read before are found by their key, in memory or on disk"),
     ("methods.decoder", "the others go through the frozen model, each alone, one pass at a time"),
@@ -97,7 +97,8 @@ ONLY_IN: dict[str, set[str]] = {
     "transformers": {
         *("attention.*", "methods.*", "loading.*", "training.*", "engine.sampling"),
         # classes of models and tokenizers, and logging
-        *("device", "text.control", "text.stream", "text.template", "text.tokenizer", "text.tokenizer_checks"),
+        *("device", "text.control", "text.segments", "text.stream", "text.template"),
+        *("text.tokenizer", "text.tokenizer_checks"),
         *("engine.shared", "engine.scheduler", "engine.engine", "cli.*"),
         "evaluation.embedding",  # the sentence encoder of a rival
     },

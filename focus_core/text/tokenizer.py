@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from array import array
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
 from threading import Lock
@@ -17,7 +17,9 @@ from focus_core.errors import ConfigError, UnsupportedModelError, first_line
 from focus_core.text.chat import RAW_INSTEAD, SEPARATOR, Message, Turn, split_turn, unused_words
 from focus_core.text.control import ControlTokens
 from focus_core.text.documents import Document, TokenIds, TokenizedDocument, require_whole_characters
+from focus_core.text.encoded import Encoded, EncodedSegments
 from focus_core.text.layout import Prompt
+from focus_core.text.segments import segmenter
 from focus_core.text.template import render
 from focus_core.text.tokenizer_checks import naming_trouble, require_known, require_numbers, require_usable
 
@@ -71,6 +73,8 @@ class TextTokenizer:
         self._remembered: OrderedDict[tuple[bytes, str], TokenizedDocument] = OrderedDict()
         self._remembered_tokens = 0
         self._lock = Lock()
+        self._segments, self._segments_encoded = segmenter(tokenizer), EncodedSegments()
+        self._numbers: dict[int, int] = {}  # the same object for the same token: a quarter of the memory
 
     def tokenize(self, text: str, *, in_turn: bool = False) -> TokenIds:
         """Tokens of `text`, without special tokens; control tokens in it are text.
@@ -286,35 +290,46 @@ class TextTokenizer:
         if not self.tokenizer.is_fast:
             encoded = [self.tokenizer(piece, add_special_tokens=False, verbose=False)["input_ids"] for piece in pieces]
             return [token for tokens in encoded for token in tokens], None
-        numbers: dict[int, int] = {}  # the same object for the same token: a quarter of the memory
         token_ids: TokenIds = []
         starts, offset = array("L"), 0
-        for piece in pieces:
-            if piece:
-                found, places = self._behind(front, piece)
-                token_ids += [numbers.setdefault(token, token) for token in found]
-                starts.extend(offset + place for place in places)
-                front = _LINE if self._marks_beginnings else ""
-            offset += len(piece)
+        for piece in filter(None, pieces):
+            first, *others = self._segments(piece)
+            encoded = [self._behind(front, first), *self._segments_encoded.encoded(others, self._each)]
+            for segment, (found, places) in zip((first, *others), encoded, strict=True):
+                token_ids += found
+                starts.extend([offset + place for place in places])
+                offset += len(segment)
+            front = _LINE if self._marks_beginnings else ""
         starts.append(offset)
         return token_ids, starts
 
-    def _behind(self, front: str, text: str) -> tuple[TokenIds, list[int]]:
+    def _behind(self, front: str, text: str) -> Encoded:
         """Tokens of a text, and the first character of each, behind nothing, a blank that joins, or another text."""
         anchor = _ANCHOR if front == _LINE and text[0].isspace() else front
-        found = self.tokenizer(anchor + text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        tokens, places = found["input_ids"], [start - len(anchor) for start, _ in found["offset_mapping"]]
+        found = self._called(anchor + text)
+        tokens = [self._numbers.setdefault(token, token) for token in found["input_ids"]]
+        places = [start - len(anchor) for start, _ in found["offset_mapping"]]
         if front != _LINE:
-            return tokens, [max(place, 0) for place in places]
+            return Encoded(tokens, [max(place, 0) for place in places])
         if 0 not in places:  # the two have joined
             return self._behind("", text)
-        return tokens[places.index(0) :], places[places.index(0) :]
+        return Encoded(tokens[places.index(0) :], places[places.index(0) :])
+
+    def _each(self, texts: list[str]) -> Iterator[Encoded]:
+        """The texts, encoded together and each by itself."""
+        found, number = self._called(texts), self._numbers.setdefault
+        for tokens, places in zip(found["input_ids"], found["offset_mapping"], strict=True):
+            yield Encoded(tuple(map(number, tokens, tokens)), array("L", [start for start, _ in places]))
+
+    def _called(self, texts: str | list[str]) -> Mapping[str, Any]:
+        given = {"add_special_tokens": False, "return_attention_mask": False, "return_offsets_mapping": True}
+        return self.tokenizer(texts, **given, verbose=False)
 
     @cached_property
     def _marks_beginnings(self) -> bool:
         """Whether the tokenizer writes something in front of a text, such as the blank of SentencePiece."""
         fast, (text, _) = self.tokenizer.is_fast, _SAMPLE
-        return bool(fast and self._behind("", text)[0] != self._behind(_LINE, text)[0])
+        return bool(fast and self._behind("", text).token_ids != self._behind(_LINE, text).token_ids)
 
     def _with_characters(self, document: Document, front: str) -> TokenizedDocument:
         return TokenizedDocument(document, *self._as_text(document.text or "", front))
