@@ -16,6 +16,7 @@ from torch import Tensor
 
 from focus_core.attention.memory import Memory
 from focus_core.cache.chunks import ChunkSet
+from focus_core.device import require_memory
 from focus_core.methods.base import TokenizedQuestion, pad_left
 from focus_core.methods.evidence import Cost, LeftOut, ReadChunks, by_chunk, tokens_left
 from focus_core.methods.focus import FocusModel
@@ -37,6 +38,11 @@ class FocusEvidence:
         self._local, self._prompt = asked.local_context, asked.dynamic_prompt
 
     def begin(self) -> None:
+        memories = len(self._question.chunks) * len(self._answer) * self._model.cache_bytes_per_token
+        # Twice while they are joined.
+        require_memory(
+            2 * memories, self._model.device, what=f"the memory of each of {len(self._answer):,} answer tokens"
+        )
         _ = self._chunks
 
     def cost(self, left_out: Sequence[LeftOut], tokens: Sequence[int] | None = None) -> Cost:

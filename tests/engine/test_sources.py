@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from focus_core import ConfigError, Document, Finished, FocusEngine, FocusModel
+from focus_core import ConfigError, Document, Finished, FocusEngine, FocusModel, OutOfMemoryError, device
 from focus_core.engine import attribution
 from focus_core.engine.answers import Answer
 from focus_core.engine.places import chunk_places, sentence_places, with_pieces
@@ -249,6 +249,20 @@ def test_pieces_stand_for_chunks_where_the_plain_model_reads() -> None:
     question = with_pieces(answer.plan.question)
     assert question.layout.selection(question.chunks, question.context) == answer.plan.question.whole
     assert len(question.chunks) > 4
+
+
+def test_memories_that_do_not_fit_are_refused_before_they_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each token of the answer has another memory; a long answer about many chunks would take them all at once."""
+    engine = make_engine(method="focus")
+    answer = engine.generate(QUESTION, [A, B], max_new_tokens=4)
+    needed = 2 * len(engine.explain(answer).chunks) * len(answer.tokens) * engine.focus.cache_bytes_per_token
+    monkeypatch.setattr(device, "free_memory", lambda _: needed)
+    engine.explain(answer)
+    monkeypatch.setattr(device, "free_memory", lambda _: needed - 1)
+    with pytest.raises(
+        OutOfMemoryError, match=rf"memory of each of {len(answer.tokens)} answer tokens .* max_new_tokens"
+    ):
+        engine.explain(answer)
 
 
 # --- supported --------------------------------------------------------------------------------------------------------
