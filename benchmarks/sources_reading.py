@@ -39,7 +39,6 @@ from focus_core.evaluation.embedding import Embedder
 from focus_core.evaluation.retrieval import BM25, Ranker
 from focus_core.evaluation.tasks.records import Record, RecordedQuestion, read_records
 
-NEW_TOKENS = 24
 INSTRUCTION = "Answer with a few words from the text."
 _RIGHT = 0.5  # F1
 _RESULTS = Path("runs/sources_reading.json")
@@ -59,11 +58,13 @@ def drawn(records: Sequence[Record], number: int, seed: int) -> list[tuple[Recor
     return [(records[place], question) for place, question in sorted(chosen, key=lambda pair: pair[0])]
 
 
-def ask(engine: FocusEngine, question: str, documents: Sequence[Document]) -> tuple[str, Finished, list[float] | None]:
+def ask(
+    engine: FocusEngine, question: str, documents: Sequence[Document], new_tokens: int
+) -> tuple[str, Finished, list[float] | None]:
     """The answer, how it ended, and where the method tells it, how much its tokens draw on each chunk."""
     text, shares = "", list[tuple[float, ...]]()
     asked = f"{question} {INSTRUCTION}"
-    for event in engine.stream(asked, documents, max_new_tokens=NEW_TOKENS, live_evidence=True):
+    for event in engine.stream(asked, documents, max_new_tokens=new_tokens, live_evidence=True):
         text += event.text
         if event.evidence is not None:
             shares += event.evidence.token_shares
@@ -72,10 +73,16 @@ def ask(engine: FocusEngine, question: str, documents: Sequence[Document]) -> tu
     return text, finished, [fmean(of_chunk) for of_chunk in zip(*shares, strict=True)] if shares else None
 
 
-def measure(engine: FocusEngine, rankers: Mapping[str, Ranker], record: Record, question: RecordedQuestion) -> Outcome:
+def measure(
+    engine: FocusEngine,
+    rankers: Mapping[str, Ranker],
+    record: Record,
+    question: RecordedQuestion,
+    new_tokens: int,
+) -> Outcome:
     sections = [Document(text) for text in record.sections]
     gold = set(question.sections)
-    answer, finished, attention = ask(engine, question.text, sections)
+    answer, finished, attention = ask(engine, question.text, sections, new_tokens)
     found, seconds = explained(engine, finished)
     named = {"loss": _best([lost(torch.tensor(chunk.token_losses)) for chunk in found.chunks])}
     if finished.chunk_scores:
@@ -87,9 +94,8 @@ def measure(engine: FocusEngine, rankers: Mapping[str, Ranker], record: Record, 
     for name, ranker in rankers.items():
         texts = [section.text or "" for section in sections]
         first[name] = _best(ranker.index(texts).scores(f"{question.text} {answer}").tolist()) in gold
-    answer_without, without, _ = ask(
-        engine, question.text, [one for place, one in enumerate(sections) if place not in gold]
-    )
+    others = [one for place, one in enumerate(sections) if place not in gold]
+    answer_without, without, _ = ask(engine, question.text, others, new_tokens)
     found_without, _ = explained(engine, without)
     return {
         "record": record.name,
@@ -109,7 +115,7 @@ def measure(engine: FocusEngine, rankers: Mapping[str, Ranker], record: Record, 
 
 def explained(engine: FocusEngine, finished: Finished) -> tuple[Explanation, float]:
     began = time.perf_counter()
-    return engine.explain(finished, every_chunk=True, sentences=False), time.perf_counter() - began
+    return engine.explain(finished, sentences=False), time.perf_counter() - began
 
 
 def _best(values: Sequence[float]) -> int:
@@ -169,7 +175,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "outcomes": [],
     }
     for number, (record, question) in enumerate(drawn(read_records(options.data), options.questions, options.seed), 1):
-        output["outcomes"].append(measure(engine, rankers, record, question))
+        output["outcomes"].append(measure(engine, rankers, record, question, options.new_tokens))
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(output, indent=2, default=str) + "\n")
         print(f"{number} of {options.questions}", *summary(output["outcomes"]), sep="\n", flush=True)
@@ -182,6 +188,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--method", default="select", help="focus, select or experts (default: %(default)s)")
     parser.add_argument("--select-tokens", type=int, default=512, help="with select (default: %(default)s)")
     parser.add_argument("--questions", type=int, default=24, help="(default: %(default)s)")
+    parser.add_argument("--new-tokens", type=int, default=24, help="of an answer (default: %(default)s)")
     parser.add_argument("--embedder", type=Path, help="folder of all-MiniLM-L6-v2, for minilm")
     parser.add_argument("--threads", type=int, help="CPU threads; by default torch's choice")
     parser.add_argument("--seed", type=int, default=0)

@@ -168,7 +168,7 @@ def test_a_question_is_asked_with_its_section_and_without_it(monkeypatch: pytest
     engine = FocusEngine.from_pretrained(method="focus", pack=False, progress=False)
     sections = tuple(f"The {fact.attribute} of {fact.entity} is {fact.value}." for fact in FACTS[:3])
     asked = RecordedQuestion(question_about(FACTS[1]), (FACTS[1].value,), (1,))
-    found = sources_reading.measure(engine, {"bm25": BM25()}, Record("facts", sections, (asked,)), asked)
+    found = sources_reading.measure(engine, {"bm25": BM25()}, Record("facts", sections, (asked,)), asked, 24)
     assert found["first"] == {"loss": True, "attention": True, "bm25": True}
     assert (found["right"], found["sections"], found["chance"]) == (True, 3, pytest.approx(1 / 3))
     assert found["with"]["supported"]
@@ -176,7 +176,7 @@ def test_a_question_is_asked_with_its_section_and_without_it(monkeypatch: pytest
     assert len(found["without"]["losses"]) == 2
     assert FACTS[1].value not in found["answer_without"]
     wrong = RecordedQuestion(asked.text, asked.answers, (0,))
-    shuffled = sources_reading.measure(engine, {"bm25": BM25()}, Record("facts", sections, (wrong,)), wrong)
+    shuffled = sources_reading.measure(engine, {"bm25": BM25()}, Record("facts", sections, (wrong,)), wrong, 24)
     assert shuffled["first"] == {"loss": False, "attention": False, "bm25": False}
     lines = sources_reading.summary([found, shuffled])
     assert lines[0].startswith("all     2 answers; section first: loss 1, attention 1, bm25 1 (chance 0.7)")

@@ -38,11 +38,9 @@ class FocusEvidence:
         self._local, self._prompt = asked.local_context, asked.dynamic_prompt
 
     def begin(self) -> None:
-        memories = len(self._question.chunks) * len(self._answer) * self._model.cache_bytes_per_token
-        # Twice while they are joined.
-        require_memory(
-            2 * memories, self._model.device, what=f"the memory of each of {len(self._answer):,} answer tokens"
-        )
+        slots = len(self._question.chunks) * len(self._answer)
+        nbytes = 2 * slots * self._model.parts.num_layers * self._model.bytes_per_layer  # twice while they are joined
+        require_memory(nbytes, self._model.device, what=f"the memory of each of {len(self._answer):,} answer tokens")
         _ = self._chunks
 
     def cost(self, left_out: Sequence[LeftOut], tokens: Sequence[int] | None = None) -> Cost:

@@ -255,13 +255,12 @@ def test_memories_that_do_not_fit_are_refused_before_they_are_made(monkeypatch: 
     """Each token of the answer has another memory; a long answer about many chunks would take them all at once."""
     engine = make_engine(method="focus")
     answer = engine.generate(QUESTION, [A, B], max_new_tokens=4)
-    needed = 2 * len(engine.explain(answer).chunks) * len(answer.tokens) * engine.focus.cache_bytes_per_token
+    slots, focus = len(engine.explain(answer).chunks) * len(answer.tokens), engine.focus
+    needed = 2 * slots * focus.parts.num_layers * focus.bytes_per_layer
     monkeypatch.setattr(device, "free_memory", lambda _: needed)
     engine.explain(answer)
     monkeypatch.setattr(device, "free_memory", lambda _: needed - 1)
-    with pytest.raises(
-        OutOfMemoryError, match=rf"memory of each of {len(answer.tokens)} answer tokens .* max_new_tokens"
-    ):
+    with pytest.raises(OutOfMemoryError, match=r"memory of each of 4 answer tokens .*max_new_tokens"):
         engine.explain(answer)
 
 
