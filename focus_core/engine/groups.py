@@ -106,6 +106,18 @@ class GroupSearch:
             asked = self._restoring()
         return sufficient(self.units, NOTHING, without_all, whole, self.ledger.token_losses, asked)
 
+    def taking_over(self, left_out: LeftOut, without: Tensor) -> list[int]:
+        """The chunks that are necessary once these are left out."""
+        rests = [tuple(chunk for chunk in group if self.units[chunk] not in left_out) for group in self.groups]
+        rests = [rest for rest in rests if rest]
+        found = list[int]()
+        losses = self.ledger.token_losses([left_out | _part(self.units, rest) for rest in rests])
+        for rest, loss in zip(rests, losses, strict=True):
+            if lost(loss, without) >= NOTICEABLE:
+                found += _halved([rest], self._lost_by(loss - without, left_out), NOTICEABLE / 2)
+        alone = self.ledger.token_losses([left_out | {self.units[chunk]} for chunk in found])
+        return [chunk for chunk, loss in zip(found, alone, strict=True) if lost(loss, without) >= NOTICEABLE]
+
     def left_together(self) -> list[tuple[Group, Tensor]]:
         """Chunks whose own losses are not known, in their groups, with what each token loses without all of these."""
         rests = [tuple(chunk for chunk in group if not self.is_known(chunk)) for group in self.groups]
@@ -125,10 +137,20 @@ class GroupSearch:
         """What each token loses without each chunk."""
         return self.ledger.token_losses([_part(self.units, (chunk,)) for chunk in chunks])
 
-    def _lost_by(self, losses: Tensor) -> Values:
-        """What is lost without parts of a group, of those tokens that lose most without it."""
+    def _lost_by(self, losses: Tensor, given: LeftOut = NOTHING) -> Values:
+        """What is lost without parts of a group, of those tokens that lose most without it.
+
+        Args:
+            given: what is left out anyway
+        """
         tokens = decisive(losses)
-        return lambda parts: [lost(one) for one in self.ledger.screened([_part(self.units, p) for p in parts], tokens)]
+
+        def values(parts: Sequence[Group]) -> list[float]:
+            left_out = [given, *(given | _part(self.units, part) for part in parts)]
+            before, *without = self.ledger.screened(left_out, tokens)
+            return [lost(one, before) for one in without]
+
+        return values
 
     def _restoring(self) -> Sequence[int]:
         """Chunks that may support the answer by themselves."""

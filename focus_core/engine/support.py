@@ -5,7 +5,8 @@
 
 Two passages that say the same hide each other: neither is necessary, and each is sufficient. Of two that are both
 needed each is necessary, and neither sufficient. So both are asked; sufficiency only where the necessary ones do not
-explain what the answer owes to the passages together.
+explain what the answer owes to the passages together. And if the answer stands without the sufficient ones, others have
+taken over, which do so together with the rest of the text and not alone: those are asked for next.
 """
 
 from __future__ import annotations
@@ -60,6 +61,13 @@ class Search(Protocol):
     def alone(self, without_all: Tensor, whole: Tensor) -> list[int]:
         """The passages that support the answer by themselves, as `sufficient`."""
 
+    def taking_over(self, left_out: LeftOut, without: Tensor) -> list[int]:
+        """The passages that are necessary once these are left out.
+
+        Args:
+            without: losses of the tokens without these
+        """
+
     def best(self) -> int:
         """The passage without which the answer loses most, where none is necessary or sufficient."""
 
@@ -84,6 +92,11 @@ class EachPassage:
     def alone(self, without_all: Tensor, whole: Tensor) -> list[int]:
         return sufficient(self.units, self.given, without_all, whole, self.losses, range(len(self.units)))
 
+    def taking_over(self, left_out: LeftOut, without: Tensor) -> list[int]:
+        asked = [unit for unit, passage in enumerate(self.units) if passage not in left_out]
+        losses = self.losses([left_out | {self.units[unit]} for unit in asked])
+        return [unit for unit, loss in zip(asked, losses, strict=True) if lost(loss, without) >= NOTICEABLE]
+
     def best(self) -> int:
         return max(range(len(self.units)), key=lambda unit: self.losses_without[unit])
 
@@ -100,7 +113,31 @@ def find_support(units: Sequence[Passage], given: LeftOut, search: Search, losse
     whole = without_all - before
     explained = lost(losses([given | {units[unit] for unit in needed}])[0], before) if needed else 0.0
     alone = [] if explained >= _EXPLAINED * lost(whole) else search.alone(without_all, whole)
+    if alone:
+        alone += _taking_over(units, {*needed, *alone}, given, before, whole, search, losses)
     return _support(units, sorted({*needed, *alone}) or [search.best()], alone, given, losses)
+
+
+def _taking_over(
+    units: Sequence[Passage],
+    found: set[int],
+    given: LeftOut,
+    before: Tensor,
+    whole: Tensor,
+    search: Search,
+    losses: TokenLosses,
+) -> list[int]:
+    """What stands in for the passages that were found, until the answer loses what it owes to all of them."""
+    others = list[int]()
+    while True:
+        left_out = given | {units[unit] for unit in (*found, *others)}
+        (without,) = losses([left_out])
+        if lost(without, before) >= _EXPLAINED * lost(whole):
+            return others
+        more = search.taking_over(left_out, without)
+        if not more:
+            return others
+        others += more
 
 
 def sufficient(

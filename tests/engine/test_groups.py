@@ -95,6 +95,18 @@ def test_one_that_is_needed_beside_two_that_say_the_same() -> None:
     _the_same_as_each(lambda left: {2: 2.0 * (50 not in left), 9: 0.0 if {7, 71} & left else 20.0})
 
 
+@pytest.mark.parametrize(("one", "other"), [(3, 4), (0, 19), (40, 99)])
+def test_one_that_takes_over_together_with_others(one: int, other: int) -> None:
+    def answer(left: Left) -> dict[int, float]:
+        if one in left or (other in left and len(left) > 40):
+            return {}
+        return {8: 4.0} if other in left else {8: 6.0, 9: 3.0}
+
+    search = _the_same_as_each(answer)
+    assert search.is_known(one)
+    assert search.is_known(other)
+
+
 def test_a_neighbour_that_disturbs() -> None:
     """Without the planted chunk one token loses; without its neighbours another gains."""
     _the_same_as_each(lambda left: {8: 1.5 * (30 not in left), 3: -1.4 * (29 not in left)})

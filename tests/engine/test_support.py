@@ -87,6 +87,17 @@ def test_what_a_passage_gives_to_tokens_that_lost_nothing_restores_nothing() -> 
     assert _found(support) == {1: (9.0, "redundant"), 4: (9.0, "redundant")}
 
 
+def test_a_passage_that_takes_over_together_with_others_is_redundant_too() -> None:
+    """Passage 1 does by itself; passage 4 says the same less clearly, and needs the rest of the text beside it."""
+
+    def loss(left: Left) -> float:
+        return 0.0 if 1 in left or (4 in left and len(left) > 2) else 4.0 if 4 in left else 9.0
+
+    support, _ = _support(loss)
+    assert _found(support) == {1: (9.0, "redundant"), 4: (9.0, "redundant")}
+    assert support.loss == 9.0
+
+
 def test_small_losses_of_many_tokens_do_not_add_up_to_a_source() -> None:
     """What rounding takes from the tokens of a long answer."""
     support, _ = _support(lambda left: [0.05 * (2 not in left)] * 300)
