@@ -1,7 +1,7 @@
 """How often the sources of an answer are right where people asked and answered: stories with and without the section.
 
     python -m benchmarks.sources_reading --data val.jsonl --model MODEL                       24 questions, select
-    python -m benchmarks.sources_reading --data val.jsonl --model smollm2 --method focus --questions 40
+    python -m benchmarks.sources_reading --data val.jsonl --model smollm2 --method focus --sections 8 --new-tokens 12
     python -m benchmarks.sources_reading … --embedder ~/.cache/focusllm/models/all-minilm-l6-v2
 
 Every section of a story is a document and a chunk. Each question is asked twice: of all sections of its story, and of
@@ -24,6 +24,7 @@ import json
 import random
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
@@ -56,6 +57,15 @@ def drawn(records: Sequence[Record], number: int, seed: int) -> list[tuple[Recor
     ]
     chosen = random.Random(seed).sample(known, number)
     return [(records[place], question) for place, question in sorted(chosen, key=lambda pair: pair[0])]
+
+
+def shortened(record: Record, question: RecordedQuestion, most: int) -> tuple[Record, RecordedQuestion]:
+    """The record with at most so many sections: those with the answer, and the ones nearest to the first of them."""
+    gold = set(question.sections)
+    near = sorted(range(len(record.sections)), key=lambda place: (place not in gold, abs(place - min(gold)), place))
+    kept = sorted(near[: max(most, len(gold))])
+    sections = tuple(record.sections[place] for place in kept)
+    return replace(record, sections=sections), replace(question, sections=tuple(kept.index(place) for place in gold))
 
 
 def ask(
@@ -174,7 +184,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "arguments": vars(options),
         "outcomes": [],
     }
-    for number, (record, question) in enumerate(drawn(read_records(options.data), options.questions, options.seed), 1):
+    for number, chosen in enumerate(drawn(read_records(options.data), options.questions, options.seed), 1):
+        record, question = shortened(*chosen, options.sections) if options.sections else chosen
         output["outcomes"].append(measure(engine, rankers, record, question, options.new_tokens))
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(output, indent=2, default=str) + "\n")
@@ -188,6 +199,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--method", default="select", help="focus, select or experts (default: %(default)s)")
     parser.add_argument("--select-tokens", type=int, default=512, help="with select (default: %(default)s)")
     parser.add_argument("--questions", type=int, default=24, help="(default: %(default)s)")
+    parser.add_argument("--sections", type=int, help="of a story, at most; by default all")
     parser.add_argument("--new-tokens", type=int, default=24, help="of an answer (default: %(default)s)")
     parser.add_argument("--embedder", type=Path, help="folder of all-MiniLM-L6-v2, for minilm")
     parser.add_argument("--threads", type=int, help="CPU threads; by default torch's choice")

@@ -191,3 +191,13 @@ def test_questions_are_drawn_from_stories_that_have_other_sections() -> None:
     records = [record("a", 2, (0,), (0, 1), ()), record("b", 1, (0,)), record("c", 2, (1,), (0,))]
     drawn = sources_reading.drawn(records, 3, seed=0)
     assert [question.text for _, question in drawn] in (["a0", "c0", "c1"], ["a0", "c1", "c0"])
+
+
+@pytest.mark.parametrize(("gold", "kept", "now"), [((3,), "cde", (1,)), ((0,), "abc", (0,)), ((1, 4), "abe", (1, 2))])
+def test_a_story_is_cut_to_the_sections_around_the_answer(
+    gold: tuple[int, ...], kept: str, now: tuple[int, ...]
+) -> None:
+    asked = RecordedQuestion("?", ("x",), gold)
+    record, question = sources_reading.shortened(Record("a", tuple("abcde"), (asked,)), asked, 3)
+    assert record.sections == tuple(kept)
+    assert question.sections == now
