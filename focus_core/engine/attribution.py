@@ -15,7 +15,7 @@ from focus_core.engine.groups import GroupSearch, chunk_groups, first_parts
 from focus_core.engine.ledger import Exclusively, Ledger, decisive, lost
 from focus_core.engine.places import Place, chunk_places, sentence_places
 from focus_core.engine.sources import ChunkLoss, DocumentLoss, Explanation, GroupLoss, Role, Source
-from focus_core.engine.support import NOTICEABLE, EachPassage, Member, Support, find_support, sufficient
+from focus_core.engine.support import NOTICEABLE, EachPassage, Member, Support, find_support, restoring_a_token
 from focus_core.methods.base import TokenizedQuestion
 from focus_core.methods.evidence import NOTHING, Cost, Evidence, LeftOut, Passage, whole_chunk, whole_chunks
 
@@ -151,7 +151,7 @@ def _parts(
 def _asked_parts(units: Sequence[Passage], given: LeftOut, whole: Passage, ledger: Ledger) -> list[int]:
     """The parts of a chunk that may matter, by those tokens of the answer that it decides: others cost and say little.
 
-    A chunk of one sentence is read quickly, a chunk without one is not: the sufficient ones are looked for first.
+    A chunk of one sentence is read quickly, a chunk without one is not: what a sentence restores is asked first.
     """
     with_it, without = ledger.token_losses([given, given | {whole}])
     tokens = decisive(without - with_it)
@@ -160,7 +160,7 @@ def _asked_parts(units: Sequence[Passage], given: LeftOut, whole: Passage, ledge
         return ledger.screened(left_out, tokens)
 
     before, without_all = screened([given, given | {whole}])
-    alone = sufficient(units, given, without_all, without_all - before, screened, range(len(units)))
+    alone = restoring_a_token(units, given, without_all, without_all - before, screened)
     if alone:
         return alone
     losses = [lost(loss, before) for loss in screened([given | {unit} for unit in units])]

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from focus_core.engine.ledger import lost
@@ -161,6 +162,24 @@ def sufficient(
     least = _SUFFICIENT * lost(whole)
     found = [unit for unit, loss in zip(asked, only, strict=True) if restored(without_all - loss, whole) >= least]
     return [] if nearly_any(len(found), len(units)) else found
+
+
+def restoring_a_token(
+    units: Sequence[Passage], given: LeftOut, without_all: Tensor, whole: Tensor, losses: TokenLosses
+) -> list[int]:
+    """The passages that restore by themselves what some token loses: of two statements each restores its own tokens.
+
+    Tokens that nearly any passage restores tell nothing.
+
+    Args:
+        without_all: losses of the tokens without all passages
+        whole: what these are more than `given` costs
+    """
+    only = losses([given | (frozenset(units) - {unit}) for unit in units])
+    enough = torch.stack([without_all - loss >= _SUFFICIENT * whole for loss in only])  # [passages, tokens]
+    enough &= whole >= NOTICEABLE
+    telling = torch.tensor([not nearly_any(found, len(units)) for found in enough.sum(0).tolist()])
+    return (enough & telling).any(1).nonzero()[:, 0].tolist()
 
 
 def restored(gained: Tensor, whole: Tensor) -> float:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from focus_core.engine.ledger import decisive, lost
-from focus_core.engine.support import EachPassage, Support, find_support
+from focus_core.engine.support import EachPassage, Support, find_support, restoring_a_token
 from focus_core.methods.evidence import NOTHING, LeftOut, Passage
 
 UNITS = [Passage(chunk, 0, 10) for chunk in range(5)]
@@ -96,6 +96,22 @@ def test_a_passage_that_takes_over_together_with_others_is_redundant_too() -> No
     support, _ = _support(loss)
     assert _found(support) == {1: (9.0, "redundant"), 4: (9.0, "redundant")}
     assert support.loss == 9.0
+
+
+def test_each_of_two_statements_restores_its_own_tokens() -> None:
+    """The second one is a fifth of all that is lost, and all that its token loses. Any passage restores the third token."""
+
+    def losses(left_out: Sequence[LeftOut]) -> list[Tensor]:
+        found = list[Tensor]()
+        for one in left_out:
+            left = {unit.chunk for unit in set(UNITS) - one}
+            found.append(
+                torch.tensor([8.0 * (1 not in left), 2.0 * (4 not in left), 3.0 * (not left), 0.5 * (0 not in left)])
+            )
+        return found
+
+    (without_all,) = losses([frozenset(UNITS)])
+    assert restoring_a_token(UNITS, NOTHING, without_all, without_all, losses) == [1, 4]
 
 
 def test_small_losses_of_many_tokens_do_not_add_up_to_a_source() -> None:
