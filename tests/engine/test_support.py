@@ -99,7 +99,7 @@ def test_a_passage_that_takes_over_together_with_others_is_redundant_too() -> No
 
 
 def test_each_of_two_statements_restores_its_own_tokens() -> None:
-    """The second one is a fifth of all that is lost, and all that its token loses. Any passage restores the third token."""
+    """The second one is a fifth of all that is lost, and all that its token loses. Any passage restores the third."""
 
     def losses(left_out: Sequence[LeftOut]) -> list[Tensor]:
         found = list[Tensor]()
