@@ -168,7 +168,7 @@ def outcome(condition: str, item: Item, answer: str, found: Explanation) -> dict
     stated = stating(item, answer)
     named = [span for span in item.gold if any(overlap((s.start, s.end), span) for s in found.sources)]
     first = found.sources[0] if found.sources else None
-    best = max(found.chunks, key=lambda chunk: sum(max(loss, 0.0) for loss in chunk.token_losses))
+    best = max(found.chunks, key=lambda chunk: chunk.lost)
     chunk = best if first is None or first.role != "redundant" else found.chunks[first.chunk]
     roles = [s.role for s in found.sources if any(overlap((s.start, s.end), span) for span in item.gold)]
     wanted = {"both": "needed", "same": "redundant"}.get(condition)

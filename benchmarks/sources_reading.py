@@ -33,7 +33,6 @@ import torch
 
 from benchmarks import machine
 from focus_core import Document, Finished, FocusEngine
-from focus_core.engine.ledger import lost
 from focus_core.engine.sources import Explanation
 from focus_core.evaluation import scores
 from focus_core.evaluation.embedding import Embedder
@@ -94,7 +93,7 @@ def measure(
     gold = set(question.sections)
     answer, finished, attention = ask(engine, question.text, sections, new_tokens)
     found, seconds = explained(engine, finished)
-    named = {"loss": _best([lost(torch.tensor(chunk.token_losses)) for chunk in found.chunks])}
+    named = {"loss": _best([chunk.lost for chunk in found.chunks])}
     if finished.chunk_scores:
         named["likelihood"] = _best([one.score for one in finished.chunk_scores])
     if attention is not None:

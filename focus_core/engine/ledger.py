@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from focus_core.engine.sources import NOISE
 from focus_core.methods.evidence import NO_COST, NOTHING, Cost, Evidence, LeftOut
 
-NOISE = 0.1  # nats; a token that loses less does not count: rounding in bfloat16 takes as much from an unsure one
 _DECISIVE = 0.9  # of what the answer loses without a part: the tokens that hold it tell smaller parts apart
 
 Exclusively = Callable[[Callable[[], Tensor]], Tensor]  # runs passes of the model while no other step runs

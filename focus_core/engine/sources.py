@@ -10,6 +10,7 @@ from focus_core.methods.evidence import NO_COST, Cost
 
 Role = Literal["sole", "needed", "redundant"]
 
+NOISE = 0.1  # nats; a token that loses less does not count: rounding in bfloat16 takes as much from an unsure one
 _SHOWN = 60  # characters of an excerpt that a repr shows
 
 
@@ -71,6 +72,11 @@ class ChunkLoss:
     loss: float | None
     token_losses: tuple[float, ...] = field(default=(), repr=False)
     group: int | None = None
+
+    @property
+    def lost(self) -> float:
+        """What those tokens lose that lose, nats, as a source's `score` counts it; 0 without `loss`."""
+        return sum(loss for loss in self.token_losses if loss >= NOISE)
 
 
 @dataclass(frozen=True)
