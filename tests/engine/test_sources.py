@@ -74,8 +74,8 @@ def test_prepared_documents_and_batches_have_the_sources_of_cold_ones(
 @pytest.mark.parametrize("method", METHODS)
 def test_without_sentences_sources_are_chunks_and_cost_less(method: str) -> None:
     rng = random.Random(5)
-    text = hide(FACTS[:1], filler_sentences(rng, 30), rng).text
-    engine = FocusEngine.from_pretrained(progress=False, method=method, chunk_size=96, plain_up_to=10_000)
+    text = hide(FACTS[:1], filler_sentences(rng, 10), rng).text
+    engine = FocusEngine.from_pretrained(progress=False, method=method, chunk_size=48, plain_up_to=10_000)
     answer = engine.generate(question_about(FACTS[0]), text, max_new_tokens=16)
     fine, coarse = engine.explain(answer), engine.explain(answer, sentences=False)
     assert coarse.cost.tokens <= coarse.cost_of_chunks.tokens <= fine.cost_of_chunks.tokens
