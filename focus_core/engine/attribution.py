@@ -134,10 +134,8 @@ def _parts(
     """The sentences or documents of a chunk that the answer rests on; all of it, if they cannot be told apart."""
     units = [place.passage for place in parts]
     asked = _asked_parts(units, given, whole_chunk(question.chunks, member.unit), ledger)
-    before = ledger.token_losses([given])[0]
-    necessity = [lost(loss, before) for loss in ledger.token_losses([given | {units[unit]} for unit in asked])]
     chosen = [units[unit] for unit in asked]
-    search = EachPassage(chosen, given, necessity, ledger.token_losses)
+    search = EachPassage(chosen, given, ledger.token_losses)
     support = find_support(chosen, given, search, ledger.token_losses)
     found = [
         _source(question, parts[asked[one.unit]], one.score, _joined_role(member.role, one.role), decode)

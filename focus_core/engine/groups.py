@@ -81,13 +81,17 @@ class GroupSearch:
     groups: Sequence[Group]
     ledger: Ledger
 
-    def necessity(self) -> dict[int, float]:
-        """What the answer's tokens lose without each chunk that may be necessary."""
+    def necessity(self, given: LeftOut) -> dict[int, float]:
+        """What the answer's tokens lose without each chunk that may be necessary, these left out anyway."""
+        rests = [tuple(chunk for chunk in group if self.units[chunk] not in given) for group in self.groups]
+        rests = [rest for rest in rests if rest]
+        before, *of_rests = self.ledger.token_losses([given, *(given | _part(self.units, rest) for rest in rests)])
         found = list[int]()
-        for group, losses in zip(self.groups, self._of_groups(), strict=True):
-            if len(group) == 1 or lost(losses) >= NOTICEABLE:
-                found += _halved([group], self._lost_by(losses), NOTICEABLE / 2)
-        return {chunk: lost(losses) for chunk, losses in zip(found, self._of_chunks(found), strict=True)}
+        for rest, losses in zip(rests, of_rests, strict=True):
+            if len(rest) == 1 or lost(losses, before) >= NOTICEABLE:
+                found += _halved([rest], self._lost_by(losses - before, given), NOTICEABLE / 2)
+        of_chunks = self.ledger.token_losses([given | {self.units[chunk]} for chunk in found])
+        return {chunk: lost(losses, before) for chunk, losses in zip(found, of_chunks, strict=True)}
 
     def best(self) -> int:
         """The chunk to which the group with the highest loss leads, and the half with the highest, and so on."""
@@ -106,18 +110,6 @@ class GroupSearch:
             asked = self._restoring()
         return sufficient(self.units, NOTHING, without_all, whole, self.ledger.token_losses, asked)
 
-    def taking_over(self, left_out: LeftOut, without: Tensor) -> list[int]:
-        """The chunks that are necessary once these are left out."""
-        rests = [tuple(chunk for chunk in group if self.units[chunk] not in left_out) for group in self.groups]
-        rests = [rest for rest in rests if rest]
-        found = list[int]()
-        losses = self.ledger.token_losses([left_out | _part(self.units, rest) for rest in rests])
-        for rest, loss in zip(rests, losses, strict=True):
-            if lost(loss, without) >= NOTICEABLE:
-                found += _halved([rest], self._lost_by(loss - without, left_out), NOTICEABLE / 2)
-        alone = self.ledger.token_losses([left_out | {self.units[chunk]} for chunk in found])
-        return [chunk for chunk, loss in zip(found, alone, strict=True) if lost(loss, without) >= NOTICEABLE]
-
     def left_together(self) -> list[tuple[Group, Tensor]]:
         """Chunks whose own losses are not known, in their groups, with what each token loses without all of these."""
         rests = [tuple(chunk for chunk in group if not self.is_known(chunk)) for group in self.groups]
@@ -132,10 +124,6 @@ class GroupSearch:
     def _of_groups(self) -> list[Tensor]:
         """What each token loses without each group."""
         return self.ledger.token_losses(first_parts(self.units, self.groups))[1:-1]
-
-    def _of_chunks(self, chunks: Sequence[int]) -> list[Tensor]:
-        """What each token loses without each chunk."""
-        return self.ledger.token_losses([_part(self.units, (chunk,)) for chunk in chunks])
 
     def _lost_by(self, losses: Tensor, given: LeftOut = NOTHING) -> Values:
         """What is lost without parts of a group, of those tokens that lose most without it.

@@ -56,18 +56,11 @@ class Support:
 class Search(Protocol):
     """The way in which passages that matter are looked for among many."""
 
-    def necessity(self) -> Mapping[int, float]:
-        """What the answer's tokens lose without each passage that may be necessary, nats."""
+    def necessity(self, given: LeftOut) -> Mapping[int, float]:
+        """What the answer's tokens lose without each passage that may be necessary, nats, these left out anyway."""
 
     def alone(self, without_all: Tensor, whole: Tensor) -> list[int]:
         """The passages that support the answer by themselves, as `sufficient`."""
-
-    def taking_over(self, left_out: LeftOut, without: Tensor) -> list[int]:
-        """The passages that are necessary once these are left out.
-
-        Args:
-            without: losses of the tokens without these
-        """
 
     def best(self) -> int:
         """The passage without which the answer loses most, where none is necessary or sufficient."""
@@ -79,27 +72,23 @@ class EachPassage:
 
     Args:
         given: what is left out anyway
-        losses_without: the losses without each passage
     """
 
     units: Sequence[Passage]
     given: LeftOut
-    losses_without: Sequence[float]
     losses: TokenLosses
 
-    def necessity(self) -> Mapping[int, float]:
-        return dict(enumerate(self.losses_without))
+    def necessity(self, given: LeftOut) -> Mapping[int, float]:
+        asked = [unit for unit, passage in enumerate(self.units) if passage not in given]
+        before, *without = self.losses([given, *(given | {self.units[unit]} for unit in asked)])
+        return {unit: lost(loss, before) for unit, loss in zip(asked, without, strict=True)}
 
     def alone(self, without_all: Tensor, whole: Tensor) -> list[int]:
         return sufficient(self.units, self.given, without_all, whole, self.losses, range(len(self.units)))
 
-    def taking_over(self, left_out: LeftOut, without: Tensor) -> list[int]:
-        asked = [unit for unit, passage in enumerate(self.units) if passage not in left_out]
-        losses = self.losses([left_out | {self.units[unit]} for unit in asked])
-        return [unit for unit, loss in zip(asked, losses, strict=True) if lost(loss, without) >= NOTICEABLE]
-
     def best(self) -> int:
-        return max(range(len(self.units)), key=lambda unit: self.losses_without[unit])
+        necessity = self.necessity(self.given)
+        return max(necessity, key=lambda unit: necessity[unit])
 
 
 def find_support(units: Sequence[Passage], given: LeftOut, search: Search, losses: TokenLosses) -> Support:
@@ -109,7 +98,7 @@ def find_support(units: Sequence[Passage], given: LeftOut, search: Search, losse
         given: what is left out anyway
         losses: of the answer's tokens
     """
-    needed = [unit for unit, loss in search.necessity().items() if loss >= NOTICEABLE]
+    needed = _needed(search, given)
     before, without_all = losses([given, given | frozenset(units)])
     whole = without_all - before
     explained = lost(losses([given | {units[unit] for unit in needed}])[0], before) if needed else 0.0
@@ -117,6 +106,10 @@ def find_support(units: Sequence[Passage], given: LeftOut, search: Search, losse
     if alone:
         alone += _taking_over(units, {*needed, *alone}, given, before, whole, search, losses)
     return _support(units, sorted({*needed, *alone}) or [search.best()], alone, given, losses)
+
+
+def _needed(search: Search, given: LeftOut) -> list[int]:
+    return [unit for unit, loss in search.necessity(given).items() if loss >= NOTICEABLE]
 
 
 def _taking_over(
@@ -135,7 +128,7 @@ def _taking_over(
         (without,) = losses([left_out])
         if lost(without, before) >= _EXPLAINED * lost(whole):
             return others
-        more = search.taking_over(left_out, without)
+        more = _needed(search, left_out)
         if not more:
             return others
         others += more

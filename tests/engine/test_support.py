@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from focus_core.engine.ledger import decisive, lost
+from focus_core.engine.ledger import decisive
 from focus_core.engine.support import EachPassage, Support, find_support, restoring_a_token
 from focus_core.methods.evidence import NOTHING, LeftOut, Passage
 
@@ -24,8 +24,7 @@ def _support(loss: Callable[[Left], float | list[float]]) -> tuple[Support, list
         asked.extend(left_out)
         return [torch.tensor(loss({unit.chunk for unit in set(UNITS) - one})).reshape(-1) for one in left_out]
 
-    necessity = [lost(one) for one in losses([frozenset({unit}) for unit in UNITS])]
-    return find_support(UNITS, NOTHING, EachPassage(UNITS, NOTHING, necessity, losses), losses), asked
+    return find_support(UNITS, NOTHING, EachPassage(UNITS, NOTHING, losses), losses), asked
 
 
 def _found(support: Support) -> dict[int, tuple[float, str]]:
