@@ -13,7 +13,6 @@ how many times the floor ours is, and how many times faster ours is than another
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -164,8 +163,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 report.print_result(result)
     output["aims"] = list(report.aims(output["results"]))
     report.print_aims(output["aims"])
-    options.json.parent.mkdir(parents=True, exist_ok=True)
-    options.json.write_text(json.dumps(output, indent=2, default=str) + "\n")
+    report.write(options.json, output)
 
 
 def _bench(options: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> Bench:

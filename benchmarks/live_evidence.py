@@ -39,7 +39,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks import machine
+from benchmarks import machine, report
 from benchmarks.sources import NEW_TOKENS, Item, make_item, stating
 from focus_core import FocusConfig, FocusEngine
 from focus_core.attention.memory import Memory
@@ -247,7 +247,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         items = [make_item(engine, options.conditions[0], options.seq, n, options.seed) for n in range(options.items)]
         output["results"].append(seconds(engine, items, options.rounds, options.new_tokens))
         _show_seconds(output["results"][-1], options)
-        _write(options.json, output)
+        report.write(options.json, output)
         return
     for condition in options.conditions:
         tokens, right, chunks = list[Token](), 0, 0
@@ -259,12 +259,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         counted = agreement(tokens, options.nats)
         output["results"].append({"condition": condition, "chunks": chunks, "right": right, **counted})
         _show(output["results"][-1], options)
-        _write(options.json, output)
-
-
-def _write(path: Path, output: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(output, indent=2, default=str) + "\n")
+        report.write(options.json, output)
 
 
 def _show_seconds(result: dict[str, Any], options: argparse.Namespace) -> None:
@@ -295,14 +290,12 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--items", type=int, default=20, help="of each condition (default: %(default)s)")
     parser.add_argument("--conditions", nargs="+", choices=CONDITIONS, default=list(CONDITIONS))
     parser.add_argument("--nats", type=float, default=1.0, help="what a token must owe (default: %(default)s)")
-    parser.add_argument("--threads", type=int, help="CPU threads; by default torch's choice")
-    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--seconds", action="store_true", help="compare seconds with live evidence and without")
     parser.add_argument("--rounds", type=int, default=5, help="of --seconds (default: %(default)s)")
     parser.add_argument(
         "--new-tokens", type=int, default=NEW_TOKENS, help="of --seconds, at most (default: %(default)s)"
     )
-    parser.add_argument("--json", type=Path, default=_RESULTS, help="file for all figures (default: %(default)s)")
+    report.add_options(parser, _RESULTS)
     return parser.parse_args(arguments)
 
 

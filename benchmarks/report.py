@@ -1,9 +1,12 @@
-"""Tables of `decode.py`, and which of the aims a run meets."""
+"""What benchmarks write and print: files of figures, tables of `decode.py`, and which of the aims a run meets."""
 
 from __future__ import annotations
 
+import json
+from argparse import ArgumentParser
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from benchmarks.ways import FULL_ATTENTION, ONE_BY_ONE, OURS
@@ -12,6 +15,21 @@ Result = dict[str, Any]  # as `Bench.summary` makes it
 
 _FIGURES = ("prefill", "first_token", "second_question", "step")
 _MIB = 1 << 20
+
+
+def write(path: Path, output: dict[str, Any]) -> None:
+    """All figures and their conditions, into a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(output, indent=2, default=str) + "\n")
+
+
+def add_options(parser: ArgumentParser, results: Path) -> None:
+    """Threads, seed, and the file for `write`, of benchmarks on one engine."""
+    parser.add_argument("--threads", type=int, help="CPU threads; by default torch's choice")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--json", type=Path, default=results, help="file for all figures and conditions (default: %(default)s)"
+    )
 
 
 def print_conditions(output: dict[str, Any]) -> None:

@@ -20,7 +20,6 @@ the model for all chunks, once the answer is there.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import random
 from collections.abc import Callable, Sequence
@@ -31,7 +30,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks import machine
+from benchmarks import machine, report
 from benchmarks.live_evidence import stream
 from benchmarks.sources import Item, ask, make_item, overlap, stating
 from focus_core import FocusConfig, FocusEngine
@@ -153,8 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for tokens in options.seq:
         for condition in CONDITIONS:
             output["results"].append(_measured(engine, rivals, condition, tokens, options))
-            options.json.parent.mkdir(parents=True, exist_ok=True)
-            options.json.write_text(json.dumps(output, indent=2, default=str) + "\n")
+            report.write(options.json, output)
 
 
 def _measured(
@@ -198,9 +196,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--items", type=int, default=20, help="of each condition and length (default: %(default)s)")
     parser.add_argument("--rivals", nargs="+", choices=RIVALS, default=list(RIVALS), help="by default all")
     parser.add_argument("--embedder", type=Path, help="folder of all-MiniLM-L6-v2, for minilm")
-    parser.add_argument("--threads", type=int, help="CPU threads; by default torch's choice")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path, default=_RESULTS, help="file for all figures (default: %(default)s)")
+    report.add_options(parser, _RESULTS)
     return parser.parse_args(arguments)
 
 

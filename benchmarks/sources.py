@@ -22,7 +22,6 @@ follow from seed, condition, length and number.
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -33,7 +32,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import machine
+from benchmarks import machine, report
 from focus_core import FocusEngine
 from focus_core.engine.answers import Answer
 from focus_core.engine.sources import Explanation
@@ -271,8 +270,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             result = {"condition": condition, "tokens": tokens, **summary(condition, outcomes)}
             output["results"].append(result)
             print(_line(result), flush=True)
-            options.json.parent.mkdir(parents=True, exist_ok=True)
-            options.json.write_text(json.dumps(output, indent=2, default=str) + "\n")
+            report.write(options.json, output)
 
 
 def _line(result: dict[str, Any]) -> str:
@@ -294,11 +292,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--every-chunk", action="store_true", help="leave each chunk out by itself, also of long texts")
     parser.add_argument("--items", type=int, default=20, help="of each condition and length (default: %(default)s)")
     parser.add_argument("--conditions", nargs="+", choices=CONDITIONS, default=list(CONDITIONS))
-    parser.add_argument("--threads", type=int, help="CPU threads; by default torch's choice")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--json", type=Path, default=_RESULTS, help="file for all figures and conditions (default: %(default)s)"
-    )
+    report.add_options(parser, _RESULTS)
     return parser.parse_args(arguments)
 
 

@@ -20,7 +20,6 @@ with a reference (F1) or holds one. `supported` is counted with the section and 
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import time
 from collections.abc import Mapping, Sequence
@@ -31,7 +30,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import machine
+from benchmarks import machine, report
 from focus_core import Document, Finished, FocusEngine
 from focus_core.engine.sources import Explanation
 from focus_core.evaluation import scores
@@ -186,8 +185,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for number, chosen in enumerate(drawn(read_records(options.data), options.questions, options.seed), 1):
         record, question = shortened(*chosen, options.sections) if options.sections else chosen
         output["outcomes"].append(measure(engine, rankers, record, question, options.new_tokens))
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(output, indent=2, default=str) + "\n")
+        report.write(options.json, output)
         print(f"{number} of {options.questions}", *summary(output["outcomes"]), sep="\n", flush=True)
 
 
@@ -201,9 +199,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--sections", type=int, help="of a story, at most; by default all")
     parser.add_argument("--new-tokens", type=int, default=24, help="of an answer (default: %(default)s)")
     parser.add_argument("--embedder", type=Path, help="folder of all-MiniLM-L6-v2, for minilm")
-    parser.add_argument("--threads", type=int, help="CPU threads; by default torch's choice")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path, default=_RESULTS, help="file for all figures (default: %(default)s)")
+    report.add_options(parser, _RESULTS)
     return parser.parse_args(arguments)
 
 

@@ -206,7 +206,7 @@ def test_sentences_and_lines_are_segments(kind: str) -> None:
 
 def test_the_patterns_of_every_kind_are_tested() -> None:
     known = {str(split) for split in GGUF_PRE_TOKENIZER_SPLITS.values()} | {_GPT2}
-    assert segments_module._BORDERS.keys() == known & segments_module._BORDERS.keys()
+    assert segments_module._BORDERS.keys() <= known
     tested = {json.dumps(pattern) for pattern in segments_module._BORDERS}
     states = "".join(splitter.__getstate__().decode() for splitter, _, _ in _CUT.values())
     assert all(pattern in states for pattern in tested)
