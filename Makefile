@@ -4,7 +4,9 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python;
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
 BIN := .venv/bin
 READY := .venv/.ready
-# Not compiled: of sixteen thousand files a run imports a few, and Python compiles those when it does.
+# Not compiled: of sixteen thousand files a run imports a few, and Python compiles those when it does; each process
+# anew (8 seconds) where it may not write them down.
+unexport PYTHONDONTWRITEBYTECODE
 PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt
 NOTEBOOKS := $(wildcard cookbook/[0-9]*.py)
 

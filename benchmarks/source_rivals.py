@@ -33,7 +33,7 @@ import torch
 from benchmarks import machine, report
 from benchmarks.live_evidence import stream
 from benchmarks.sources import Item, ask, make_item, overlap, stating
-from focus_core import FocusConfig, FocusEngine
+from focus_core import Finished, FocusConfig, FocusEngine
 from focus_core.cache.chunks import ChunkSet
 from focus_core.engine.answers import Answer
 from focus_core.evaluation.embedding import Embedder
@@ -71,13 +71,21 @@ def likelihood(engine: FocusEngine, item: Item, answer: Answer) -> Guess:
 
 
 def contextcite(engine: FocusEngine, item: Item, answer: Answer) -> Guess:
+    return from_ablations(engine, answer)
+
+
+def from_ablations(engine: FocusEngine, answer: Answer | Finished) -> Guess:
     """Random halves of the chunks are hidden, and the answer's probability is explained by those that were left."""
     assert answer.plan is not None
     question, method = answer.plan.question.continued(answer.tokens), answer.plan.method
     chunks, draw = question.chunks, np.random.default_rng(0)
     kept = draw.random((ABLATIONS, len(chunks))) < KEPT
     parts = [frozenset(one for one, stays in zip(whole_chunks(chunks), row, strict=True) if not stays) for row in kept]
-    evidence = method.evidence(question, (), lambda: ChunkSet.of(engine.focus.prefill([one.row for one in chunks])))
+
+    def prefill() -> ChunkSet:
+        return ChunkSet.of(engine.focus.prefill([one.row for one in chunks]))
+
+    evidence = method.evidence(question, answer.chunk_scores, prefill)
     evidence.begin()
     found = evidence.log_probs(parts).sum(-1).double()
     logits = (found - torch.log1p(-found.exp().clamp(max=1 - 1e-12))).numpy()

@@ -12,6 +12,8 @@ Beside it, asked about the same answer:
     attention      how much the answer's tokens draw on it (`live_evidence`; where the method has it)
     bm25           words that it shares with question and answer
     minilm         cosine of question and answer with it
+    contextcite    weights of a sparse linear model from 64 random halves of the sections (`benchmarks.source_rivals`);
+                   for the first N questions with `--contextcite N`, because it takes long
 
 `chance` is the share of sections in which the answer stands. An answer is right if it shares at least half of its words
 with a reference (F1) or holds one. `supported` is counted with the section and without it; the JSON has all numbers.
@@ -31,6 +33,7 @@ from typing import Any
 import torch
 
 from benchmarks import machine, report
+from benchmarks.source_rivals import from_ablations
 from focus_core import Document, Finished, FocusEngine
 from focus_core.engine.sources import Explanation
 from focus_core.evaluation import scores
@@ -87,6 +90,8 @@ def measure(
     record: Record,
     question: RecordedQuestion,
     new_tokens: int,
+    *,
+    ablated: bool = False,
 ) -> Outcome:
     sections = [Document(text) for text in record.sections]
     gold = set(question.sections)
@@ -97,6 +102,8 @@ def measure(
         named["likelihood"] = _best([one.score for one in finished.chunk_scores])
     if attention is not None:
         named["attention"] = _best(attention)
+    if ablated:
+        named["contextcite"] = _best(from_ablations(engine, finished)[0])
     sections_of = [chunk.documents[0] for chunk in found.chunks]
     first = {name: sections_of[place] in gold for name, place in named.items()}
     for name, ranker in rankers.items():
@@ -152,14 +159,19 @@ def summary(outcomes: Sequence[Outcome]) -> list[str]:
     lines = []
     for called, counted in (("all", outcomes), ("right", [one for one in outcomes if one["right"]])):
         if counted:
-            names = counted[0]["first"]
-            rates = ", ".join(f"{name} {sum(one['first'][name] for one in counted)}" for name in names)
+            rates = ", ".join(_rate([one["first"] for one in counted], name) for name in counted[0]["first"])
             lines.append(
                 f"{called:5} {len(counted):3} answers; section first: {rates} (chance "
                 f"{sum(one['chance'] for one in counted):.1f}); supported {_supported(counted, 'with')}, without the "
                 f"section {_supported(counted, 'without')}; {median(one['seconds'] for one in counted):.1f} s"
             )
     return lines
+
+
+def _rate(first: Sequence[Mapping[str, bool]], name: str) -> str:
+    """How often it named the section, of all or of those it was asked about."""
+    asked = [one[name] for one in first if name in one]
+    return f"{name} {sum(asked)}" + (f" of {len(asked)}" if len(asked) < len(first) else "")
 
 
 def _supported(outcomes: Sequence[Outcome], which: str) -> int:
@@ -184,7 +196,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     }
     for number, chosen in enumerate(drawn(read_records(options.data), options.questions, options.seed), 1):
         record, question = shortened(*chosen, options.sections) if options.sections else chosen
-        output["outcomes"].append(measure(engine, rankers, record, question, options.new_tokens))
+        ablated = number <= options.contextcite
+        output["outcomes"].append(measure(engine, rankers, record, question, options.new_tokens, ablated=ablated))
         report.write(options.json, output)
         print(f"{number} of {options.questions}", *summary(output["outcomes"]), sep="\n", flush=True)
 
@@ -198,6 +211,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--questions", type=int, default=24, help="(default: %(default)s)")
     parser.add_argument("--sections", type=int, help="of a story, at most; by default all")
     parser.add_argument("--new-tokens", type=int, default=24, help="of an answer (default: %(default)s)")
+    parser.add_argument("--contextcite", type=int, default=0, metavar="N", help="for the first N (default: none)")
     parser.add_argument("--embedder", type=Path, help="folder of all-MiniLM-L6-v2, for minilm")
     report.add_options(parser, _RESULTS)
     return parser.parse_args(arguments)

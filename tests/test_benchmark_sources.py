@@ -168,8 +168,10 @@ def test_a_question_is_asked_with_its_section_and_without_it(monkeypatch: pytest
     engine = FocusEngine.from_pretrained(method="focus", pack=False, progress=False)
     sections = tuple(f"The {fact.attribute} of {fact.entity} is {fact.value}." for fact in FACTS[:3])
     asked = RecordedQuestion(question_about(FACTS[1]), (FACTS[1].value,), (1,))
-    found = sources_reading.measure(engine, {"bm25": BM25()}, Record("facts", sections, (asked,)), asked, 24)
-    assert found["first"] == {"loss": True, "attention": True, "bm25": True}
+    found = sources_reading.measure(
+        engine, {"bm25": BM25()}, Record("facts", sections, (asked,)), asked, 24, ablated=True
+    )
+    assert found["first"] == {"loss": True, "attention": True, "contextcite": True, "bm25": True}
     assert (found["right"], found["sections"], found["chance"]) == (True, 3, pytest.approx(1 / 3))
     assert found["with"]["supported"]
     assert len(found["with"]["losses"]) == 3
@@ -179,7 +181,9 @@ def test_a_question_is_asked_with_its_section_and_without_it(monkeypatch: pytest
     shuffled = sources_reading.measure(engine, {"bm25": BM25()}, Record("facts", sections, (wrong,)), wrong, 24)
     assert shuffled["first"] == {"loss": False, "attention": False, "bm25": False}
     lines = sources_reading.summary([found, shuffled])
-    assert lines[0].startswith("all     2 answers; section first: loss 1, attention 1, bm25 1 (chance 0.7)")
+    assert lines[0].startswith(
+        "all     2 answers; section first: loss 1, attention 1, contextcite 1 of 1, bm25 1 (chance 0.7)"
+    )
     assert lines[1].startswith("right   2 answers")
 
 
