@@ -87,14 +87,19 @@ def watched_by(attention: SlotAttention, visible: Tensor | None) -> Iterator[Non
         _watching.reset(token)
 
 
+def is_watchable(model: PreTrainedModel) -> bool:
+    """Whether `watched_model` attends as the model does: flash attention looks itself up by the config's name."""
+    return model.config.get_text_config()._attn_implementation in _WATCHABLE
+
+
 def require_watchable(model: PreTrainedModel) -> None:
     """Refuse a model whose attention function cannot be watched.
 
     Raises:
         ConfigError: names it, and the way out
     """
-    usual: str = model.config.get_text_config()._attn_implementation
-    if usual not in _WATCHABLE:  # those of flash attention look themselves up by the name that the config has
+    if not is_watchable(model):
+        usual: str = model.config.get_text_config()._attn_implementation
         raise ConfigError(
             f"live_evidence=True works with attn_implementation={' or '.join(map(repr, _WATCHABLE))}, and this model "
             f"was loaded with {usual!r}. Load it with one of these, or leave live_evidence out."

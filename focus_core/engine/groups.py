@@ -1,7 +1,8 @@
 """Many chunks: they are left out in groups, and only the groups that matter are opened.
 
     a group      takes one row of the local context for each token of the answer, whatever the number of its chunks
-    opening it   its halves, and theirs, on those tokens alone that lose most without it, down to single chunks
+    opening it   on those tokens alone that lose most without it: the chunk that they attend to most, and all others
+                 together; where these matter too, their halves, and theirs, down to single chunks
 
 A chunk that is found is then left out by itself, for all tokens. The others of its group are left out together again,
 so that every number is the loss without exactly the chunks that it names.
@@ -21,7 +22,9 @@ from focus_core.engine.support import NOTICEABLE, nearly_any, restored, sufficie
 from focus_core.methods.evidence import NOTHING, Evidence, LeftOut, Passage
 
 EACH = 24  # chunks that are left out one by one: as many tokens as the groups of a hundred take (docs/sources.md)
-_ROOTS = 2.0  # chunks of a group, in square roots of their number: halving finds one among many in few rows
+_ROOTS = (
+    3.0  # chunks of a group, in square roots of their number: a group costs more than to open one (docs/sources.md)
+)
 _RESTORED = 0.5  # of what the decisive tokens lose without all chunks; a part that restores less is not opened
 
 Group = tuple[int, ...]  # chunks, rising
@@ -89,7 +92,7 @@ class GroupSearch:
         found = list[int]()
         for rest, losses in zip(rests, of_rests, strict=True):
             if len(rest) == 1 or lost(losses, before) >= NOTICEABLE:
-                found += _halved([rest], self._lost_by(losses - before, given), NOTICEABLE / 2)
+                found += self._opened([rest], self._lost_by(losses - before, given), NOTICEABLE / 2, losses - before)
         of_chunks = self.ledger.token_losses([given | {self.units[chunk]} for chunk in found])
         return {chunk: lost(losses, before) for chunk, losses in zip(found, of_chunks, strict=True)}
 
@@ -158,7 +161,26 @@ class GroupSearch:
             drawn = restored_by([(group[len(group) // 2],) for group in groups])
             if nearly_any(sum(value >= least for value in drawn), len(drawn)):
                 return []
-        return _halved(groups, restored_by, least)
+        return self._opened(groups, restored_by, least, losses)
+
+    def _opened(self, groups: Sequence[Group], values: Values, least: float, losses: Tensor) -> list[int]:
+        """The chunks of these groups that may have such a value.
+
+        Of each group that is the chunk that is attended to most, where the method tells; of the others those to which
+        halves lead, if they have the value together.
+
+        Args:
+            losses: of each token, which these chunks are to explain
+        """
+        attended, large = self.ledger.attended, [group for group in groups if len(group) > 1]
+        if attended is None or not large:
+            return _halved(groups, values, least)
+        draws = (losses.clamp(min=0) @ attended).tolist()
+        first = [max(group, key=draws.__getitem__) for group in large]
+        rests = [tuple(chunk for chunk in group if chunk != best) for group, best in zip(large, first, strict=True)]
+        left = [rest for rest, value in zip(rests, values(rests), strict=True) if value >= least]
+        small = [group for group in groups if len(group) == 1]
+        return sorted(first + _halved([*small, *left], values, least))
 
 
 def _halved(groups: Sequence[Group], values: Values, least: float) -> list[int]:

@@ -61,6 +61,12 @@ class Ledger:
         return left_out in self._known
 
     @property
+    def attended(self) -> Tensor | None:
+        """How much each token of the answer attends to each chunk, `[answer, chunks]`; `None` where nothing tells."""
+        self.token_losses([NOTHING])
+        return self.evidence.attended
+
+    @property
     def log_probs(self) -> Tensor:
         """Of the answer's tokens, with nothing left out."""
         self.token_losses([NOTHING])

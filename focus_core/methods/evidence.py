@@ -70,6 +70,13 @@ NO_COST = Cost()
 class Evidence(Protocol):
     """A finished answer, of which parts of the text can be left out."""
 
+    @property
+    def attended(self) -> Tensor | None:
+        """How much each token of the answer attends to each chunk, `[answer, chunks]`, as `live_evidence` has it.
+
+        There once `log_probs` was asked with nothing left out; `None` where the method or the model does not tell.
+        """
+
     def begin(self) -> None:
         """Call for the chunks, if they are needed: before the passes, because it may wait for those of others."""
 

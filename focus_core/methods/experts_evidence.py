@@ -30,6 +30,8 @@ class ExpertsEvidence:
         scores: of its chunks
     """
 
+    attended = None
+
     def __init__(self, decoder: Decoder, question: TokenizedQuestion, scores: Sequence[ChunkScore]) -> None:
         self._decoder, self._question = decoder, question
         self._answer, self._experts = question.generated, chunks_read(scores)

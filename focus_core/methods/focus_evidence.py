@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from focus_core.attention.memory import Memory
+from focus_core.attention.slot_attention import SlotAttention, is_watchable
 from focus_core.cache.chunks import ChunkSet
 from focus_core.device import require_memory
 from focus_core.methods.base import TokenizedQuestion, pad_left
@@ -36,6 +37,7 @@ class FocusEvidence:
         self._answer = list(question.generated)
         asked = question.asked
         self._local, self._prompt = asked.local_context, asked.dynamic_prompt
+        self.attended: Tensor | None = None
 
     def begin(self) -> None:
         slots = len(self._question.chunks) * len(self._answer)
@@ -71,10 +73,26 @@ class FocusEvidence:
             ids, padding = pad_left([[*self._local, *self._answer[:target]] for target in said])
             memory = self._memory_of([left_out[row] for row in parts], said, columns)
             unused = torch.tensor(padding) if any(padding) else None
-            logits = self._model.next_token_logits(ids, memory, padding=unused, hidden=hidden[parts]).float()
+            seen = self._watch(left_out, rows)
+            logits = self._model.next_token_logits(ids, memory, padding=unused, hidden=hidden[parts], attention=seen)
+            log_probs = logits.float().log_softmax(-1)
             next_tokens = torch.tensor([self._answer[target] for target in said], device=logits.device)
-            found[parts, places] = logits.log_softmax(-1).gather(-1, next_tokens[:, None])[:, 0].cpu()
+            found[parts, places] = log_probs.gather(-1, next_tokens[:, None])[:, 0].cpu()
+            if seen is not None:
+                self._attended(seen, [target for row, target in zip(parts, said, strict=True) if not left_out[row]])
         return found
+
+    def _watch(self, left_out: Sequence[LeftOut], rows: Sequence[tuple[int, int]]) -> SlotAttention | None:
+        """Of a pass: what is attended to in those rows from which nothing is left out."""
+        whole = [place for place, (row, _) in enumerate(rows) if not left_out[row]]
+        if not whole or not is_watchable(self._model.model):
+            return None
+        return SlotAttention(torch.tensor(whole, device=self._model.device), len(self._question.chunks))
+
+    def _attended(self, seen: SlotAttention, targets: Sequence[int]) -> None:
+        if self.attended is None:
+            self.attended = torch.zeros(len(self._answer), len(self._question.chunks))
+        self.attended[list(targets)] = seen.shares().cpu()
 
     def _passes(self, left_out: int, targets: Sequence[int]) -> Iterator[list[tuple[int, int]]]:
         """The rows of each pass: which of the parts is left out, and which of the targets follows."""

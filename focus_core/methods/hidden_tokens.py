@@ -75,6 +75,8 @@ class RowEvidence:
         read: the chunks of the question that stand in the row, in order
     """
 
+    attended = None
+
     def __init__(self, decoder: Decoder, question: TokenizedQuestion, read: Sequence[int]) -> None:
         chunks, layout = [question.chunks[index] for index in read], question.layout
         row = layout.selection(chunks, question.context)

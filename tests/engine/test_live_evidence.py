@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from focus_core import ConfigError, Document, Finished, FocusEngine
+from focus_core import ConfigError, Document, Finished, FocusEngine, FocusModel
+from focus_core.attention import slot_attention
 from focus_core.engine.answers import Event
 from focus_core.methods.base import Decoding
+from focus_core.methods.evidence import NOTHING, whole_chunk
 from focus_core.methods.focus import FocusDecoding
 from focus_core.methods.plain import PlainDecoding
 from focus_core.methods.scored import ScoredDecoding
@@ -50,6 +54,35 @@ def test_every_token_has_the_shares_of_the_pass_that_chose_it(method: str) -> No
         assert shares == pytest.approx(of_pass, abs=1e-5)
         assert len(shares) == len(end.plan.chunks)
         assert 0 < sum(shares) <= 1 + 1e-6
+
+
+@pytest.mark.parametrize("tokens_per_pass", [1, 4096])
+def test_an_answer_that_is_looked_at_again_has_the_same_shares(
+    tokens_per_pass: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_engine(method="focus")
+    events = _stream(engine)
+    end = events[-1]
+    assert isinstance(end, Finished)
+    monkeypatch.setattr(FocusModel, "tokens_per_pass", tokens_per_pass)
+    evidence = engine._evidence(end, engine._question_of(end), lambda: engine._chunks_again(engine._plan_of(end)))
+    chunk = frozenset({whole_chunk(engine._question_of(end).chunks, 0)})
+    evidence.log_probs([chunk])
+    assert evidence.attended is None
+    evidence.log_probs([chunk, NOTHING, chunk])
+    assert evidence.attended is not None
+    assert evidence.attended.numpy() == pytest.approx(np.array(_token_shares(events)), abs=1e-5)
+
+
+def test_sources_of_a_model_that_cannot_be_watched(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = make_engine(method="focus", chunk_size=4, dynamic_prompt=8)
+    answer = engine.generate(QUESTION, "".join(f"{number:03} " for number in range(40)), max_new_tokens=3)
+    found = engine.explain(answer)
+    monkeypatch.setattr(slot_attention, "_WATCHABLE", ())
+    again = engine.explain(replace(answer))
+    assert again.cost_of_chunks != found.cost_of_chunks  # groups are opened in another order
+    assert again.groups
+    assert (again.sources, again.support) == (found.sources, pytest.approx(found.support, abs=1e-4))
 
 
 @pytest.mark.parametrize("method", ["plain", "select"])
