@@ -82,7 +82,7 @@ def test_notebook_runs_from_a_clean_kernel(path: Path) -> None:
 
 
 @needs_model("smollm2")
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_notebook_on_ones_own_model_runs_from_a_clean_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MODEL", raising=False)
