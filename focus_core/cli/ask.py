@@ -126,7 +126,9 @@ def ask(
 
 def sources_as_text(end: Finished) -> str:
     """Sources, numbered, a line each; and whether the text supports the answer."""
-    if end.supported is None or end.explanation is None:
+    if end.explanation is None:
+        return "\nThere was no memory to find the sources of this answer."
+    if end.supported is None:
         return "\nThere are no documents that the answer could rest on."
     lines = [f"[{number}] {source}" for number, source in enumerate(end.sources, 1)]
     word, found = "Supported" if end.supported else "Not supported", end.explanation

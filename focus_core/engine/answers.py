@@ -58,7 +58,8 @@ class _Ended:
         method: the method that answered, as in `methods.table.METHODS`
         tokens: all generated tokens
         chunk_scores: what methods that score chunks made of each, in order; of other methods none
-        explanation: with `sources=True`: what the answer owes to its documents
+        explanation: with `sources=True`: what the answer owes to its documents; `None` if that took more memory than
+            there is, which a warning says
         plan: how it was made, for `FocusEngine.explain`
     """
 

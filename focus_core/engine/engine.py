@@ -32,7 +32,7 @@ from focus_core.engine.sampling import Sampler
 from focus_core.engine.shared import SharedModel, shared_model
 from focus_core.engine.sources import Explanation
 from focus_core.engine.verification import Verification, compare
-from focus_core.errors import ConfigError, DocumentError, UnsupportedModelError, shown, warn
+from focus_core.errors import ConfigError, DocumentError, OutOfMemoryError, UnsupportedModelError, shown, warn
 from focus_core.loading.models import LoadedModel
 from focus_core.methods.base import Method, Plan, PlanKey, TokenizedQuestion
 from focus_core.methods.evidence import NO_COST, NOTHING, Cost, Evidence, ReadChunks
@@ -345,6 +345,14 @@ class FocusEngine:
             least_explained=self.config.supported_share or 0.0,
         )
 
+    def _explained(self, answer: Finished, request: QuestionRequest) -> Explanation | None:
+        """The explanation of an answer that is not lost where memory holds it and not its sources."""
+        try:
+            return self._explain(answer, request.prefill.chunks_read)
+        except OutOfMemoryError as error:
+            warn(f"sources=True: this answer is handed over without sources. {error}")
+            return None
+
     def _evidence(self, answer: Answer | Finished, question: TokenizedQuestion, chunks: ReadChunks) -> Evidence:
         return self._plan_of(answer).method.evidence(question, answer.chunk_scores, chunks)
 
@@ -525,7 +533,7 @@ class FocusEngine:
                 if not reading:
                     bar.close()  # gone before the answer is shown
                 if isinstance(notice, Finished) and options.sources:
-                    notice = replace(notice, explanation=self._explain(notice, request.prefill.chunks_read))
+                    notice = replace(notice, explanation=self._explained(notice, request))
                 if isinstance(notice, Event):
                     yield index_of[id(request)], notice
 

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import random
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
-from focus_core import ConfigError, Document, Finished, FocusEngine, FocusModel, OutOfMemoryError, device
+from focus_core import ConfigError, Document, Finished, FocusEngine, FocusModel, FocusWarning, OutOfMemoryError, device
 from focus_core.engine import attribution
 from focus_core.engine.answers import Answer
 from focus_core.engine.places import chunk_places, sentence_places, with_pieces
 from focus_core.engine.sources import Explanation
 from focus_core.evaluation.facts import filler_sentences, hide
+from focus_core.methods import focus_evidence
 from focus_core.methods.evidence import NO_COST
 from tests.embedded import FACTS, book, needs_embedded, question_about
 from tests.engines import QUESTION, A, B, make_engine
@@ -262,6 +264,32 @@ def test_memories_that_do_not_fit_are_refused_before_they_are_made(monkeypatch: 
     monkeypatch.setattr(device, "free_memory", lambda _: needed - 1)
     with pytest.raises(OutOfMemoryError, match=r"memory of each of 4 answer tokens .*max_new_tokens"):
         engine.explain(answer)
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda engine, **options: [engine.generate(QUESTION, [A, B], **options)],
+        lambda engine, **options: list(engine.stream(QUESTION, [A, B], **options)),
+    ],
+    ids=["generate", "stream"],
+)
+def test_an_answer_whose_sources_do_not_fit_is_not_lost(
+    ask: Callable[..., list[Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_engine(method="focus")
+    wanted = engine.generate(QUESTION, [A, B], max_new_tokens=4)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OutOfMemoryError("0.00 GiB are free.")
+
+    monkeypatch.setattr(focus_evidence, "require_memory", refuse)
+    with pytest.warns(FocusWarning, match=r"without sources\. 0\.00 GiB are free"):
+        events = ask(engine, max_new_tokens=4, sources=True)
+    end = events[-1]
+    assert "".join(event.text for event in events) == wanted.text
+    assert end.tokens == wanted.tokens
+    assert (end.explanation, end.sources, end.supported) == (None, (), None)
 
 
 # --- supported --------------------------------------------------------------------------------------------------------
