@@ -207,7 +207,12 @@ def tokens_per_pass(model: PreTrainedModel, *, held_layers: int = 1) -> int:
     """
     if model.device.type == "cpu":
         return _CPU_TOKENS_PER_PASS
-    config = model.config.get_text_config()
-    # What one layer holds at a time: gate, up and their product, and about eight states of hidden size.
-    per_token = (3 * config.intermediate_size + 8 * config.hidden_size) * model.dtype.itemsize * held_layers
+    per_token = activation_bytes(model) * held_layers
     return max(_CPU_TOKENS_PER_PASS, int(free_memory(model.device) * _GPU_SHARE_FOR_ACTIVATIONS) // per_token)
+
+
+def activation_bytes(model: PreTrainedModel) -> int:
+    """About what a layer holds at a time for each token of a pass: gate, up, their product, eight hidden states."""
+    config = model.config.get_text_config()
+    values: int = 3 * config.intermediate_size + 8 * config.hidden_size
+    return values * model.dtype.itemsize

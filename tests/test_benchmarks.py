@@ -113,10 +113,21 @@ def test_every_case_is_planned_and_happens(tmp_path: Path, capsys: pytest.Captur
     """How near the two are depends on what else the machine does, so no ratio is asked for here."""
     path = tmp_path / "new" / "result.json"
     plan.main(["--tokens", "4000", "--runs", "1", "--json", str(path)])
-    rows = {row["case"]: row for row in json.loads(path.read_text())["rows"]}
+    found = json.loads(path.read_text())
+    rows, (memory,) = {row["case"]: row for row in found["rows"]}, found["memory"]
+    assert memory["taken"] > 0.3 * memory["planned"] > 0
     assert list(rows) == ["cold", "half in memory", "in memory", "on disk"]
     assert rows["cold"]["planned"] > rows["half in memory"]["planned"] > rows["in memory"]["planned"] > 0
-    assert "Other programs that run meanwhile spoil both figures" in capsys.readouterr().out
+    assert "Other programs that run meanwhile spoil seconds" in capsys.readouterr().out
+
+
+def test_a_plan_that_is_far_from_the_memory_taken_is_said() -> None:
+    rows = [
+        {"tokens": 1000, "planned": 100 << 20, "taken": taken << 20, "ratio": taken / 100, "met": met}
+        for taken, met in ((108, True), (130, False))
+    ]
+    lines = plan.memory_table(rows).splitlines()
+    assert lines[2:] == ["| 1,000 | 100 | 108 | 1.08 | yes |", "| 1,000 | 100 | 130 | 1.30 | NO |"]
 
 
 def test_a_plan_that_is_far_from_what_happens_is_said() -> None:

@@ -58,7 +58,7 @@ def plan(
     )
     planned = engine.plan(documents, question, system=system, max_new_tokens=max_new_tokens)
     if as_json:
-        needed = {"cache_bytes": planned.cache_bytes, "needed_bytes": planned.needed_bytes, "fits": planned.fits}
+        needed = {name: getattr(planned, name) for name in ("cache_bytes", "needed_bytes", "peak_bytes", "fits")}
         typer.echo(json.dumps({**asdict(planned), **needed}))
     else:
         typer.echo(str(planned))

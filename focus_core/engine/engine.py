@@ -481,6 +481,7 @@ class FocusEngine:
         lengths = [len(document) for document in listed]
         left = self._planner.positions_left(lengths, plan.method, plan.chunks)
         planned = plan_of_documents(plan, found, self._memories(), positions_left=left, refused=refused)
+        planned = self._with_pass(planned)
         if not (calibrate and planned.fits) or planned.streamed.chunks:
             return planned
         with sign_of_life("measuring this machine", visible=self._progress):
@@ -490,7 +491,17 @@ class FocusEngine:
         """The plan for a short question about documents of these numbers of tokens, without seconds."""
         outline = self.outline(documents)
         left = self._planner.positions_left(documents, outline.method)
-        return plan_of_lengths(outline, documents, SHORT_QUESTION, left, self._memories())
+        return self._with_pass(plan_of_lengths(outline, documents, SHORT_QUESTION, left, self._memories()))
+
+    def _with_pass(self, planned: ReadingPlan) -> ReadingPlan:
+        """The same with the bytes of the largest pass: over chunks that are read, or over all for a token."""
+        asked = planned.question_tokens + planned.answer_tokens
+        if not planned.chunks:
+            row = planned.tokens + asked
+            return replace(planned, pass_bytes=self.focus.pass_bytes(row, row))
+        reading = self.focus.pass_bytes(planned.to_read.tokens, self.config.chunk_size)
+        answering = self.focus.pass_bytes(2 * planned.chunks + asked, 1)
+        return replace(planned, pass_bytes=max(reading, answering))
 
     def count_tokens(self, text: str) -> int:
         """Tokens of `text`, without special tokens."""

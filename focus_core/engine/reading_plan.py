@@ -105,6 +105,7 @@ class ReadingPlan:
         streamed: of these, the chunks that the device has no bytes for: they stay in host memory, and every pass copies
             them to the device, a few at a time
         prompt_bytes: keys and values of question and answer
+        pass_bytes: about what the largest pass takes besides, while it runs
         free_bytes: free memory of the device
         evict_bytes: keys and values of other documents that would give way
         lacking_bytes: bytes for which the device has no room
@@ -132,6 +133,7 @@ class ReadingPlan:
     lacking_bytes: int
     positions_left: int
     answer_tokens: int
+    pass_bytes: int = 0
     in_host: Share = Share()
     streamed: Share = Share()
     store_bytes: int | None = None
@@ -149,6 +151,11 @@ class ReadingPlan:
     def needed_bytes(self) -> int:
         """All keys and values that the device holds for the question, copies of streamed ones included."""
         return self.cache_bytes - self.streamed.nbytes + self.prompt_bytes + self._copies_bytes
+
+    @property
+    def peak_bytes(self) -> int:
+        """About the most that the question takes of the device at any time."""
+        return self.needed_bytes + self.pass_bytes
 
     @property
     def _copies_bytes(self) -> int:
@@ -183,7 +190,7 @@ class ReadingPlan:
         resident = self.cache_bytes - self.streamed.nbytes
         yield (
             f"\nDevice: {shown_bytes(resident)} of documents, up to {shown_bytes(self.prompt_bytes)} of question and "
-            f"answer; {shown_bytes(self.free_bytes)} are free."
+            f"answer, some {shown_bytes(self.pass_bytes)} while a pass runs; {shown_bytes(self.free_bytes)} are free."
         )
         if self.evict_bytes:
             yield f"        {shown_bytes(self.evict_bytes)} of other documents give way."

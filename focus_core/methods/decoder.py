@@ -17,7 +17,7 @@ from focus_core.cache import int8
 from focus_core.cache.appended import AppendedCache
 from focus_core.cache.chunks import ChunkBlock, ChunkRow, ChunkSet, runs_of
 from focus_core.config import LARGEST_CHUNK, FocusConfig, ResolvedConfig
-from focus_core.device import tokens_per_pass
+from focus_core.device import activation_bytes, tokens_per_pass
 from focus_core.errors import ConfigError, UnsupportedModelError
 from focus_core.methods.limits import check_sizes
 
@@ -86,6 +86,11 @@ class Decoder:
     def rows_per_pass(self, tokens: int, most: int) -> int:
         """Rows of `tokens` new tokens that pass the model together: `most` tokens, or as the user says."""
         return self.config.parallel_chunks or max(1, most // tokens)
+
+    def pass_bytes(self, tokens: int, longest: int) -> int:
+        """About what the largest pass over so many tokens, in rows up to `longest`, holds beside keys and values."""
+        together = max(self.rows_per_pass(longest, self.tokens_per_pass), 1) * longest
+        return min(tokens, together) * activation_bytes(self.model)
 
     # --- prefill ------------------------------------------------------------------------------------------------------
 

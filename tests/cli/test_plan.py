@@ -63,6 +63,7 @@ def test_json_is_what_then_happens(plan: Focusllm, ask: Focusllm, book: Path, tm
     written = sum(path.stat().st_size for path in tmp_path.rglob("*.safetensors"))
     assert written <= cold["folder"]["write_bytes"] <= written + 2**11 * cold["chunks"]
     assert cold["needed_bytes"] == cold["cache_bytes"] + cold["prompt_bytes"]
+    assert cold["peak_bytes"] == cold["needed_bytes"] + cold["pass_bytes"]
     assert cold["fits"]
     _restart(asked["model"]["id"])
     again = json.loads(plan("-d", book, *store, "--json").stdout)

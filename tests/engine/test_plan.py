@@ -14,6 +14,7 @@ from focus_core import ConfigError, ContextOverflowError, DocumentError, FocusEn
 from focus_core import device as device_module
 from focus_core.cache.disk import DiskTier
 from focus_core.cache.planner import Room
+from focus_core.device import activation_bytes
 from focus_core.engine.calibration import Calibration, DiskSpeed, Line
 from focus_core.engine.reading_plan import ReadingPlan, Share
 from tests.engines import QUESTION, A, B, C, make_engine
@@ -52,6 +53,21 @@ def test_cold(method: str) -> None:
     assert (plan.in_memory, plan.on_disk) == (Share(), Share())
     assert plan.fits
     assert_happens(engine, plan, method=method)
+
+
+def test_the_largest_pass_is_in_the_peak() -> None:
+    """Of four chunks that are read two by two, of what is known, and of a row for the plain model."""
+    engine = make_engine(parallel_chunks=2)
+    of_token = activation_bytes(engine.focus.model)
+    plan = plan_of(engine, method="focus", max_new_tokens=4)
+    together = min(2 * engine.config.chunk_size, plan.to_read.tokens)
+    assert plan.pass_bytes == together * of_token
+    assert plan.peak_bytes == plan.needed_bytes + plan.pass_bytes
+    engine.prepare(TEXTS)
+    known = plan_of(engine, method="focus", max_new_tokens=4)
+    assert 0 < known.pass_bytes <= 2 * of_token
+    plain = plan_of(engine, method="plain", max_new_tokens=4)
+    assert plain.pass_bytes == (plain.tokens + plain.question_tokens + 4) * of_token
 
 
 def test_in_eight_bits(tmp_path: Path) -> None:
