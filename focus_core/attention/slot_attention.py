@@ -59,13 +59,9 @@ class SlotAttention:
         """Say that the keys of the pass were those of these `slots`, and not of slots 0, 1, 2, …"""
         self._order = slots.argsort()
 
-    def shares(self, first_layer: int = 0) -> Tensor:
-        """`[watched, slots]`, in the order of the slots: the mean over layers and heads. A row sums to at most 1.
-
-        Args:
-            first_layer: the mean is over this one and the later ones
-        """
-        mean = torch.stack(self._layers[first_layer:]).mean(0)
+    def shares(self) -> Tensor:
+        """`[watched, slots]`, in the order of the slots: the mean over layers and heads. A row sums to at most 1."""
+        mean = torch.stack(self._layers).mean(0)
         return mean if self._order is None else mean[:, self._order]
 
 

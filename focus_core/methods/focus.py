@@ -10,7 +10,7 @@ The calls change nothing that they are given. To generate, hold an `AppendedCach
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -202,10 +202,7 @@ class FocusModel(Decoder):
             next-token logits `[questions, vocab]`
         """
         padding, hidden = (None if given is None else given.to(self.device) for given in (padding, hidden))
-        return self.local_pass(memory.decoder_inputs(local_ids.to(self.device), padding, hidden), attention)
-
-    def local_pass(self, inputs: Mapping[str, Any], attention: SlotAttention | None) -> Tensor:
-        """The frozen decoder on `Memory.decoder_inputs`, with gradient where one is wanted: `[questions, vocab]`."""
+        inputs = memory.decoder_inputs(local_ids.to(self.device), padding, hidden)
         if attention is None:
             output = self.model(**inputs)
         else:

@@ -34,7 +34,6 @@ class TrainingConfig:
     data: tuple[Path, ...] = ()  # JSONL files; see `data.read_records`
     distillation: float = 0.0  # share of the loss that follows the plain model over the gold chunk, not the answer
     temperature: float = 1.0  # of both distributions in that share
-    guidance: float = 0.0  # weight of a further loss: targets attend to the candidates of gold chunks, not to others
     rank: int | None = None  # low-rank projections instead of full copies
     adapter: str | None = None  # start from these projections instead of the model's own maps
 
@@ -102,7 +101,7 @@ class TrainingConfig:
             "validation_examples",
         ):
             _require(getattr(self, name) >= 1, f"{name}={getattr(self, name)}: must be at least 1.")
-        for name in ("guidance", "warm_up", "weight_decay", "evaluate_every", "final_share", "patience", *_DRAWN):
+        for name in ("warm_up", "weight_decay", "evaluate_every", "final_share", "patience", *_DRAWN):
             _require(getattr(self, name) >= 0, f"{name}={getattr(self, name)}: must be 0 or more.")
         _require(0 <= self.seed < 2**63, f"seed={self.seed}: must lie between 0 and {2**63 - 1}.")
         _require(self.rank is None or self.rank >= 1, f"rank={self.rank}: must be at least 1.")
@@ -215,15 +214,7 @@ _TUPLES: dict[str, tuple[tuple[type, ...], int | None]] = {  # type of the eleme
     "local_lengths": ((int,), 2),
     "dynamic_prompts": ((int,), None),
 }
-_NUMBERS = (
-    "learning_rate",
-    "final_share",
-    "weight_decay",
-    "max_gradient_norm",
-    "distillation",
-    "temperature",
-    "guidance",
-)
+_NUMBERS = ("learning_rate", "final_share", "weight_decay", "max_gradient_norm", "distillation", "temperature")
 _DRAWN = ("max_documents", "questions_per_example", "targets_per_answer")
 _COUNTS = (
     *("rank", "steps", "warm_up", "accumulation", "max_chunks", "targets_per_span", "save_every", "log_every"),

@@ -12,10 +12,6 @@ a memory, but nearly everything else:
 With a teacher (`distillation`), a part of the loss is the divergence from what the plain model would say after the one
 chunk that holds the answer: the ordinary continuation of that chunk's row, whose keys and values are there already.
 
-With `guidance`, targets are also to attend to the candidates of the chunks that hold their answer, more than to others:
-the answer's loss alone says that a wrong one was read, and not which one was right. What counts is the later half of
-the layers: before it, candidates have seen too little of the question.
-
 A candidate is the twin of an ordinary token: same token, same position. It sees its chunk, the prompt before its own
 position and itself; no other candidate and nothing of another question.
 """
@@ -25,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -35,15 +31,12 @@ from torch.utils.checkpoint import checkpoint
 from focus_core.attention.chunk_pass import ChunkPass, active_pass
 from focus_core.attention.memory import Memory
 from focus_core.attention.passes import KeysAndValues, PassCache, until_done
-from focus_core.attention.slot_attention import SlotAttention
 from focus_core.cache.chunks import ChunkRow, ChunkSet
 from focus_core.device import tokens_per_pass
 from focus_core.methods.base import pad_left, without_unused
 from focus_core.methods.focus import FocusModel
 from focus_core.text.documents import TokenIds
 from focus_core.training.examples import TrainingExample
-
-_LEAST_SHARE = 1e-6  # of the attention on gold slots, before its logarithm
 
 
 class FocusLoss(nn.Module):
@@ -57,33 +50,26 @@ class FocusLoss(nn.Module):
         recompute: keep no activations of candidates and local contexts for the backward pass, but compute them again
         distillation: share of the teacher in the loss, 0 to 1
         temperature: of teacher and student
-        guidance: weight of the attention to the chunks that hold the answer, beside the rest
     """
 
     def __init__(
-        self,
-        model: FocusModel,
-        *,
-        recompute: bool = False,
-        distillation: float = 0.0,
-        temperature: float = 1.0,
-        guidance: float = 0.0,
+        self, model: FocusModel, *, recompute: bool = False, distillation: float = 0.0, temperature: float = 1.0
     ) -> None:
         super().__init__()
-        self._distillation, self._temperature, self._guidance = distillation, temperature, guidance
+        self._distillation, self._temperature = distillation, temperature
         model.model.requires_grad_(False)
         self.projections = model.projections.requires_grad_(True)
         self._method = _Method(model, recompute)
 
     def forward(self, example: TrainingExample) -> Tensor:
         """The mean loss over the targets of one example."""
-        return self._losses(example, self._distillation, self._guidance).mean()
+        return self._losses(example, self._distillation).mean()
 
     def target_losses(self, example: TrainingExample) -> Tensor:
         """Cross-entropy of every target `[targets]`, question by question."""
-        return self._losses(example, 0.0, 0.0)
+        return self._losses(example, 0.0)
 
-    def _losses(self, example: TrainingExample, distillation: float, guidance: float) -> Tensor:
+    def _losses(self, example: TrainingExample, distillation: float) -> Tensor:
         method, targets = self._method, Targets.of(example, self._method.model.device)
         chunks = method.prefill(example.chunks, all_layers=distillation > 0)
         teacher = Teacher(None, 0.0, 1.0)
@@ -91,37 +77,7 @@ class FocusLoss(nn.Module):
             teacher = Teacher(method.teacher_logits(chunks, example), distillation, self._temperature)
         prompts = method.append_prompts(chunks, targets)
         memory = method.append_candidates(chunks, prompts, targets)
-        guide = Guide.of(example, chunks, guidance) if guidance > 0 else None
-        return method.local_losses(memory, targets, teacher, guide)
-
-
-@dataclass(frozen=True)
-class Guide:
-    """Where targets are to look.
-
-    Attributes:
-        gold: `[targets, chunks]`, whether the target's answer stands in the chunk; in the memory's order
-        known: `[targets]`, whether it stands in some chunks and not in all
-        weight: in the loss
-    """
-
-    gold: Tensor
-    known: Tensor
-    weight: float
-
-    @classmethod
-    def of(cls, example: TrainingExample, chunks: ChunkSet, weight: float) -> Guide:
-        gold = torch.zeros(example.num_targets, len(example.chunks), dtype=torch.bool)
-        numbers_of = [question.teachers for question in example.questions for _ in question.targets]
-        for row, numbers in zip(gold, numbers_of, strict=True):
-            row[list(numbers)] = True
-        gold = gold.to(chunks.slots.device)[:, chunks.slots]
-        return cls(gold, gold.any(1) & ~gold.all(1), weight)
-
-    def losses(self, shares: Tensor, rows: slice) -> Tensor:
-        """Of the attention to each slot, `[rows, chunks]`: how little of it is on gold ones, `[rows]`, nats."""
-        gold = (shares * self.gold[rows]).sum(-1) / shares.sum(-1)
-        return -self.weight * gold.clamp(min=_LEAST_SHARE).log() * self.known[rows]
+        return method.local_losses(memory, targets, teacher)
 
 
 @dataclass(frozen=True)
@@ -315,37 +271,28 @@ class _Method:
         distance = chunks.slots - positions.T
         return Memory(self.model.positions.move(keys, distance), values)
 
-    def local_losses(self, memory: Memory, targets: Targets, teacher: Teacher, guide: Guide | None) -> Tensor:
+    def local_losses(self, memory: Memory, targets: Targets, teacher: Teacher) -> Tensor:
         """The loss of each target given its memory and its row of local context (paper eq. 6): `[targets]`."""
 
         def losses(start: int, stop: int) -> Tensor:
             rows = slice(start, stop)
-            every = torch.arange(stop - start, device=memory.keys.device)
-            seen = None if guide is None else SlotAttention(every, memory.slots)
             logits = self._next_token_logits(
                 Memory(memory.keys[:, rows], memory.values[:, rows]),
                 targets.local_ids[rows],
                 targets.local_padding[start:stop],
-                seen,
             )
-            found = teacher.losses(logits.float(), targets.next_ids[rows], rows)
-            return (
-                found
-                if guide is None or seen is None
-                else found + guide.losses(seen.shares(self._parts.num_layers // 2), rows)
-            )
+            return teacher.losses(logits.float(), targets.next_ids[rows], rows)
 
         rows, longest = targets.local_ids.shape
         groups = self._groups(rows, tokens=longest + memory.slots)
         return torch.cat([self._kept_or_recomputed(losses, start, stop) for start, stop in groups])
 
-    def _next_token_logits(
-        self, memory: Memory, local_ids: Tensor, padding: list[int], attention: SlotAttention | None
-    ) -> Tensor:
+    def _next_token_logits(self, memory: Memory, local_ids: Tensor, padding: list[int]) -> Tensor:
         """`FocusModel.next_token_logits` with gradient, without columns that are padding in all rows."""
         padding, unused = without_unused(padding)
         on_device = torch.tensor(padding, device=local_ids.device)
-        return self.model.local_pass(memory.decoder_inputs(local_ids[:, unused:], on_device), attention)
+        output = self.model.model(**memory.decoder_inputs(local_ids[:, unused:], on_device))
+        return cast(Tensor, output.logits[:, -1])
 
     def _append(
         self,

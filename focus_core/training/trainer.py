@@ -211,7 +211,6 @@ class _Run:
             focus,
             recompute=config.recompute,
             distillation=config.distillation,
-            guidance=config.guidance,
             temperature=config.temperature,
         )
         self.loss, *self.optimizers = accelerator.prepare(loss, *_optimizers(config, list(loss.parameters())))

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
-
 import pytest
 import torch
 from torch import Tensor
@@ -72,11 +69,7 @@ def plain_losses(model: FocusModel, example: TrainingExample) -> Tensor:
 
 def plain_logits(model: FocusModel, example: TrainingExample) -> Tensor:
     """`[targets, vocab]`: one target at a time, one chunk at a time, no constant taken out of the gradient."""
-    return torch.stack([output.logits[0, -1] for output in plain_outputs(model, example)])
-
-
-def plain_outputs(model: FocusModel, example: TrainingExample, **options: Any) -> Iterator[Any]:
-    """What the frozen model says in the place of each target."""
+    found = []
     for question in example.questions:
         for target in question.targets:
             before = question.answer[:target]
@@ -86,7 +79,9 @@ def plain_outputs(model: FocusModel, example: TrainingExample, **options: Any) -
             distance = torch.tensor([[slot - (len(row) - 1) for slot, row in enumerate(rows)]])
             memory = Memory(RotaryPositions(model.parts).move(keys, distance), values)
             local = torch.tensor([question.local_context + before])
-            yield model.model(input_ids=local, past_key_values=memory.as_cache(), use_cache=True, **options)
+            output = model.model(input_ids=local, past_key_values=memory.as_cache(), use_cache=True)
+            found.append(output.logits[0, -1])
+    return torch.stack(found)
 
 
 def assert_equal_gradients(got: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
