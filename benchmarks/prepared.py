@@ -2,6 +2,7 @@
 
     python -m benchmarks.prepared                                   embedded model, 8K and 32K tokens
     python -m benchmarks.prepared --model FOLDER --tokens 8192 --chunk-size 512 --runs 5 --json result.json
+    python -m benchmarks.prepared --shape 25m --chunk-size 512      random weights of 25 million parameters
     python -m benchmarks.prepared --edits-only --tokens 131072      preparing anew, and again after an edit
 
 The rival is what plain transformers offers: full attention over the same text by the same weights, its `DynamicCache`
@@ -20,6 +21,8 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from copy import deepcopy
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -27,15 +30,17 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import DynamicCache
+from transformers import AutoModelForCausalLM, DynamicCache
 
 from benchmarks import machine
+from benchmarks.decode import SHAPES
 from focus_core import FocusEngine
 from focus_core.config import FocusConfig
 from focus_core.evaluation.facts import filler_sentence
 
 _QUESTIONS = [f"What is the access code of gate {number}?" for number in range(8)]
 _ANSWER = 16  # tokens of each of the eight answers, at most
+_WINDOW = 8192  # of random weights
 _PIECE = 1024  # tokens of the rival's prefill that pass together
 _CACHE = "plain.safetensors"
 
@@ -51,6 +56,17 @@ def text_of(engine: FocusEngine, tokens: int, seed: int = 0) -> str:
         paragraphs.append(" ".join(filler_sentence(rng) for _ in range(5)))
         count += engine.count_tokens(paragraphs[-1] + "\n\n")
     return "\n\n".join(paragraphs)
+
+
+def random_model(shape: str, folder: Path) -> str:
+    """A model of this shape with random weights and the embedded model's tokenizer, saved to `folder`."""
+    tokenizer = deepcopy(FocusEngine.from_pretrained(progress=False).tokenizer)
+    tokenizer.chat_template = None
+    config = replace(SHAPES[shape], vocabulary=len(tokenizer)).config(_WINDOW)
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
 
 
 def timed(work: Callable[[], object]) -> float:
@@ -100,7 +116,13 @@ def ours(options: argparse.Namespace, tokens: int) -> dict[str, Any]:
 def engine_of(options: argparse.Namespace, store: str | None = None, boundaries: str | None = None) -> FocusEngine:
     config = FocusConfig(chunk_size=options.chunk_size, boundaries=boundaries)
     return FocusEngine.from_pretrained(
-        options.model, adapter=options.adapter, config=config, progress=False, store=store or "", device="cpu"
+        options.model,
+        adapter=options.adapter,
+        config=config,
+        method="focus",
+        progress=False,
+        store=store or "",
+        device="cpu",
     )
 
 
@@ -231,6 +253,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Print the table, and write it as JSON if asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="folder or GGUF file (default: the embedded model)")
+    parser.add_argument("--shape", choices=SHAPES, help="random weights of this shape, in place of a model")
     parser.add_argument("--adapter", help="of the model")
     parser.add_argument("--tokens", type=int, nargs="+", default=[8192, 32768], help="(default: %(default)s)")
     parser.add_argument("--chunk-size", type=int, help="(default: the model's)")
@@ -245,9 +268,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.worker:
         worker(options)
         return
+    with tempfile.TemporaryDirectory() as folder:
+        if options.shape:
+            options.model = random_model(options.shape, Path(folder))
+        _run(options)
+
+
+def _run(options: argparse.Namespace) -> None:
     conditions = machine.conditions(torch.device("cpu"), torch.float32)
     print("  ".join(f"{name}: {value}" for name, value in conditions.items() if value is not None))
-    print(f"model: {options.model or 'embedded'}  chunk_size: {options.chunk_size}  runs: {options.runs}")
+    print(
+        f"model: {options.shape or options.model or 'embedded'}  chunk_size: {options.chunk_size}  runs: {options.runs}"
+    )
     results = []
     for tokens in options.tokens:
         if options.edits_only:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import compare, decode, edits, floors, plan, report, training
+from benchmarks import compare, decode, edits, floors, plan, prepared, report, training
 from benchmarks.floors import Shape, Work
 from benchmarks.machine import Rates
 from benchmarks.ways import FULL_ATTENTION, ONE_BY_ONE, OURS
@@ -154,3 +154,15 @@ def test_both_ways_of_training_learn_the_same(tmp_path: Path) -> None:
     assert result["faster_by"] == pytest.approx(
         result["targets_per_second"]["together"] / result["targets_per_second"]["one at a time"]
     )
+
+
+@pytest.mark.long
+@needs_embedded
+def test_a_model_of_a_shape_is_read_once(tmp_path: Path) -> None:
+    path = tmp_path / "result.json"
+    prepared.main(["--shape", "25m", "--chunk-size", "128", "--tokens", "600", "--runs", "1", "--json", str(path)])
+    (result,) = json.loads(path.read_text())["results"]
+    seconds = result["ours"]["seconds"]
+    assert min(seconds.values()) > 0
+    assert seconds["memory"] < seconds["cold"]
+    assert result["plain"] is not None
