@@ -214,5 +214,5 @@ def tokens_per_pass(model: PreTrainedModel, *, held_layers: int = 1) -> int:
 def activation_bytes(model: PreTrainedModel) -> int:
     """About what a layer holds at a time for each token of a pass: gate, up, their product, eight hidden states."""
     config = model.config.get_text_config()
-    values: int = 3 * config.intermediate_size + 8 * config.hidden_size
-    return values * model.dtype.itemsize
+    between: int = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+    return (3 * between + 8 * config.hidden_size) * model.dtype.itemsize
