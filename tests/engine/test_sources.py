@@ -6,6 +6,7 @@ import random
 import threading
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -343,3 +344,28 @@ def test_the_embedded_models_answer_names_its_sentence() -> None:
     assert source.role == "sole"
     assert text[source.start : source.end] == source.excerpt
     assert answer.supported
+
+
+@needs_embedded
+def test_sources_of_a_restored_and_edited_document_have_its_characters(tmp_path: Path) -> None:
+    """Chunks come from the folder, and all but those around the edit are older than the text that they stand in."""
+    fact, sentences = FACTS[1], book().split(". ")
+    place = next(number for number, sentence in enumerate(sentences) if fact.value in sentence)
+    before = Document(". ".join(sentences[place - 60 : place + 60]), name="before")
+    after = Document(f"This is new. {before.text} So is this.", name="after")
+    settings: dict[str, Any] = {"store": tmp_path, "chunk_size": 256, "boundaries": "content", "progress": False}
+    FocusEngine.from_pretrained(**settings).prepare(before)
+    for text in (before, after):
+        restarted = FocusEngine.from_pretrained(**settings)
+        restarted.store.memory.clear()
+        answer = restarted.generate(question_about(fact), text, max_new_tokens=24, sources=True, method="focus")
+        assert answer.usage.cache_read > answer.usage.document_tokens / 2
+        (source,) = answer.sources
+        assert fact.value in source.excerpt
+        assert text.text is not None
+        assert (source.name, text.text[source.start : source.end]) == (text.name, source.excerpt)
+        cold = FocusEngine.from_pretrained(**{**settings, "store": ""})
+        cold.store.memory.clear()
+        alike = cold.generate(question_about(fact), text, max_new_tokens=24, sources=True, method="focus").sources[0]
+        assert (alike.start, alike.end, alike.role) == (source.start, source.end, source.role)
+        assert alike.score == pytest.approx(source.score, abs=1e-3)
