@@ -351,21 +351,26 @@ def test_sources_of_a_restored_and_edited_document_have_its_characters(tmp_path:
     """Chunks come from the folder, and all but those around the edit are older than the text that they stand in."""
     fact, sentences = FACTS[1], book().split(". ")
     place = next(number for number, sentence in enumerate(sentences) if fact.value in sentence)
-    before = Document(". ".join(sentences[place - 60 : place + 60]), name="before")
+    before = Document(". ".join(sentences[place - 25 : place + 25]), name="before")
     after = Document(f"This is new. {before.text} So is this.", name="after")
-    settings: dict[str, Any] = {"store": tmp_path, "chunk_size": 256, "boundaries": "content", "progress": False}
+    settings: dict[str, Any] = {
+        "store": tmp_path,
+        "method": "focus",
+        "chunk_size": 256,
+        "boundaries": "content",
+        "progress": False,
+    }
     FocusEngine.from_pretrained(**settings).prepare(before)
-    for text in (before, after):
-        restarted = FocusEngine.from_pretrained(**settings)
-        restarted.store.memory.clear()
-        answer = restarted.generate(question_about(fact), text, max_new_tokens=24, sources=True, method="focus")
-        assert answer.usage.cache_read > answer.usage.document_tokens / 2
-        (source,) = answer.sources
-        assert fact.value in source.excerpt
-        assert text.text is not None
-        assert (source.name, text.text[source.start : source.end]) == (text.name, source.excerpt)
-        cold = FocusEngine.from_pretrained(**{**settings, "store": ""})
-        cold.store.memory.clear()
-        alike = cold.generate(question_about(fact), text, max_new_tokens=24, sources=True, method="focus").sources[0]
-        assert (alike.start, alike.end, alike.role) == (source.start, source.end, source.role)
-        assert alike.score == pytest.approx(source.score, abs=1e-3)
+    found = []
+    for store in (tmp_path, ""):
+        engine = FocusEngine.from_pretrained(**{**settings, "store": store})
+        engine.store.memory.clear()
+        answer = engine.generate(question_about(fact), after, max_new_tokens=24, sources=True)
+        assert (answer.usage.cache_read > answer.usage.document_tokens / 2) == bool(store)
+        found += answer.sources
+    restored, cold = found
+    assert after.text is not None
+    assert after.text[restored.start : restored.end] == restored.excerpt
+    assert fact.value in restored.excerpt
+    assert (restored.name, restored.start, restored.end, restored.role) == ("after", cold.start, cold.end, cold.role)
+    assert restored.score == pytest.approx(cold.score, abs=1e-3)
