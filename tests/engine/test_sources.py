@@ -347,6 +347,7 @@ def test_the_embedded_models_answer_names_its_sentence() -> None:
 
 
 @needs_embedded
+@pytest.mark.slow
 def test_sources_of_a_restored_and_edited_document_have_its_characters(tmp_path: Path) -> None:
     """Chunks come from the folder, and all but those around the edit are older than the text that they stand in."""
     fact, sentences = FACTS[1], book().split(". ")
