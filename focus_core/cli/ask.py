@@ -79,6 +79,8 @@ def ask(
 
     The answer comes on standard output as it is made.
     """
+    if html is not None:
+        _require_folder(html)
     documents = read_documents(document or [])
     clock = _Clock()
     config = config_of(
@@ -159,6 +161,13 @@ def drawn_as_text(drawn: Drawn, method: str) -> str:
 def _shortened(text: str) -> str:
     text = " ".join(text.split())
     return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 1]}…"
+
+
+def _require_folder(page: Path) -> None:
+    """Refuse, before the answer is made, a page that cannot be written."""
+    if page.is_dir() or not page.parent.is_dir():
+        reason = "it is a folder" if page.is_dir() else f"there is no folder {page.parent}"
+        raise ConfigError(f"--html {page}: cannot be written ({reason}). Name a file in a folder.")
 
 
 def _write_page(path: Path, question: str, text: str, documents: Sequence[Document], end: Finished) -> None:

@@ -153,7 +153,10 @@ def test_without_documents_there_are_no_sources(ask: Focusllm) -> None:
     assert "no documents" in result.stdout
 
 
-def test_a_page_that_cannot_be_written(ask: Focusllm, document: Path, tmp_path: Path) -> None:
-    result = ask("-d", document, "--html", tmp_path / "no" / "report.html", QUESTION)
-    assert result.exit_code == 1
-    assert "cannot be written" in result.stderr
+@pytest.mark.parametrize(("name", "reason"), [("no/report.html", "there is no folder"), (".", "it is a folder")])
+def test_a_page_that_cannot_be_written_is_refused_before_the_answer(
+    ask: Focusllm, document: Path, tmp_path: Path, name: str, reason: str
+) -> None:
+    result = ask("-d", document, "--html", tmp_path / name, QUESTION)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert f"cannot be written ({reason}" in result.stderr
