@@ -13,7 +13,6 @@ an edit the tokens are those of the first text again, at most over all edits.
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import re
 import time
@@ -26,7 +25,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import machine
+from benchmarks import machine, report
 from focus_core.config import BOUNDARIES, FocusConfig
 from focus_core.evaluation.facts import filler_sentences
 from focus_core.loading.named import EMBEDDED_FOLDER
@@ -210,9 +209,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print("  ".join(f"{name}: {value}" for name, value in conditions.items() if value is not None))
     print(f"\n{table(rows)}")
     if given.json:
-        given.json.parent.mkdir(parents=True, exist_ok=True)
-        output = {"conditions": conditions, "rows": [asdict(row) for row in rows]}
-        given.json.write_text(json.dumps(output, indent=1), encoding="utf-8")
+        report.write(given.json, {"conditions": conditions, "rows": [asdict(row) for row in rows]})
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -32,7 +32,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, DynamicCache
 
-from benchmarks import machine
+from benchmarks import machine, report
 from benchmarks.decode import SHAPES
 from focus_core import FocusEngine
 from focus_core.config import FocusConfig
@@ -292,7 +292,7 @@ def _run(options: argparse.Namespace) -> None:
         results.append(result)
         print(table(result), flush=True)
     if options.json:
-        options.json.write_text(json.dumps({"conditions": conditions, "results": results}, indent=1))
+        report.write(options.json, {"conditions": conditions, "results": results})
 
 
 def _passed_on(options: argparse.Namespace) -> list[str]:

@@ -11,7 +11,6 @@ question and one target would do; it uses the same loss.
 from __future__ import annotations
 
 import argparse
-import json
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from benchmarks import machine
+from benchmarks import machine, report
 from benchmarks.decode import SHAPES
 from focus_core.config import FocusConfig
 from focus_core.loading.adapters import fresh_projections
@@ -117,8 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"{name:14} {rate:8.2f} targets a second")
     print(f"faster by {result['faster_by']:.1f}; gradients differ by {result['gradient_difference']:.1e} at most")
     if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(output, indent=1, default=str), encoding="utf-8")
+        report.write(options.json, output)
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:

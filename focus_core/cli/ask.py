@@ -167,7 +167,7 @@ def _require_folder(page: Path) -> None:
     """Refuse, before the answer is made, a page that cannot be written."""
     if page.is_dir() or not page.parent.is_dir():
         reason = "it is a folder" if page.is_dir() else f"there is no folder {page.parent}"
-        raise ConfigError(f"--html {page}: cannot be written ({reason}). Name a file in a folder.")
+        raise _unwritable(page, reason)
 
 
 def _write_page(path: Path, question: str, text: str, documents: Sequence[Document], end: Finished) -> None:
@@ -176,7 +176,11 @@ def _write_page(path: Path, question: str, text: str, documents: Sequence[Docume
     try:
         path.write_text(source_page(question, text, documents, end.explanation), encoding="utf-8")
     except OSError as error:
-        raise ConfigError(f"--html {path}: cannot be written ({error.strerror}). Name a file in a folder.") from error
+        raise _unwritable(path, error.strerror) from error
+
+
+def _unwritable(page: Path, reason: str | None) -> ConfigError:
+    return ConfigError(f"--html {page}: cannot be written ({reason}). Name a file in a folder.")
 
 
 class _Clock:

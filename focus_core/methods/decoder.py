@@ -89,7 +89,7 @@ class Decoder:
 
     def pass_bytes(self, tokens: int, longest: int) -> int:
         """About what the largest pass over so many tokens, in rows up to `longest`, holds beside keys and values."""
-        together = max(self.rows_per_pass(longest, self.tokens_per_pass), 1) * longest
+        together = self.rows_per_pass(longest, self.tokens_per_pass) * longest
         return min(tokens, together) * activation_bytes(self.model)
 
     # --- prefill ------------------------------------------------------------------------------------------------------
