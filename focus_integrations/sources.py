@@ -9,6 +9,10 @@ from focus_core import Answer, Finished
 from focus_core.engine.answers import Event
 from focus_core.engine.sources import Source
 
+_PAGE_LABEL = (
+    "page_label"  # in metadata of documents that are single pages, as loaders of PDF in both frameworks make them
+)
+
 
 def source_fields(source: Source) -> dict[str, Any]:
     """A source without its text and metadata."""
@@ -16,6 +20,7 @@ def source_fields(source: Source) -> dict[str, Any]:
         "document": source.document,
         "start": source.start,
         "end": source.end,
+        "page": source.page if source.page is not None else source.metadata.get(_PAGE_LABEL),
         "score": source.score,
         "role": source.role,
     }

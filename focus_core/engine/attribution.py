@@ -179,7 +179,16 @@ def _source(
         excerpt = text[start:end]
     document = place.document
     return Source(
-        place.index, document.name, start, end, excerpt, score, role, place.passage.chunk, metadata=document.metadata
+        place.index,
+        document.name,
+        start,
+        end,
+        excerpt,
+        score,
+        role,
+        place.passage.chunk,
+        metadata=document.metadata,
+        page=None if start is None else document.page_at(start),
     )
 
 

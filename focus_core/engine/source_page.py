@@ -87,6 +87,8 @@ def _sources(sources: Sequence[Source]) -> Iterator[str]:
     yield "<ol>\n"
     for number, source in enumerate(sources, 1):
         where = escape(source.name or f"document {source.document + 1}")
+        if source.page is not None:
+            where += f", page {source.page:,}"
         if source.start is not None:
             where += f", characters {source.start:,} to {source.end:,}"
         yield (

@@ -31,6 +31,8 @@ class Source:
             "redundant": another passage supports the answer by itself too
         chunk: index of the chunk that it stands in
         metadata: the document's
+        page: that the passage begins on, counted from 1, where form feeds end the document's pages, as in the text that
+            `read_file` makes of a PDF; else `None`
     """
 
     document: int
@@ -42,9 +44,12 @@ class Source:
     role: Role
     chunk: int
     metadata: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    page: int | None = None
 
     def __str__(self) -> str:
         where = self.name or f"document {self.document + 1}"
+        if self.page is not None:
+            where = f"{where}, page {self.page:,}"
         if self.start is not None:
             where = f"{where}, characters {self.start:,}–{self.end:,}"
         text = " ".join(self.excerpt.split())

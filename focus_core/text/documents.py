@@ -14,6 +14,7 @@ from typing import Any
 from focus_core.errors import DocumentError
 
 TokenIds = list[int]
+PAGE_BREAK = "\f"  # a form feed, as programs that turn pages into text write it
 
 _SHOWN = 40  # characters of a document without a name
 
@@ -52,6 +53,12 @@ class Document:
     def called(self) -> str:
         """Its name, or how it begins."""
         return self.name or f"“{' '.join((self.text or 'tokens')[:_SHOWN].split())}…”"
+
+    def page_at(self, character: int) -> int | None:
+        """The page that a character is on, counted from 1; `None` where no form feed ends a page."""
+        if self.text is None or PAGE_BREAK not in self.text:
+            return None
+        return self.text.count(PAGE_BREAK, 0, character) + 1
 
     @cached_property
     def key(self) -> bytes:

@@ -3,33 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
-from llama_index.core.schema import MetadataMode, NodeRelationship, NodeWithScore, TextNode
+from llama_index.core.schema import NodeRelationship, NodeWithScore, TextNode
+
+from focus_integrations.llama_index.passages import ShownDocument, SourceRecord
 
 
 def numbered(
-    answer: str, sources: Sequence[dict[str, Any]], hits: Sequence[NodeWithScore]
+    answer: str, sources: Sequence[SourceRecord], shown: Sequence[ShownDocument], hits: Sequence[NodeWithScore]
 ) -> tuple[str, list[NodeWithScore]]:
     """The answer with the numbers of its sources at the end, and a source node for each of them.
 
     Args:
         sources: of the answer, as in the response's metadata
-        hits: the nodes that came in; a source has the metadata of the first one that holds it
+        shown: the documents that were asked; a source has the metadata of the first node that holds it
+        hits: the nodes that came in; the source nodes of an answer without sources
     """
     if not sources:
         return answer, list(hits)
     numbers = "".join(f"[{number}]" for number in range(1, len(sources) + 1))
-    nodes = [_node(number, source, hits) for number, source in enumerate(sources, 1)]
+    nodes = [_node(number, source, shown) for number, source in enumerate(sources, 1)]
     return f"{answer.rstrip()} {numbers}", nodes
 
 
-def _node(number: int, source: dict[str, Any], hits: Sequence[NodeWithScore]) -> NodeWithScore:
-    node = TextNode(text=f"Source {number}:\n{source['excerpt']}\n")
-    holding = (hit.node for hit in hits if source["excerpt"] in hit.node.get_content(MetadataMode.NONE))
+def _node(number: int, source: SourceRecord, shown: Sequence[ShownDocument]) -> NodeWithScore:
+    node = TextNode(
+        text=f"Source {number}:\n{source['excerpt']}\n", start_char_idx=source["start"], end_char_idx=source["end"]
+    )
+    holding = (hit.node for one in shown for hit in one.whole.hits if one.held_by(hit, [source]))
     found = next(holding, None)
     if found is not None:
         node.metadata = dict(found.metadata)
-        origin = found.source_node or found.as_related_node_info()
-        node.relationships[NodeRelationship.SOURCE] = origin
+        node.relationships[NodeRelationship.SOURCE] = found.source_node or found.as_related_node_info()
     return NodeWithScore(node=node, score=source["score"])

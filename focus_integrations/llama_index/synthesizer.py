@@ -21,11 +21,10 @@ from llama_index.core.prompts import BasePromptTemplate, PromptTemplate, Selecto
 from llama_index.core.prompts.default_prompt_selectors import DEFAULT_TEXT_QA_PROMPT_SEL
 from llama_index.core.prompts.mixin import PromptDictType
 from llama_index.core.response_synthesizers.base import BaseSynthesizer, QueryTextType
-from llama_index.core.schema import MetadataMode, NodeWithScore, TextNode
+from llama_index.core.schema import NodeWithScore, TextNode
 from llama_index.core.types import RESPONSE_TEXT_TYPE
 from pydantic import BaseModel, PrivateAttr
 
-from focus_core import Document
 from focus_core.engine.options import nearest
 from focus_core.errors import ConfigError, DocumentError
 from focus_integrations.llama_index.inputs import (
@@ -37,8 +36,9 @@ from focus_integrations.llama_index.inputs import (
     template_from,
     warn_of_pictures,
 )
-from focus_integrations.llama_index.llm import FocusLLM, named_document
+from focus_integrations.llama_index.llm import FocusLLM
 from focus_integrations.llama_index.numbered import numbered
+from focus_integrations.llama_index.passages import ShownDocument, by_evidence, placed_sources
 from focus_integrations.llama_index.structured import ObjectParser
 from focus_integrations.llama_index.whole import WholeDocument, whole_documents
 
@@ -201,7 +201,7 @@ class FocusSynthesizer(BaseSynthesizer):
             _with_scores(whole),
             more,
             focus_usage=usage,
-            focus_documents=[node._document for node in whole],
+            focus_documents=[node._shown for node in whole],
             **response_kwargs,
         )
         return _with_usage(response, usage)
@@ -223,7 +223,7 @@ class FocusSynthesizer(BaseSynthesizer):
             _with_scores(whole),
             more,
             focus_usage=usage,
-            focus_documents=[node._document for node in whole],
+            focus_documents=[node._shown for node in whole],
             **response_kwargs,
         )
         return _with_usage(response, usage)
@@ -242,12 +242,12 @@ class FocusSynthesizer(BaseSynthesizer):
         return listed
 
     def _as_node(self, document: WholeDocument) -> _WholeNode:
-        text = self._shown(document)
+        text = self._through_template(document)
         node = _WholeNode(id_=document.key, text=text)
-        node._document = named_document(text, document.metadata, document.key)
+        node._shown = ShownDocument(document, text)
         return node
 
-    def _shown(self, document: WholeDocument) -> str:
+    def _through_template(self, document: WholeDocument) -> str:
         """The document through its template."""
         template = self._document
         if isinstance(template, SelectorPromptTemplate):
@@ -265,10 +265,12 @@ class FocusSynthesizer(BaseSynthesizer):
         first = source_nodes[0].node
         assert isinstance(first, _WholeNode)
         additional = [source for source in source_nodes if not isinstance(source.node, _WholeNode)]
+        shown = [source.node._shown for source in source_nodes if isinstance(source.node, _WholeNode)]
+        found, sources = first._found, first._usage.get("sources")
         if self._numbered and isinstance(response_str, str):
-            response_str, found = numbered(response_str, first._usage.get("sources", ()), first._found)
-        else:
-            found = _by_evidence(first._found, first._usage)
+            response_str, found = numbered(response_str, sources or (), shown, found)
+        elif sources is not None:
+            found = by_evidence(found, shown, sources)
         response = super()._prepare_response_output(response_str, [*found, *additional])
         return _with_usage(response, first._usage)
 
@@ -280,14 +282,14 @@ class FocusSynthesizer(BaseSynthesizer):
         query_str: str,
         text_chunks: Sequence[str],
         focus_usage: UsageRecord | None = None,
-        focus_documents: Sequence[Document] | None = None,
+        focus_documents: Sequence[ShownDocument] | None = None,
         **prompt_args: Any,
     ) -> RESPONSE_TEXT_TYPE:
         """The answer from `text_chunks`, each a whole document.
 
         Args:
             focus_usage: filled with the usage of the call
-            focus_documents: the same texts with their names and metadata
+            focus_documents: the documents that have these texts
 
         Raises:
             FocusError: any error of the engine; none becomes an "Empty Response"
@@ -299,11 +301,12 @@ class FocusSynthesizer(BaseSynthesizer):
             answer = self._joined(query_str, text_chunks, prompt_args)
         else:
             messages = self._asked(self._focus, query_str, prompt_args)
-            documents = list(focus_documents or text_chunks)
+            shown = focus_documents or ()
+            documents: list[Any] = [one.for_engine for one in shown] or list(text_chunks)
             if self._streaming and self._output_cls is None:
-                answer = _deltas(self._focus.stream_chat(messages, documents=documents), usage)
+                answer = _deltas(self._focus.stream_chat(messages, documents=documents), usage, shown)
             else:
-                answer = self._parsed(self._focus.chat(messages, documents=documents), usage)
+                answer = self._parsed(self._focus.chat(messages, documents=documents), usage, shown)
         dispatcher.event(GetResponseEndEvent())
         return answer  # type: ignore[no-any-return]
 
@@ -313,7 +316,7 @@ class FocusSynthesizer(BaseSynthesizer):
         query_str: str,
         text_chunks: Sequence[str],
         focus_usage: UsageRecord | None = None,
-        focus_documents: Sequence[Document] | None = None,
+        focus_documents: Sequence[ShownDocument] | None = None,
         **prompt_args: Any,
     ) -> RESPONSE_TEXT_TYPE:
         """`get_response`, leaving the event loop free."""
@@ -324,11 +327,12 @@ class FocusSynthesizer(BaseSynthesizer):
             answer = await self._ajoined(query_str, text_chunks, prompt_args)
         else:
             messages = self._asked(self._focus, query_str, prompt_args)
-            documents = list(focus_documents or text_chunks)
+            shown = focus_documents or ()
+            documents: list[Any] = [one.for_engine for one in shown] or list(text_chunks)
             if self._streaming and self._output_cls is None:
-                answer = _adeltas(await self._focus.astream_chat(messages, documents=documents), usage)
+                answer = _adeltas(await self._focus.astream_chat(messages, documents=documents), usage, shown)
             else:
-                answer = self._parsed(await self._focus.achat(messages, documents=documents), usage)
+                answer = self._parsed(await self._focus.achat(messages, documents=documents), usage, shown)
         dispatcher.event(GetResponseEndEvent())
         return answer  # type: ignore[no-any-return]
 
@@ -337,8 +341,8 @@ class FocusSynthesizer(BaseSynthesizer):
             query_str = ObjectParser(self._output_cls).format(query_str)
         return llm._get_messages(self._question, query_str=query_str, context_str="", **prompt_args)
 
-    def _parsed(self, response: ChatResponse, usage: UsageRecord) -> str | BaseModel:
-        _note_usage(response, usage)
+    def _parsed(self, response: ChatResponse, usage: UsageRecord, shown: Sequence[ShownDocument]) -> str | BaseModel:
+        _note_usage(response, usage, shown)
         text = response.message.content or ""
         if self._output_cls is None:
             return self._llm._parse_output(text)
@@ -371,7 +375,7 @@ class FocusSynthesizer(BaseSynthesizer):
 class _WholeNode(TextNode):
     """A document on its way through LlamaIndex's `synthesize`, which passes on its text and its id only."""
 
-    _document: Document = PrivateAttr()
+    _shown: ShownDocument = PrivateAttr()
     _found: list[NodeWithScore] = PrivateAttr(default_factory=list)
     _usage: UsageRecord = PrivateAttr(default_factory=dict)
 
@@ -397,35 +401,26 @@ def _with_usage(response: RESPONSE_TYPE, usage: UsageRecord) -> RESPONSE_TYPE:
     return response
 
 
-def _deltas(responses: Generator[ChatResponse, None, None], usage: UsageRecord) -> Generator[str, None, None]:
+def _deltas(
+    responses: Generator[ChatResponse, None, None], usage: UsageRecord, shown: Sequence[ShownDocument]
+) -> Generator[str, None, None]:
     """The new text of each response; closing this stops the work."""
     with closing(responses):
         for response in responses:
-            _note_usage(response, usage)
+            _note_usage(response, usage, shown)
             yield response.delta or ""
 
 
-async def _adeltas(responses: AsyncGenerator[ChatResponse, None], usage: UsageRecord) -> AsyncGenerator[str, None]:
+async def _adeltas(
+    responses: AsyncGenerator[ChatResponse, None], usage: UsageRecord, shown: Sequence[ShownDocument]
+) -> AsyncGenerator[str, None]:
     async with aclosing(responses):
         async for response in responses:
-            _note_usage(response, usage)
+            _note_usage(response, usage, shown)
             yield response.delta or ""
 
 
-def _by_evidence(hits: list[NodeWithScore], usage: UsageRecord) -> list[NodeWithScore]:
-    """With sources: the nodes with the scores of the passages in them, the best first; else as they came."""
-    if "sources" not in usage:
-        return hits
-    rescored = [NodeWithScore(node=hit.node, score=_evidence(hit, usage["sources"])) for hit in hits]
-    return sorted(rescored, key=lambda hit: -(hit.score or 0.0))
-
-
-def _evidence(hit: NodeWithScore, sources: Sequence[dict[str, Any]]) -> float:
-    text = hit.node.get_content(MetadataMode.NONE)
-    return float(sum(source["score"] for source in sources if source["excerpt"] in text))
-
-
-def _note_usage(response: ChatResponse, usage: UsageRecord) -> None:
+def _note_usage(response: ChatResponse, usage: UsageRecord, shown: Sequence[ShownDocument]) -> None:
     """Adds what a response tells: a piece of a stream its live evidence, the last one and a whole answer the rest."""
     raw = response.raw
     if isinstance(raw, dict) and _LIVE in raw:
@@ -437,3 +432,5 @@ def _note_usage(response: ChatResponse, usage: UsageRecord) -> None:
             method=raw.get("method"),
         )
         usage.update({name: raw[name] for name in _OF_SOURCES if name in raw})
+    if isinstance(raw, dict) and "sources" in raw:
+        usage["sources"] = placed_sources(raw["sources"], shown, asked=len(raw["documents"]))

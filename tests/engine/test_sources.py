@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import textwrap
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 from focus_core import ConfigError, Document, Finished, FocusEngine, FocusModel, FocusWarning, OutOfMemoryError, device
+from focus_core.cli.loading import read_documents
 from focus_core.engine import attribution
 from focus_core.engine.answers import Answer
 from focus_core.engine.places import chunk_places, sentence_places, with_pieces
@@ -20,8 +22,10 @@ from focus_core.engine.sources import Explanation
 from focus_core.evaluation.facts import filler_sentences, hide
 from focus_core.methods import focus_evidence
 from focus_core.methods.evidence import NO_COST
+from tests.allocations import Allocations
 from tests.embedded import FACTS, book, needs_embedded, question_about
 from tests.engines import QUESTION, A, B, make_engine
+from tests.text.pdfs import pdf_with
 
 METHODS = ["focus", "plain", "select", "experts"]
 
@@ -119,6 +123,21 @@ def test_without_the_option_nothing_is_computed(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(FocusEngine, "_explain", None)
     answer = make_engine().generate(QUESTION, [A, B], max_new_tokens=4)
     assert (answer.explanation, answer.sources, answer.supported) == (None, (), None)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_option_costs_nothing_until_the_answer_is_there(method: str) -> None:
+    """Up to its end, an answer with sources takes the same operations and the same bytes as one without."""
+    found = []
+    for sources in (False, True):
+        engine = make_engine(method=method)
+        with Allocations() as made:
+            engine.generate(QUESTION, [A, B], max_new_tokens=4, sources=sources)
+        found.append(made.found)
+    without, with_sources = found
+    assert len(without) > 100
+    assert with_sources[: len(without)] == without
+    assert len(with_sources) > len(without)
 
 
 def test_documents_have_the_sums_of_their_chunks() -> None:
@@ -375,3 +394,30 @@ def test_sources_of_a_restored_and_edited_document_have_its_characters(tmp_path:
     assert fact.value in restored.excerpt
     assert (restored.name, restored.start, restored.end, restored.role) == ("after", cold.start, cold.end, cold.role)
     assert restored.score == pytest.approx(cold.score, abs=1e-3)
+
+
+@needs_embedded
+@pytest.mark.slow
+def test_sources_in_a_folder_name_file_page_and_sentence(tmp_path: Path) -> None:
+    """The fact stands in a PDF, over two lines of its second page, beside a text of another encoding."""
+    fact, rng = FACTS[1], random.Random(5)
+    around = [filler_sentences(rng, 30) for _ in range(3)]
+    hidden = hide([fact], around[1], rng)
+    ((first, stop),) = hidden.spans
+    pages = [" ".join(around[0]), hidden.text, " ".join(around[2])]
+    lines = ["\n".join(textwrap.wrap(page, 70)) for page in pages]
+    assert hidden.text[first:stop] not in lines[1], "it has to be broken"
+    (tmp_path / "contract.pdf").write_bytes(pdf_with(*lines))
+    (tmp_path / "notes.txt").write_bytes(
+        "\r\n".join(f"Café. {one}" for one in filler_sentences(rng, 30)).encode("utf-16")
+    )
+    documents = read_documents([str(tmp_path)])
+    engine = FocusEngine.from_pretrained(method="focus", chunk_size=256, progress=False)
+    (source,) = engine.generate(question_about(fact), documents, max_new_tokens=24, sources=True).sources
+    document = documents[source.document]
+    assert document.name == source.name == str(tmp_path / "contract.pdf")
+    assert document.text is not None
+    assert document.text[source.start : source.end] == source.excerpt
+    assert " ".join(source.excerpt.split()) == hidden.text[first:stop]
+    assert source.page == 2
+    assert ", page 2, characters" in str(source)

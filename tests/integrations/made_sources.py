@@ -8,7 +8,7 @@ from focus_core import FocusEngine
 from focus_core.engine.sources import DocumentLoss, Explanation, Source
 
 EXCERPT = "nobody saw the keeper again."
-SOURCE = Source(1, "a.txt", 3, 31, EXCERPT, 7.5, "sole", 2, metadata={"source": "https://example.org/a.txt"})
+SOURCE = Source(1, "a.txt", 8, 36, EXCERPT, 7.5, "sole", 2, metadata={"source": "https://example.org/a.txt"})
 MADE = Explanation(
     sources=(SOURCE,),
     supported=True,
@@ -19,7 +19,8 @@ MADE = Explanation(
 METADATA = {
     "sources": [
         {
-            "document": 1, "start": 3, "end": 31, "score": 7.5, "role": "sole", "name": "a.txt", "excerpt": EXCERPT,
+            "document": 1, "start": 8, "end": 36, "page": None, "score": 7.5, "role": "sole", "name": "a.txt",
+            "excerpt": EXCERPT,
         }
     ],
     "documents": [

@@ -4,40 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from focus_core.methods.focus import FocusDecoding, FocusModel
 from focus_core.methods.plain import PlainDecoding
+from tests.allocations import Allocations
 from tests.cases import focus_model, prefilled, random_case
 from tests.model_zoo import build, random_projections, random_tokens
 
 LONG = random_case([300, 300, 300, 300], prompt=6, local=8)  # all in one block
 SHORT = random_case(prompt=6, local=8)
-
-
-class Allocations(TorchDispatchMode):
-    """Notes the bytes of every result that does not lie in the memory of an argument."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.sizes: list[int] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        given = {tensor.untyped_storage().data_ptr() for tensor in _tensors((args, kwargs))}
-        made = (tensor.untyped_storage() for tensor in _tensors(result))
-        self.sizes += [storage.nbytes() for storage in made if storage.data_ptr() not in given]
-        return result
-
-
-def _tensors(tree: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
 @contextmanager
@@ -68,7 +47,7 @@ def test_a_step_copies_no_chunk(family: str, parallel_chunks: int | None) -> Non
     with Allocations() as made:
         decoding.step(torch.tensor([3, 4]))
         focus.decode_candidates(cache, torch.tensor([[3, 5], [4, 6]]), decoding._appended)
-    assert max(made.sizes) < one_chunk
+    assert max(size for _, size in made.found) < one_chunk
 
 
 @pytest.mark.parametrize("parallel_chunks", [None, 2], ids=["one_pass", "groups"])

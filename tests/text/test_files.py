@@ -13,7 +13,9 @@ import pytest
 from pypdf import PageObject, PdfWriter
 
 from focus_core.errors import DocumentError
+from focus_core.text.documents import Document
 from focus_core.text.files import decode_text, read_file, read_folder
+from tests.text.pdfs import pdf_with
 
 FRENCH = "Le contrat a été signé à Genève ; les frais, déjà élevés, seront répartis dès la première année. "
 SPANISH = "El niño comió piñas en la montaña, según su compañero José. "
@@ -22,26 +24,6 @@ POLISH = "Umowa została podpisana w Łodzi przez Łukasza Wójcika; koszty będ
 CZECH = "Smlouva byla podepsána v Brně a všechny náklady budou rozděleny mezi společníky. "
 RUSSIAN = "Привет, мир. Договор подписал Иван Петров в Москве. "
 JAPANESE = "これは日本語の文書です。契約書は東京で署名されました。"
-
-
-def pdf_with(text: str) -> bytes:
-    """A PDF of one page, written by hand."""
-    stream = f"BT /F1 12 Tf 72 720 Td ({text}) Tj ET".encode()
-    objects = [
-        b"<< /Type /Catalog /Pages 2 0 R >>",
-        b"<< /Type /Pages /Kids [3 0 R] /Count 1 >>",
-        b"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 612 792] /Contents 4 0 R"
-        b" /Resources << /Font << /F1 5 0 R >> >> >>",
-        b"<< /Length %d >>\nstream\n%s\nendstream" % (len(stream), stream),
-        b"<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>",
-    ]
-    written, offsets = b"%PDF-1.4\n", []
-    for number, content in enumerate(objects, 1):
-        offsets.append(len(written))
-        written += b"%d 0 obj\n%s\nendobj\n" % (number, content)
-    table = b"".join(b"%010d 00000 n \n" % offset for offset in offsets)
-    trailer = b"trailer\n<< /Size 6 /Root 1 0 R >>\nstartxref\n%d\n%%%%EOF\n" % len(written)
-    return written + b"xref\n0 6\n0000000000 65535 f \n" + table + trailer
 
 
 # --- encodings --------------------------------------------------------------------------------------------------------
@@ -139,6 +121,21 @@ def test_pdf(tmp_path: Path) -> None:
     path = tmp_path / "contract"
     path.write_bytes(pdf_with("The pass key is 71402."))
     assert read_file(path).strip() == "The pass key is 71402."
+
+
+def test_a_form_feed_stands_between_the_pages_of_a_pdf(tmp_path: Path) -> None:
+    path = tmp_path / "a.pdf"
+    path.write_bytes(pdf_with("The first page.", "", "The third page.\nIts second line."))
+    document = Document(read_file(path))
+    assert document.text is not None
+    assert [page.strip() for page in document.text.split("\f")] == [
+        "The first page.",
+        "",
+        "The third page.\nIts second line.",
+    ]
+    where = {word: document.page_at(document.text.index(word)) for word in ("first", "third", "second")}
+    assert where == {"first": 1, "third": 3, "second": 3}
+    assert Document("No pages.").page_at(0) is None
 
 
 def test_pdf_of_pictures(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ def _block(text: str, **more: Any) -> TextContentBlock:
         start_index=0,
         end_index=len(text),
         cited_text=EXCERPT,
-        extras={"document": 1, "start": 3, "end": 31, "score": 7.5, "role": "sole"},
+        extras={"document": 1, "start": 8, "end": 36, "page": None, "score": 7.5, "role": "sole"},
     )
     return TextContentBlock(type="text", text=text, annotations=[citation], **more)
 

@@ -9,6 +9,7 @@ import pytest
 from llama_index.core import SummaryIndex, VectorStoreIndex
 from llama_index.core.node_parser import SentenceSplitter
 from llama_index.core.schema import Document, NodeRelationship, NodeWithScore, TextNode
+from llama_index.core.storage.docstore import SimpleDocumentStore
 
 from focus_core.evaluation.facts import Fact, filler_sentences, hide
 from focus_integrations.llama_index import FocusLLM, FocusSynthesizer, WholeDocumentPostprocessor
@@ -176,3 +177,29 @@ def test_a_fact_in_very_many_tiny_nodes_is_found(
     assert asked[0].documents == [document.text]
     assert count / 100 < response.metadata["focus"]["chunks"] < count / 40  # type: ignore[index]
     assert_right([fact], [str(response)])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kept", [True, False], ids=["original kept", "put together from nodes"])
+def test_a_source_has_the_characters_of_the_document_that_was_split(kept: bool) -> None:
+    """Read through a template, and found in nodes that overlap."""
+    fact, rng = embedded.FACTS[1], random.Random(3)
+    hidden = hide([fact], filler_sentences(rng, SENTENCES), rng)
+    text, ((first, stop),) = hidden.text, hidden.spans
+    documents = [Document(text=text, id_="asked"), Document(text="Nothing is said here. " * 20, id_="other")]
+    nodes = SentenceSplitter(chunk_size=128, chunk_overlap=32).get_nodes_from_documents(documents)
+    store = SimpleDocumentStore()
+    store.add_documents(documents if kept else nodes)
+    synthesizer = FocusSynthesizer(
+        FocusLLM(max_tokens=24, sources=True, method="focus", chunk_size=256),
+        docstore=store,
+        document_template="A letter.\n\n{text}",
+        numbered_sources=True,
+    )
+    response = synthesizer.synthesize(question_about(fact), [NodeWithScore(node=node) for node in nodes])
+    (source,) = response.metadata["focus"]["sources"]
+    assert source["ref_doc_id"] == "asked"
+    assert text[source["start"] : source["end"]] == source["excerpt"] == text[first:stop]
+    (cited,) = response.source_nodes
+    assert text[cited.node.start_char_idx : cited.node.end_char_idx] == source["excerpt"]
+    assert cited.node.ref_doc_id == "asked"
