@@ -6,6 +6,7 @@ import json
 import random
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,8 +15,9 @@ from focus_core import FocusConfig, FocusModel
 from focus_core.evaluation.tasks.records import Record
 from focus_core.evaluation.tasks.records import read_records as read_stories
 from focus_core.loading.adapters import ADAPTER_CONFIG, load_adapter, save_adapter
+from focus_core.training.config import TrainingConfig
 from focus_core.training.records import read_records
-from recipes.smollm2 import adapter, data, export
+from recipes.smollm2 import adapter, arms, data, export
 from tests.tiny import save_tiny_model
 
 LINE = {
@@ -95,6 +97,46 @@ def test_a_run_has_three_files_and_held_out_stories(tmp_path: Path, monkeypatch:
         adapter.main(["--data", str(tmp_path), "--output", str(tmp_path / "run")])
     before = [path.read_bytes() for path in files]
     assert [path.read_bytes() for path in adapter.write_data(tmp_path, tmp_path / "run")[0]] == before
+
+
+def test_arms_differ_in_one_thing_and_have_the_data_for_it(tmp_path: Path) -> None:
+    for name in ("train", "val"):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(LINE) + "\n")
+    base = adapter.config_for(tmp_path, *adapter.write_data(tmp_path, tmp_path / "run"), steps=10, rank=32)
+    configs = {arm: arms.config_of(arm, base) for arm in arms.ARMS}
+    assert len({config.output for config in configs.values()}) == len(arms.ARMS)
+    assert replace(configs["rank 32"], output=base.output) == base
+    assert (configs["full copies"].rank, configs["rank 8"].rank) == (None, 8)
+    assert [path.name for path in configs["continuation"].data] == ["stories.jsonl"]
+    everything = configs["continuation, reconstruction, answering"]
+    assert sum(everything.mixture.values()) == 20
+    assert len(everything.data) == 4
+
+
+def test_an_arm_says_what_it_reached_and_is_not_trained_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = save_tiny_model(tmp_path / "model")
+    records = [{"documents": ["a b", "c d e"], "questions": [{"prompt": "Who?", "answer": "a b", "gold": [0]}]}]
+    data.write(tmp_path / "questions.jsonl", records * 3)
+    base = TrainingConfig(
+        output=tmp_path / "runs" / "base",
+        model=str(folder),
+        data=(tmp_path / "questions.jsonl",),
+        validation=(tmp_path / "questions.jsonl",),
+        validation_examples=2,
+        chunk_sizes=(8,),
+        dynamic_prompts=(8,),
+        local_lengths=(2, 16),
+        accumulation=1,
+        mixed_precision="no",
+        dtype="float32",
+        log_every=2,
+    )
+    monkeypatch.setattr(arms, "rehearse", lambda config: SimpleNamespace(seconds_per_step=20.0))
+    found = arms.run("rank 8", base, minutes=1)
+    assert (found["arm"], found["steps"]) == ("rank 8", 3)
+    assert {"loss", "loss, first token", "other documents", "no documents"} <= found.keys()
+    monkeypatch.setattr(arms, "train", None)
+    assert arms.run("rank 8", base, minutes=1) == found
 
 
 def test_the_best_adapter_goes_into_the_package_in_half_of_the_bytes(

@@ -1,0 +1,111 @@
+"""What to train, and on what: short runs of the recipe that differ in one thing and take the same time.
+
+    python -m recipes.smollm2.arms --data fairytale/ --output runs/arms --minutes 15
+    python -m recipes.smollm2.arms --data fairytale/ --output runs/arms --minutes 15 --only "full copies"
+
+Each arm has as many steps as its first examples say that the time is enough for; all end with the same share of their
+learning rate. The loss is that of held-out questions with the right sections, of another story and of an
+empty page: only the distance between them is reading. An arm that is there is not trained again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from focus_core.disk import replace_file
+from focus_core.evaluation.tasks.records import read_records
+from focus_core.loading.named import smollm2_file
+from focus_core.training.config import TrainingConfig
+from focus_core.training.log import EVALUATION, LOSSES
+from focus_core.training.trainer import rehearse, train
+from recipes.smollm2 import data
+from recipes.smollm2.adapter import config_for, write_data
+
+_FULL = {"rank": None, "learning_rate": 3e-4}
+_PLAIN_TEXT = ("continuation", "reconstruction")
+ARMS: Mapping[str, Mapping[str, Any]] = {
+    "rank 32": {},  # as the adapter in the package was trained; the others differ from it in what stands here
+    "full copies": _FULL,
+    "rank 128": {"rank": 128},
+    "rank 8": {"rank": 8},
+    "half distillation": {"distillation": 0.5},
+    "all targets of an answer": {"targets_per_answer": 0},
+    "first target only": {"targets_per_answer": 1},
+    "Muon": {"optimizer": "muon"},
+    # The objectives of the paper (its Table 4), on the same stories without their questions.
+    "continuation": {"objectives": {"continuation": 1.0}},
+    "reconstruction": {"objectives": {"reconstruction": 1.0}},
+    "continuation, reconstruction": {"objectives": dict.fromkeys(_PLAIN_TEXT, 1.0)},
+    "continuation, reconstruction, answering": {"objectives": dict.fromkeys((*_PLAIN_TEXT, "answering"), 1.0)},
+}
+_STORIES = "stories.jsonl"
+_RESULT = "arm.json"
+
+
+def config_of(arm: str, base: TrainingConfig) -> TrainingConfig:
+    """The settings of an arm; those that learn from texts without questions have the stories as a file of their own."""
+    changed = dict(ARMS[arm])
+    if "objectives" in changed:
+        asks = "answering" in changed["objectives"]
+        stories = base.data[0].with_name(_STORIES)
+        changed["data"] = (*base.data, stories) if asks else (stories,)
+        changed["mixture"] = {**base.mixture, _STORIES: 10.0} if asks else {_STORIES: 1.0}
+    return replace(base, **changed, output=base.output.with_name(arm.replace(", ", "-").replace(" ", "_")))
+
+
+def run(arm: str, base: TrainingConfig, minutes: float) -> dict[str, Any]:
+    """Train an arm; returns its last evaluation, and the seconds that its steps took."""
+    config = config_of(arm, base)
+    kept = config.output / _RESULT
+    if kept.is_file():
+        found: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8"))
+        return found
+    steps = max(round(60 * minutes / rehearse(config).seconds_per_step), 1)
+    train(replace(config, steps=steps, evaluate_every=steps))
+    losses = {row["name"]: round(float(row["value"]), 3) for row in _rows(config.output / EVALUATION)}
+    a_step = {int(row["step"]): float(row["seconds"]) for row in _rows(config.output / LOSSES)}
+    seconds = sum(a_step[step] * (step - before) for before, step in pairwise([0, *sorted(a_step)]))
+    found = {"arm": arm, "steps": steps, "seconds": round(seconds), **losses}
+    replace_file(kept, lambda path: path.write_text(json.dumps(found, indent=2), encoding="utf-8"))
+    return found
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Train the arms, one after the other."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder with train.jsonl and val.jsonl")
+    parser.add_argument("--output", type=Path, default=Path("runs/arms"))
+    parser.add_argument("--minutes", type=float, default=15.0, help="of each arm (default: %(default)s)")
+    parser.add_argument("--only", action="append", choices=list(ARMS), help="this arm; may be given several times")
+    parser.add_argument("--threads", type=int, help="(default: all)")
+    given = parser.parse_args(arguments)
+    if smollm2_file() is None:
+        raise SystemExit("SmolLM2 is not there. Fetch it with `make models`.")
+    if given.threads:
+        torch.set_num_threads(given.threads)
+    files, held_out = write_data(given.data, given.output)
+    stories = ({"text": "\n\n".join(story.sections)} for story in read_records(given.data / "train.jsonl"))
+    data.write(given.output / _STORIES, stories)
+    base = replace(
+        config_for(given.output, files, held_out, steps=1, rank=32), validation_examples=16, save_every=10_000
+    )
+    for arm in given.only or ARMS:
+        print(json.dumps(run(arm, base, given.minutes)), flush=True)
+
+
+if __name__ == "__main__":
+    main()
