@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from focus_core.engine.groups import GroupSearch, chunk_groups, first_parts
+from focus_core.engine.groups import Group, GroupSearch, chunk_groups, first_parts, halved
 from focus_core.engine.ledger import Exclusively, Ledger, decisive, lost
 from focus_core.engine.places import Place, chunk_places, sentence_places
 from focus_core.engine.sources import ChunkLoss, DocumentLoss, Explanation, GroupLoss, Role, Source
@@ -133,8 +133,12 @@ def _parts(
 ) -> list[Source]:
     """The sentences or documents of a chunk that the answer rests on; all of it, if they cannot be told apart."""
     units = [place.passage for place in parts]
+    first = min(parts, key=lambda place: place.passage.start)
+    whole = _source(question, first, member.score, member.role, decode, until=parts[-1])
     asked = _asked_parts(units, given, whole_chunk(question.chunks, member.unit), ledger)
     chosen = [units[unit] for unit in asked]
+    if not chosen:
+        return [whole]
     search = EachPassage(chosen, given, ledger.token_losses)
     support = find_support(chosen, given, search, ledger.token_losses)
     found = [
@@ -142,14 +146,14 @@ def _parts(
         for one in support.members
         if one.score >= NOTICEABLE
     ]
-    whole = min(parts, key=lambda place: place.passage.start)
-    return found or [_source(question, whole, member.score, member.role, decode, until=parts[-1])]
+    return found or [whole]
 
 
 def _asked_parts(units: Sequence[Passage], given: LeftOut, whole: Passage, ledger: Ledger) -> list[int]:
     """The parts of a chunk that may matter, by those tokens of the answer that it decides: others cost and say little.
 
-    A chunk of one sentence is read quickly, a chunk without one is not: what a sentence restores is asked first.
+    A chunk of one sentence is read quickly, a chunk without one is not: what a sentence restores is asked first. Where
+    none restores anything, the chunk is read without its halves, and only halves that matter are halved again.
     """
     with_it, without = ledger.token_losses([given, given | {whole}])
     tokens = decisive(without - with_it)
@@ -161,9 +165,12 @@ def _asked_parts(units: Sequence[Passage], given: LeftOut, whole: Passage, ledge
     alone = restoring_a_token(units, given, without_all, without_all - before, screened)
     if alone:
         return alone
-    losses = [lost(loss, before) for loss in screened([given | {unit} for unit in units])]
-    noticed = [unit for unit, loss in enumerate(losses) if loss >= NOTICEABLE / 2]
-    return noticed or [max(range(len(units)), key=lambda unit: losses[unit])]
+
+    def lost_by(groups: Sequence[Group]) -> list[float]:
+        left_out = [given | {units[unit] for unit in group} for group in groups]
+        return [lost(loss, before) for loss in screened(left_out)]
+
+    return halved([tuple(range(len(units)))], lost_by, NOTICEABLE / 2)
 
 
 def _source(

@@ -174,17 +174,17 @@ class GroupSearch:
         """
         attended, large = self.ledger.attended, [group for group in groups if len(group) > 1]
         if attended is None or not large:
-            return _halved(groups, values, least)
+            return halved(groups, values, least)
         draws = (losses.clamp(min=0) @ attended).tolist()
         first = [max(group, key=draws.__getitem__) for group in large]
         rests = [tuple(chunk for chunk in group if chunk != best) for group, best in zip(large, first, strict=True)]
         left = [rest for rest, value in zip(rests, values(rests), strict=True) if value >= least]
         small = [group for group in groups if len(group) == 1]
-        return sorted(first + _halved([*small, *left], values, least))
+        return sorted(first + halved([*small, *left], values, least))
 
 
-def _halved(groups: Sequence[Group], values: Values, least: float) -> list[int]:
-    """The chunks to which halves of such a value lead."""
+def halved(groups: Sequence[Group], values: Values, least: float) -> list[int]:
+    """The members to which halves of such a value lead."""
     found = [group[0] for group in groups if len(group) == 1]
     opened = [group for group in groups if len(group) > 1]
     while opened:

@@ -52,7 +52,7 @@ class _Page(HTMLParser):
 
 DOCUMENTS = [Document("The key is 7. " + "x" * 86, name='<a> & "b"'), Document("y" * 50)]
 FOUND = Explanation(
-    sources=(Source(0, '<a> & "b"', 0, 13, "The key is 7.", 9.5, "sole", 0),),
+    sources=(Source(0, '<a> & "b"', 0, 13, "The key is 7.", 9.5, "sole", 0, page=4),),
     supported=True,
     support=9.5,
     chunks=(ChunkLoss((0,), 0, 60, 9.5, (0.5, 9.0)), ChunkLoss((0,), 60, 100, -0.001, (0.0, -0.001)),
@@ -98,7 +98,7 @@ def test_no_colour_stands_without_its_number(page: _Page) -> None:
 
 def test_what_texts_say_is_text(page: _Page) -> None:
     assert "What <is> it?" in page.text
-    assert '<a> & "b", characters 0 to 13: 9.5 nats' in page.text
+    assert '<a> & "b", page 4, characters 0 to 13: 9.5 nats' in page.text
     assert " 7<" in page.text
 
 
