@@ -15,6 +15,7 @@ from charset_normalizer import from_bytes
 
 from focus_core.errors import DocumentError
 from focus_core.text.documents import PAGE_BREAK
+from focus_core.text.sentences import joined_lines
 
 _BINARY_SUFFIXES = frozenset(
     ".bin .bz2 .class .dll .exe .gif .gz .ico .jar .jpeg .jpg .mp3 .mp4 .npy .npz .png .pt .pyc "
@@ -30,7 +31,9 @@ _NOT_ASCII = re.compile(r"[^\x00-\x7f]")
 
 
 def read_file(path: str | Path) -> str:
-    """The text of a file in whatever encoding it has; PDF with the extra `pdf`, a form feed between its pages.
+    """The text of a file in whatever encoding it has; PDF with the extra `pdf`.
+
+    Of a PDF the lines of its prose are put together, and a form feed stands between its pages.
 
     Raises:
         DocumentError: no such file, not readable, binary, or without text
@@ -178,7 +181,7 @@ def _pdf_text(raw: bytes, name: str) -> str:
     except ImportError as error:
         raise DocumentError(f"{name}: reading PDF needs an extra. Install it: pip install 'focusllm[pdf]'") from error
     try:
-        pages = (page.extract_text().replace(PAGE_BREAK, "\n") for page in PdfReader(BytesIO(raw)).pages)
+        pages = (joined_lines(page.extract_text().replace(PAGE_BREAK, "\n")) for page in PdfReader(BytesIO(raw)).pages)
         text = f"\n{PAGE_BREAK}\n".join(pages)  # also the end of a paragraph
     except Exception as error:  # a broken PDF breaks pypdf in many ways
         raise DocumentError(f"{name}: the PDF is damaged or locked ({error}).") from error

@@ -1,4 +1,4 @@
-"""Where sentences begin and end: the smallest passages that sources name."""
+"""Where sentences begin and end, also in prose that is broken into lines of one width."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ _NARROWEST = 50  # characters: lines of prose are wider, verse and columns of nu
 _FULL = 0.75  # of the widest line of the paragraph; in a PDF, letters differ in width
 _COLUMNS = re.compile(r"\t\S|[^\s.!?…\"'”’)][^\S\n]{2,}\S|\||;\S|,[^\W\d]")  # in a row of a table
 _ENDED = re.compile(rf"(?:{STOP}|[:;。！？][”’」』）]*)\s*$")
+_BLANK = re.compile(r"\s*")
+_HYPHENATED = re.compile(r"[^\W\d][-\u00ad\u2010]$")
 _ITEM = re.compile(r"\s*(?:[-*•–—#>]|\(?\w{1,3}[.)])\s")  # what begins a line of its own: an item of a list, a heading
 
 
@@ -40,6 +42,17 @@ def sentence_spans(text: str) -> list[tuple[int, int]]:
             spans.append((first, first + len(words)))
         start = stop
     return spans
+
+
+def joined_lines(text: str) -> str:
+    """The text with the lines of its prose put together, and words that were hyphenated at the end of one."""
+    pieces, start = list[str](), 0
+    for end in sorted(_wrapped(text)):
+        line = text[start:end].rstrip()
+        start = end + len(_BLANK.match(text, end).group())  # type: ignore[union-attr]  # it matches the empty text too
+        hyphenated = _HYPHENATED.search(line) and text[start : start + 1].islower()
+        pieces.append(line[:-1] if hyphenated else f"{line} ")
+    return "".join([*pieces, text[start:]])
 
 
 def _wrapped(text: str) -> set[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import textwrap
 from codecs import BOM_UTF8
 from io import BytesIO
 from pathlib import Path
@@ -18,6 +19,7 @@ from focus_core.text.files import decode_text, read_file, read_folder
 from tests.text.pdfs import pdf_with
 
 FRENCH = "Le contrat a été signé à Genève ; les frais, déjà élevés, seront répartis dès la première année. "
+PROSE = "The contract was signed in the harbour, and the costs were shared by the two towns behind it. "
 SPANISH = "El niño comió piñas en la montaña, según su compañero José. "
 GERMAN = "Der Vertrag wurde von Jürgen Groß in Köln unterschrieben, die Übergabe erfolgt später. "
 POLISH = "Umowa została podpisana w Łodzi przez Łukasza Wójcika; koszty będą dzielone między wspólników. "
@@ -136,6 +138,13 @@ def test_a_form_feed_stands_between_the_pages_of_a_pdf(tmp_path: Path) -> None:
     where = {word: document.page_at(document.text.index(word)) for word in ("first", "third", "second")}
     assert where == {"first": 1, "third": 3, "second": 3}
     assert Document("No pages.").page_at(0) is None
+
+
+def test_lines_of_prose_in_a_pdf_are_put_together(tmp_path: Path) -> None:
+    path = tmp_path / "a.pdf"
+    prose = (PROSE * 3).strip()
+    path.write_bytes(pdf_with("\n".join(["A HEADING", *textwrap.wrap(prose, 60), "Item 1", "Item 2"])))
+    assert read_file(path).strip() == f"A HEADING\n{prose}\nItem 1\nItem 2"
 
 
 def test_pdf_of_pictures(tmp_path: Path) -> None:

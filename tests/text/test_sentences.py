@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from focus_core.text.sentences import sentence_spans
+from focus_core.text.sentences import joined_lines, sentence_spans
 
 PROSE = [
     "The keeper of the lighthouse had lit the lamp before the storm reached the outer rocks of the bay.",
@@ -87,9 +87,31 @@ def test_rows_items_code_and_verse_stand_by_themselves(first: str, second: str) 
     assert sentences(f"{first}\n{second}") == [first.strip(), second.strip()]
 
 
+@pytest.mark.parametrize("width", [55, 90])
+def test_lines_of_prose_are_put_together(width: int) -> None:
+    paragraph = " ".join(PROSE)
+    assert joined_lines(f"THE LAMP\n{textwrap.fill(paragraph, width)}\n\nEND\n") == f"THE LAMP\n{paragraph}\n\nEND\n"
+
+
+@pytest.mark.parametrize(
+    ("end", "begin", "expected"),
+    [
+        ("light-", "house of stone", "lighthouse of stone"),
+        ("light\u00ad", "house of stone", "lighthouse of stone"),
+        ("the", "  house of stone", "the house of stone"),
+        ("1990-", "era houses", "1990- era houses"),
+        ("Anne-", "Marie", "Anne- Marie"),
+    ],
+)
+def test_a_word_that_was_hyphenated_at_the_end_of_a_line_is_whole(end: str, begin: str, expected: str) -> None:
+    before = "  Nobody on the ferry, which was late as always, saw"
+    assert joined_lines(f"{before} {end}\n{begin}") == f"{before} {expected}"
+
+
 @given(st.text(alphabet="ab .!\n\f\t,|“”。", max_size=200))
 def test_no_word_is_lost_and_none_stands_twice(text: str) -> None:
     spans = sentence_spans(text)
     assert all(text[start:stop] == text[start:stop].strip() != "" for start, stop in spans)
     assert all(before <= after for (_, before), (after, _) in pairwise(spans))
     assert re.sub(r"\s", "", text) == re.sub(r"\s", "", "".join(sentences(text)))
+    assert re.sub(r"\s", "", joined_lines(text)) == re.sub(r"\s", "", text)
