@@ -24,7 +24,10 @@ def replace_file(path: Path, write: Callable[[Path], Any], *, sync: bool = False
     """
     partial = path.with_name(f"{path.name}.{os.getpid()}-{get_ident()}.partial")
     try:
+        partial.touch()
+        mode = partial.stat().st_mode  # as a new file has it here; safetensors makes its files for their owner alone
         write(partial)
+        partial.chmod(mode)
         if sync:
             with partial.open("rb+") as file:
                 os.fsync(file.fileno())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from pathlib import Path
 
@@ -47,3 +48,18 @@ def test_two_writers_do_not_mix_their_contents(tmp_path: Path) -> None:
         thread.join()
     assert path.read_text() in ("aaaa", "bbbb")
     assert [found.name for found in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_file_may_be_read_by_those_who_may_read_any_new_file(tmp_path: Path) -> None:
+    """Some libraries write for the owner alone: an adapter in a shared folder was of no use to others."""
+
+    def private(to: Path) -> None:
+        to.unlink()
+        to.touch(mode=0o600)
+
+    before = os.umask(0o022)
+    try:
+        replace_file(tmp_path / "file", private)
+    finally:
+        os.umask(before)
+    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o644

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import reduce
 from operator import add
 from typing import Any
@@ -11,7 +12,8 @@ from langchain_core.messages import AIMessage
 from langchain_core.messages.content import Citation, TextContentBlock
 
 from focus_integrations.langchain import ChatFocusLLM, FocusLLM
-from tests.integrations.made_sources import EXCERPT, METADATA, make_up
+from focus_integrations.sources import source_fields
+from tests.integrations.made_sources import EXCERPT, METADATA, SOURCE, make_up
 
 DOCUMENTS = ["The gates were closed at noon. " * 5, f"At noon {EXCERPT} " * 3]
 
@@ -36,6 +38,12 @@ def _block(text: str, **more: Any) -> TextContentBlock:
 
 def _metadata(message: AIMessage) -> dict[str, Any]:
     return {name: message.response_metadata[name] for name in METADATA}
+
+
+def test_the_page_is_that_of_the_text_or_of_the_loader() -> None:
+    """Loaders of PDFs make a document of all pages, with form feeds between them, or one of each, with a label."""
+    a_page = replace(SOURCE, metadata={"page_label": "iv"})
+    assert [source_fields(one)["page"] for one in (SOURCE, a_page, replace(a_page, page=3))] == [None, "iv", 3]
 
 
 def test_a_message_cites_its_sources(tiny_settings: dict[str, Any]) -> None:
