@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 from torch import Tensor
 
@@ -177,26 +178,27 @@ def _source(
     question: TokenizedQuestion, place: Place, score: float, role: Role, decode: Decode, *, until: Place | None = None
 ) -> Source:
     last = until if until is not None and until.index == place.index else place
-    start, end = (None, None) if place.characters is None else (place.characters[0], (last.characters or (0, 0))[1])
-    text = place.document.text
-    if start is None or text is None:
-        tokens = question.chunks[place.passage.chunk].token_ids[place.passage.start : last.passage.stop]
-        excerpt = decode(tokens)
-    else:
-        excerpt = text[start:end]
-    document = place.document
-    return Source(
-        place.index,
-        document.name,
-        start,
-        end,
-        excerpt,
-        score,
-        role,
-        place.passage.chunk,
-        metadata=document.metadata,
-        page=None if start is None else document.page_at(start),
-    )
+    document, passage = place.document, place.passage
+    make = partial(Source, place.index, document.name, metadata=document.metadata)
+    known = None if place.characters is None else (place.characters[0], (last.characters or (0, 0))[1])
+    if known is None or document.text is None:
+        tokens = question.chunks[passage.chunk].token_ids[passage.start : last.passage.stop]
+        return make(None, None, decode(tokens), score, role, passage.chunk)
+    own = document.own_characters(*known)
+    if own is None:  # a template's
+        return make(None, None, document.text[slice(*known)], score, role, passage.chunk)
+    start, end = _stripped(document.text, *own)
+    first = document.own[0] if document.own else 0
+    page = document.page_at(start)
+    return make(start - first, end - first, document.text[start:end], score, role, passage.chunk, page=page)
+
+
+def _stripped(text: str, start: int, end: int) -> tuple[int, int]:
+    """The characters without white space around them, unless nothing else is there."""
+    passage = text[start:end]
+    words = passage.strip()
+    start += len(passage) - len(passage.lstrip()) if words else 0
+    return start, start + len(words or passage)
 
 
 def _joined_role(of_chunk: Role, of_part: Role) -> Role:

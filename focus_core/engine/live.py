@@ -66,5 +66,7 @@ class LiveEvidence:
         documents = (first.index, *(place.index for place in others))
         if others:
             return ChunkShare(chunk, documents, None, None, None, shares[chunk])
-        start, end = first.characters or (None, None)
+        own = first.characters and first.document.own_characters(*first.characters)
+        before = first.document.own[0] if first.document.own else 0
+        start, end = (own[0] - before, own[1] - before) if own else (None, None)
         return ChunkShare(chunk, documents, first.document.name, start, end, shares[chunk])

@@ -21,7 +21,8 @@ class Source:
     Attributes:
         document: index among the documents of the question, counted from 0; those of a prepared handle one by one
         name: the document's
-        start: first character in the document's text; `None` where characters are not known
+        start: first character in the document's own text; `None` where characters are not known, and of what a template
+            has put around it
         end: the character after the last
         excerpt: the characters from `start` to `end`
         score: what the answer's tokens lose in log-probability (nats) when the passage is left out; what other tokens

@@ -28,6 +28,8 @@ class Document:
         name: for people: a file name, a title
         metadata: passed through to sources and frameworks; the model does not read it
         token_ids: instead of `text`, without special tokens; such a document has no characters
+        own: which characters of `text` are the document's own, where a template has put others around them; sources
+            count from the first of these
 
     Raises:
         DocumentError: neither or both are given, there is no text, or it holds half of a character
@@ -37,6 +39,7 @@ class Document:
     name: str | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
     token_ids: Sequence[int] | None = None
+    own: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         called = f"Document {self.name!r}" if self.name else "A document"
@@ -54,11 +57,18 @@ class Document:
         """Its name, or how it begins."""
         return self.name or f"“{' '.join((self.text or 'tokens')[:_SHOWN].split())}…”"
 
+    def own_characters(self, start: int, stop: int) -> tuple[int, int] | None:
+        """Those of some characters of `text` that are the document's own, counted as in `text`; `None` if none is."""
+        first, last = self.own or (0, len(self.text or ""))
+        start, stop = max(start, first), min(stop, last)
+        return (start, stop) if start < stop else None
+
     def page_at(self, character: int) -> int | None:
-        """The page that a character is on, counted from 1; `None` where no form feed ends a page."""
-        if self.text is None or PAGE_BREAK not in self.text:
+        """The page that a character is on, counted from 1; `None` where no form feed ends a page of the document."""
+        span = self.own or (0, len(self.text or ""))
+        if self.text is None or PAGE_BREAK not in self.text[slice(*span)].rstrip():
             return None
-        return self.text.count(PAGE_BREAK, 0, character) + 1
+        return self.text.count(PAGE_BREAK, span[0], character) + 1
 
     @cached_property
     def key(self) -> bytes:

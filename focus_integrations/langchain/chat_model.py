@@ -116,7 +116,7 @@ class ChatFocusLLM(LangChainSettings, BaseChatModel):
         if not messages:
             return 0
         conversation = countable(messages, self.system_prompt)
-        documents = sum(map(self.engine.count_tokens, dict.fromkeys(text for text, _ in conversation.documents)))
+        documents = sum(map(self.engine.count_tokens, dict.fromkeys(one.text for one in conversation.documents)))
         try:
             spoken = self.engine.count_question_tokens(conversation.messages, chat_template=self.chat_template)
         except ConfigError:  # the template refuses it, or nothing is left to answer
@@ -130,7 +130,7 @@ class ChatFocusLLM(LangChainSettings, BaseChatModel):
     ) -> _ChatRequest:
         call = self.call_with(given, stop, streamed=streamed)
         conversation = conversation_from(messages, call.system_prompt)
-        in_messages = [Document(text, name=name) for text, name in conversation.documents]
+        in_messages = [Document(one.text, name=one.name, own=one.own) for one in conversation.documents]
         return _ChatRequest(conversation, Call([*in_messages, *call.documents], call.options))
 
     def _generate(

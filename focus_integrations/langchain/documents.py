@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any
 
 from langchain_core.documents import Document
@@ -14,6 +15,7 @@ from langchain_core.prompts import BasePromptTemplate, format_document
 from focus_core import Document as WholeDocument
 from focus_core import PreparedDocuments
 from focus_integrations.settings import WholeText, content_digest, documents_from, without_duplicates
+from focus_integrations.templates import through_template
 
 CONTEXT_DOCUMENTS = "context_documents"  # the argument of a call in which a chain hands over its documents
 CARRIERS = ("documents", CONTEXT_DOCUMENTS)  # read in this order
@@ -34,13 +36,20 @@ def whole_documents_of(
     """
 
     def convert(document: Document) -> WholeDocument | None:
-        text = format_document(document, document_prompt) if document_prompt else document.page_content
+        text, own = document.page_content, None
+        if document_prompt is not None:
+            text, own = through_template(partial(_formatted, document, document_prompt), text)
         if not text.strip():
             return None
         name = document.metadata.get("source") or document.id
-        return WholeDocument(text, name=None if name is None else str(name), metadata=document.metadata)
+        return WholeDocument(text, name=None if name is None else str(name), metadata=document.metadata, own=own)
 
     return documents_from(documents, Document, convert, called="LangChain Document")
+
+
+def _formatted(document: Document, prompt: BasePromptTemplate[str], text: str) -> str:
+    """The document with this text as `prompt` formats it."""
+    return format_document(document.model_copy(update={"page_content": text}), prompt)
 
 
 class FocusPromptValue(PromptValue):

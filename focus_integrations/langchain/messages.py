@@ -16,10 +16,11 @@ _ROLES: dict[type[BaseMessage], str] = {HumanMessage: "user", AIMessage: "assist
 
 
 class NamedText(NamedTuple):
-    """What a `text-plain` block holds, and its title."""
+    """What a `text-plain` block holds, its title, and which characters are the block's own text."""
 
     text: str
     name: str | None
+    own: tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -100,4 +101,6 @@ def _document(block: dict[str, object]) -> NamedText:
     if not isinstance(text, str):
         raise DocumentError("A text-plain block without `text`: url, file id and base64 are not read. Give the text.")
     lead = [str(block[name]) for name in ("title", "context") if block.get(name)]
-    return NamedText("\n\n".join([*lead, text]), str(block["title"]) if block.get("title") else None)
+    shown = "\n\n".join([*lead, text])
+    own = len(shown) - len(text), len(shown)
+    return NamedText(shown, str(block["title"]) if block.get("title") else None, own)

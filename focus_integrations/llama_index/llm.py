@@ -240,9 +240,9 @@ def whole_documents_of(
     return documents_from(documents, BaseNode | NodeWithScore, _from_node, called="LlamaIndex Document or node")
 
 
-def named_document(text: str, metadata: dict[str, Any], key: str) -> Document:
+def named_document(text: str, metadata: dict[str, Any], key: str, own: tuple[int, int] | None = None) -> Document:
     """A core document under its file's name, where its metadata have one, else under its id."""
-    return Document(text, name=str(metadata.get("file_name") or key), metadata=metadata)
+    return Document(text, name=str(metadata.get("file_name") or key), metadata=metadata, own=own)
 
 
 def _from_node(found: BaseNode | NodeWithScore) -> Document:

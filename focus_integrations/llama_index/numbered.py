@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 from llama_index.core.schema import NodeRelationship, NodeWithScore, TextNode
 
-from focus_integrations.llama_index.passages import ShownDocument, SourceRecord
+from focus_integrations.llama_index.passages import ShownDocuments, SourceRecord
 
 
 def numbered(
-    answer: str, sources: Sequence[SourceRecord], shown: Sequence[ShownDocument], hits: Sequence[NodeWithScore]
+    answer: str, sources: Sequence[SourceRecord], shown: ShownDocuments, hits: Sequence[NodeWithScore]
 ) -> tuple[str, list[NodeWithScore]]:
     """The answer with the numbers of its sources at the end, and a source node for each of them.
 
@@ -26,11 +26,11 @@ def numbered(
     return f"{answer.rstrip()} {numbers}", nodes
 
 
-def _node(number: int, source: SourceRecord, shown: Sequence[ShownDocument]) -> NodeWithScore:
+def _node(number: int, source: SourceRecord, shown: ShownDocuments) -> NodeWithScore:
     node = TextNode(
         text=f"Source {number}:\n{source['excerpt']}\n", start_char_idx=source["start"], end_char_idx=source["end"]
     )
-    holding = (hit.node for one in shown for hit in one.whole.hits if one.held_by(hit, [source]))
+    holding = (hit.node for one in shown.documents for hit in one.whole.hits if shown.held_by(hit, [source]))
     found = next(holding, None)
     if found is not None:
         node.metadata = dict(found.metadata)

@@ -6,6 +6,7 @@ import asyncio
 import warnings
 from collections.abc import AsyncGenerator, Generator, Sequence
 from contextlib import aclosing, closing
+from functools import partial
 from typing import Any
 
 from llama_index.core import Settings
@@ -38,9 +39,10 @@ from focus_integrations.llama_index.inputs import (
 )
 from focus_integrations.llama_index.llm import FocusLLM
 from focus_integrations.llama_index.numbered import numbered
-from focus_integrations.llama_index.passages import ShownDocument, by_evidence, placed_sources
+from focus_integrations.llama_index.passages import ShownDocument, ShownDocuments
 from focus_integrations.llama_index.structured import ObjectParser
 from focus_integrations.llama_index.whole import WholeDocument, whole_documents
+from focus_integrations.templates import through_template
 
 dispatcher = get_dispatcher(__name__)
 
@@ -242,18 +244,18 @@ class FocusSynthesizer(BaseSynthesizer):
         return listed
 
     def _as_node(self, document: WholeDocument) -> _WholeNode:
-        text = self._through_template(document)
+        text, own = through_template(partial(self._formatted, document), document.text)
         node = _WholeNode(id_=document.key, text=text)
-        node._shown = ShownDocument(document, text)
+        node._shown = ShownDocument(document, text, own)
         return node
 
-    def _through_template(self, document: WholeDocument) -> str:
-        """The document through its template."""
+    def _formatted(self, document: WholeDocument, text: str) -> str:
+        """The document with this text as the document template has it."""
         template = self._document
         if isinstance(template, SelectorPromptTemplate):
             template = template.select(self._llm)
         absent = dict.fromkeys(template.template_vars, "")
-        values = {**absent, **template.kwargs, **document.metadata, "text": document.text}
+        values = {**absent, **template.kwargs, **document.metadata, "text": text}
         # Not as arguments of `format`: metadata may have their names, such as "self" and "llm".
         values.pop(_FORMATTED, None)
         return template.model_copy(update={"kwargs": values}).format()
@@ -265,12 +267,12 @@ class FocusSynthesizer(BaseSynthesizer):
         first = source_nodes[0].node
         assert isinstance(first, _WholeNode)
         additional = [source for source in source_nodes if not isinstance(source.node, _WholeNode)]
-        shown = [source.node._shown for source in source_nodes if isinstance(source.node, _WholeNode)]
+        shown = ShownDocuments([source.node._shown for source in source_nodes if isinstance(source.node, _WholeNode)])
         found, sources = first._found, first._usage.get("sources")
         if self._numbered and isinstance(response_str, str):
             response_str, found = numbered(response_str, sources or (), shown, found)
         elif sources is not None:
-            found = by_evidence(found, shown, sources)
+            found = shown.by_evidence(found, sources)
         response = super()._prepare_response_output(response_str, [*found, *additional])
         return _with_usage(response, first._usage)
 
@@ -301,8 +303,8 @@ class FocusSynthesizer(BaseSynthesizer):
             answer = self._joined(query_str, text_chunks, prompt_args)
         else:
             messages = self._asked(self._focus, query_str, prompt_args)
-            shown = focus_documents or ()
-            documents: list[Any] = [one.for_engine for one in shown] or list(text_chunks)
+            shown = ShownDocuments(focus_documents or (), beside=self._focus.documents)
+            documents: list[Any] = [one.for_engine for one in shown.documents] or list(text_chunks)
             if self._streaming and self._output_cls is None:
                 answer = _deltas(self._focus.stream_chat(messages, documents=documents), usage, shown)
             else:
@@ -327,8 +329,8 @@ class FocusSynthesizer(BaseSynthesizer):
             answer = await self._ajoined(query_str, text_chunks, prompt_args)
         else:
             messages = self._asked(self._focus, query_str, prompt_args)
-            shown = focus_documents or ()
-            documents: list[Any] = [one.for_engine for one in shown] or list(text_chunks)
+            shown = ShownDocuments(focus_documents or (), beside=self._focus.documents)
+            documents: list[Any] = [one.for_engine for one in shown.documents] or list(text_chunks)
             if self._streaming and self._output_cls is None:
                 answer = _adeltas(await self._focus.astream_chat(messages, documents=documents), usage, shown)
             else:
@@ -341,7 +343,7 @@ class FocusSynthesizer(BaseSynthesizer):
             query_str = ObjectParser(self._output_cls).format(query_str)
         return llm._get_messages(self._question, query_str=query_str, context_str="", **prompt_args)
 
-    def _parsed(self, response: ChatResponse, usage: UsageRecord, shown: Sequence[ShownDocument]) -> str | BaseModel:
+    def _parsed(self, response: ChatResponse, usage: UsageRecord, shown: ShownDocuments) -> str | BaseModel:
         _note_usage(response, usage, shown)
         text = response.message.content or ""
         if self._output_cls is None:
@@ -402,7 +404,7 @@ def _with_usage(response: RESPONSE_TYPE, usage: UsageRecord) -> RESPONSE_TYPE:
 
 
 def _deltas(
-    responses: Generator[ChatResponse, None, None], usage: UsageRecord, shown: Sequence[ShownDocument]
+    responses: Generator[ChatResponse, None, None], usage: UsageRecord, shown: ShownDocuments
 ) -> Generator[str, None, None]:
     """The new text of each response; closing this stops the work."""
     with closing(responses):
@@ -412,7 +414,7 @@ def _deltas(
 
 
 async def _adeltas(
-    responses: AsyncGenerator[ChatResponse, None], usage: UsageRecord, shown: Sequence[ShownDocument]
+    responses: AsyncGenerator[ChatResponse, None], usage: UsageRecord, shown: ShownDocuments
 ) -> AsyncGenerator[str, None]:
     async with aclosing(responses):
         async for response in responses:
@@ -420,7 +422,7 @@ async def _adeltas(
             yield response.delta or ""
 
 
-def _note_usage(response: ChatResponse, usage: UsageRecord, shown: Sequence[ShownDocument]) -> None:
+def _note_usage(response: ChatResponse, usage: UsageRecord, shown: ShownDocuments) -> None:
     """Adds what a response tells: a piece of a stream its live evidence, the last one and a whole answer the rest."""
     raw = response.raw
     if isinstance(raw, dict) and _LIVE in raw:
@@ -433,4 +435,4 @@ def _note_usage(response: ChatResponse, usage: UsageRecord, shown: Sequence[Show
         )
         usage.update({name: raw[name] for name in _OF_SOURCES if name in raw})
     if isinstance(raw, dict) and "sources" in raw:
-        usage["sources"] = placed_sources(raw["sources"], shown, asked=len(raw["documents"]))
+        usage["sources"] = shown.placed(raw["sources"])

@@ -92,7 +92,9 @@ def test_without_sentences_sources_are_chunks_and_cost_less(method: str) -> None
     assert coarse.sources
     for source in coarse.sources:
         chunk = coarse.chunks[source.chunk]
-        assert (source.start, source.end) == (chunk.start, chunk.end)
+        raw = text[chunk.start : chunk.end]
+        assert source.excerpt == raw.strip() == text[source.start : source.end]
+        assert source.start == chunk.start + len(raw) - len(raw.lstrip())
 
 
 @needs_embedded

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,8 +12,9 @@ from pydantic import BaseModel
 from focus_core import ConfigError
 from focus_integrations.llama_index import FocusLLM, FocusSynthesizer
 from focus_integrations.llama_index.numbered import numbered
-from focus_integrations.llama_index.passages import ShownDocument, by_evidence, placed_sources
+from focus_integrations.llama_index.passages import ShownDocument, ShownDocuments
 from focus_integrations.llama_index.whole import WholeDocument
+from focus_integrations.templates import through_template
 from tests.integrations.made_sources import EXCERPT, METADATA, make_up
 
 NODES = [
@@ -94,7 +96,7 @@ def test_a_numbered_source_has_the_metadata_of_its_node(tiny_settings: dict[str,
 
 
 def test_an_answer_without_sources_has_no_numbers() -> None:
-    assert numbered("Nobody. ", [], [], NODES) == ("Nobody. ", NODES)
+    assert numbered("Nobody. ", [], ShownDocuments([]), NODES) == ("Nobody. ", NODES)
 
 
 @pytest.mark.parametrize("given", [{"streaming": True}, {"output_cls": Person}])
@@ -122,28 +124,33 @@ def _source(start: int | None, document: int = 0, excerpt: str = EXCERPT_HERE) -
     return {"document": document, "start": start, "end": end, "excerpt": excerpt, "score": 2.0}
 
 
-def _shown(key: str, *hits: NodeWithScore, template: str = "{}") -> ShownDocument:
-    return ShownDocument(WholeDocument(key, TEXT, True, list(hits), {}), template.format(TEXT))
+def _shown(key: str, *hits: NodeWithScore, template: str = "{}", exact: bool = True) -> ShownDocument:
+    text, own = through_template(template.format, TEXT)
+    return ShownDocument(WholeDocument(key, TEXT, exact, list(hits), {}), text, own)
 
 
-def test_characters_are_those_of_the_document_without_its_template() -> None:
-    shown = [_shown("a"), _shown("b", template="Title: {} (end)")]
-    start = TEXT.index(EXCERPT_HERE)
-    found = placed_sources(
-        [_source(start, 1), _source(start + len("Title: "), 2), _source(0, 2, "Title: The gates"), _source(None, 1)],
-        shown,
-        asked=3,
-    )
-    assert [(one["ref_doc_id"], one["start"], one["end"]) for one in found] == [
-        ("a", start, start + len(EXCERPT_HERE)),
-        ("b", start, start + len(EXCERPT_HERE)),
-        ("b", None, None),
-        ("a", None, None),
-    ]
+def _other(key: str) -> ShownDocument:
+    return ShownDocument(WholeDocument(key, f"Of {key}.", True, [], {}), f"Of {key}.", (0, len(f"Of {key}.")))
 
 
-def test_sources_in_documents_of_the_model_stay_as_they_are() -> None:
-    assert placed_sources([_source(5)], [_shown("a")], asked=2) == [_source(5)]
+def test_a_document_knows_its_characters_behind_its_template() -> None:
+    shown = _shown("a", template="Title: {} (end)")
+    assert shown.own is not None
+    assert shown.for_engine.own_characters(0, 1000) == (7, 7 + len(TEXT))
+    assert shown.for_engine.own_characters(0, 7) is None
+    changed = ShownDocument(shown.whole, *through_template(str.upper, TEXT))
+    assert changed.for_engine.own_characters(0, 1000) is None
+
+
+def test_documents_are_told_apart_by_what_they_hold() -> None:
+    """Equal ones are read once, wherever they come from, so that places in the list say nothing."""
+    hit = _hit(TEXT, 0, "b")
+    shown = ShownDocuments([_other("a"), _shown("b", hit), _other("a2"), _shown("b2")], beside=[_other("c").for_engine])
+    found = shown.placed([_source(5, 0), _source(5, 1), _source(5, 2), _source(5, 3)])
+    assert [one.get("ref_doc_id") for one in found] == [None, "a", "b", "a2"]
+    assert [one["score"] for one in shown.held_by(hit, found)] == [2.0]
+    beside = ShownDocuments([_other("a"), _shown("b", hit)], beside=[_shown("x").for_engine])
+    assert [one["ref_doc_id"] for one in beside.placed([_source(5, 0), _source(5, 1)])] == ["b", "a"]
 
 
 @pytest.mark.parametrize("start", [23, None, 5], ids=["right", "unknown", "wrong"])
@@ -151,9 +158,9 @@ def test_nodes_are_scored_by_characters(start: int | None) -> None:
     """A node of another document with the same words gets nothing; one with half of the passage gets its score."""
     holding, half, without = _hit(EXCERPT_HERE, start), _hit("keeper again. The", None), _hit("More of it.", None)
     elsewhere = _hit(EXCERPT_HERE, 23, "b")
-    shown = [_shown("a", holding, half, without), _shown("b", elsewhere)]
-    sources = placed_sources([_source(TEXT.index(EXCERPT_HERE))], shown, asked=2)
-    found = by_evidence([without, elsewhere, half, holding], shown, sources)
+    shown = ShownDocuments([_shown("a", holding, half, without), replace(_other("b"), whole=_whole("b", elsewhere))])
+    sources = shown.placed([_source(TEXT.index(EXCERPT_HERE))])
+    found = shown.by_evidence([without, elsewhere, half, holding], sources)
     assert [(hit.node.node_id, hit.score) for hit in found] == [
         (half.node.node_id, 2.0),
         (holding.node.node_id, 2.0),
@@ -162,8 +169,24 @@ def test_nodes_are_scored_by_characters(start: int | None) -> None:
     ]
 
 
+def _whole(key: str, *hits: NodeWithScore) -> WholeDocument:
+    return WholeDocument(key, f"Of {key}. {EXCERPT_HERE}", True, list(hits), {})
+
+
 def test_a_node_that_stands_twice_is_scored_by_its_text() -> None:
     twice = _hit("The gates were closed.", None)
-    shown = [_shown("a", twice)]
-    sources = placed_sources([_source(0, excerpt="The gates were closed.")], shown, asked=1)
-    assert [hit.score for hit in by_evidence([twice], shown, sources)] == [2.0]
+    shown = ShownDocuments([_shown("a", twice)])
+    sources = shown.placed([_source(0, excerpt="The gates were closed.")])
+    assert [hit.score for hit in shown.by_evidence([twice], sources)] == [2.0]
+
+
+@pytest.mark.parametrize(("said", "start"), [(880, 903), (None, None)])
+def test_of_some_nodes_of_a_document_the_characters_are_those_that_the_nodes_say(
+    said: int | None, start: int | None
+) -> None:
+    """What lies between the nodes is missing in the text that the model reads, but not in the document."""
+    hit = _hit(TEXT, said)
+    shown = ShownDocuments([_shown("a", hit, exact=False)])
+    (source,) = shown.placed([_source(TEXT.index(EXCERPT_HERE))])
+    assert source["start"] == start
+    assert [one.score for one in shown.by_evidence([hit], [source])] == [2.0]
