@@ -165,16 +165,16 @@ def ask(engine: FocusEngine, item: Item, method: str | None) -> tuple[Answer, fl
 def outcome(condition: str, item: Item, answer: str, found: Explanation) -> dict[str, Any]:
     """What the sources of an answer are worth, without what they cost."""
     stated = stating(item, answer)
-    named = [span for span in item.gold if any(overlap((s.start, s.end), span) for s in found.sources)]
+    named = [span for span in item.gold if any(within((s.start, s.end), span) for s in found.sources)]
     first = found.sources[0] if found.sources else None
     best = max(found.chunks, key=lambda chunk: chunk.lost)
     chunk = best if first is None or first.role != "redundant" else found.chunks[first.chunk]
-    roles = [s.role for s in found.sources if any(overlap((s.start, s.end), span) for span in item.gold)]
+    roles = [s.role for s in found.sources if any(within((s.start, s.end), span) for span in item.gold)]
     wanted = {"both": "needed", "same": "redundant"}.get(condition)
     return {
         "right": bool(item.given or _said(item, answer)),
         "chunk": any(overlap((chunk.start, chunk.end), span) for span in stated),
-        "sentence": first is not None and any(overlap((first.start, first.end), span) for span in stated),
+        "sentence": first is not None and any(within((first.start, first.end), span) for span in stated),
         "all": len(named) == len(item.gold),
         "named": wanted is None or roles == [wanted] * len(item.gold),
         "supported": bool(found.supported),
@@ -198,6 +198,12 @@ def overlap(found: tuple[int | None, int | None], span: tuple[int, int]) -> bool
     """Whether two spans of characters share one; those that are not known share none."""
     start, end = found
     return start is not None and end is not None and start < span[1] and end > span[0]
+
+
+def within(found: tuple[int | None, int | None], span: tuple[int, int]) -> bool:
+    """Whether a span of characters names nothing but what another one holds."""
+    start, end = found
+    return start is not None and end is not None and span[0] <= start < end <= span[1]
 
 
 def measure(

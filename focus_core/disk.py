@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from threading import get_ident
 from typing import Any
@@ -25,9 +26,10 @@ def replace_file(path: Path, write: Callable[[Path], Any], *, sync: bool = False
     partial = path.with_name(f"{path.name}.{os.getpid()}-{get_ident()}.partial")
     try:
         partial.touch()
-        mode = partial.stat().st_mode  # as a new file has it here; safetensors makes its files for their owner alone
+        mode = (path if path.exists() else partial).stat().st_mode  # safetensors makes its files for their owner alone
         write(partial)
-        partial.chmod(mode)
+        with suppress(OSError):  # a file system without modes
+            partial.chmod(mode)
         if sync:
             with partial.open("rb+") as file:
                 os.fsync(file.fileno())

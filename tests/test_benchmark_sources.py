@@ -40,6 +40,11 @@ def test_the_right_sentence_is_right() -> None:
     assert [counted[name] for name in ("right", "chunk", "sentence", "all", "named")] == [True] * 5
 
 
+def test_a_source_that_names_all_of_the_text_names_no_sentence() -> None:
+    counted = outcome("one", ITEM, "The key is 7.", _found(_source(0, len(TEXT))))
+    assert [counted[name] for name in ("chunk", "sentence", "all")] == [True, False, False]
+
+
 def test_a_scorer_with_its_chunks_shuffled_fails() -> None:
     counted = outcome("one", ITEM, "The key is 7.", _found(_source(*SPANS[1]), losses=(0.0, 9.0)))
     assert [counted[name] for name in ("right", "chunk", "sentence", "all")] == [True, False, False, False]

@@ -63,3 +63,6 @@ def test_a_file_may_be_read_by_those_who_may_read_any_new_file(tmp_path: Path) -
     finally:
         os.umask(before)
     assert (tmp_path / "file").stat().st_mode & 0o777 == 0o644
+    (tmp_path / "file").chmod(0o600)
+    replace_file(tmp_path / "file", lambda to: to.write_text("secret"))
+    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o600

@@ -7,7 +7,7 @@ log-probabilities of the same tokens.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 from torch import Tensor
@@ -21,6 +21,7 @@ from focus_core.methods.base import TokenizedQuestion
 from focus_core.methods.evidence import NOTHING, Cost, Evidence, LeftOut, Passage, whole_chunk, whole_chunks
 
 SUPPORTED = 5.0  # nats that a supported answer loses without its sources: `benchmarks/sources.py`, docs/sources.md
+_TOLD = 0.9  # of what is unlikely about an answer: if documents explain so much, they tell it, however many of them do
 _MOST_REFINED = 4  # chunks whose sentences are told apart
 
 Decode = Callable[[Sequence[int]], str]
@@ -58,15 +59,17 @@ def explain(
     ledger, places, units = Ledger(evidence, exclusively), chunk_places(question), whole_chunks(question.chunks)
     groups = chunk_groups(units, [_documents(of) for of in places], evidence, every_chunk=every_chunk)
     search = GroupSearch(units, groups, ledger)
-    support = find_support(units, NOTHING, search, ledger.token_losses)
+    (without,) = ledger.token_losses([frozenset(units)])
+    explained = _explained(ledger.log_probs, without)
+    told = explained >= max(least_explained, _TOLD)
+    support = find_support(units, NOTHING, search, ledger.token_losses, told=told)
     together = [
         GroupLoss(chunks, float(losses.sum()), tuple(losses.tolist())) for chunks, losses in search.left_together()
     ]
     chunks = _chunk_losses(units, places, together, ledger)
-    (without,) = ledger.token_losses([frozenset(units)])
     cost_of_chunks = ledger.cost
-    sources = _sources(question, support, places, ledger, decode, refined=_MOST_REFINED if sentences else 0)
-    explained = _explained(ledger.log_probs, without)
+    refinement = _Refinement(question, places, ledger, decode, told)
+    sources = refinement.sources(support, refined=_MOST_REFINED if sentences else 0)
     return Explanation(
         sources=tuple(sorted(sources, key=lambda source: -source.score)),
         supported=support.loss >= SUPPORTED and explained >= least_explained,
@@ -95,59 +98,61 @@ def _explained(log_probs: Tensor, without_documents: Tensor) -> float:
 # --- sources ----------------------------------------------------------------------------------------------------------
 
 
-def _sources(
-    question: TokenizedQuestion,
-    support: Support,
-    places: Sequence[Sequence[Place]],
-    ledger: Ledger,
-    decode: Decode,
-    *,
-    refined: int,
-) -> list[Source]:
-    """Args:
-    refined: chunks whose sentences are told apart, the best first
+@dataclass(frozen=True)
+class _Refinement:
+    """From the chunks that an answer rests on to documents and sentences in them.
+
+    Args:
+        told: the documents explain the answer
     """
-    if support.loss < NOTICEABLE:
-        return []
-    found = list[Source]()
-    redundant = {member.unit for member in support.members if member.role == "redundant"}
-    for rank, member in enumerate(support.members):
-        of_chunk = places[member.unit]
-        others = redundant - {member.unit} if member.role == "redundant" else set[int]()
-        given = frozenset(whole_chunk(question.chunks, other) for other in others)
-        parts = sentence_places(question, of_chunk) if rank < refined else of_chunk
+
+    question: TokenizedQuestion
+    places: Sequence[Sequence[Place]]
+    ledger: Ledger
+    decode: Decode
+    told: bool
+
+    def sources(self, support: Support, *, refined: int) -> list[Source]:
+        """Args:
+        refined: chunks whose sentences are told apart, the best first
+        """
+        if support.loss < NOTICEABLE:
+            return []
+        found = list[Source]()
+        redundant = {member.unit for member in support.members if member.role == "redundant"}
+        for rank, member in enumerate(support.members):
+            others = redundant - {member.unit} if member.role == "redundant" else set[int]()
+            given = frozenset(whole_chunk(self.question.chunks, other) for other in others)
+            found += self._of_chunk(member, given, sentences=rank < refined)
+        needed = sum(source.role != "redundant" for source in found) > 1
+        return [_with_role(source, needed) for source in found]
+
+    def _of_chunk(self, member: Member, given: LeftOut, *, sentences: bool) -> list[Source]:
+        """The sentences of a chunk that the answer rests on, or its documents; all, if these are not told apart."""
+        documents = self.places[member.unit]
+        parts = sentence_places(self.question, documents) if sentences else documents
+        found = list[Source]()
         if len(parts) > 1:
-            found += _parts(question, member, parts, given, ledger, decode)
-        elif member.score >= NOTICEABLE:
-            found.append(_source(question, of_chunk[0], member.score, member.role, decode))
-    needed = sum(source.role != "redundant" for source in found) > 1
-    return [_with_role(source, needed) for source in found]
+            whole = whole_chunk(self.question.chunks, member.unit)
+            asked = _asked_parts([place.passage for place in parts], given, whole, self.ledger)
+            found = self._told_apart(member, parts, asked, given)
+        elif member.score < NOTICEABLE:
+            return []
+        if not found and len(documents) > 1:
+            found = self._told_apart(member, documents, range(len(documents)), given)
+        return found or [_source(self.question, one, member.score, member.role, self.decode) for one in documents]
 
-
-def _parts(
-    question: TokenizedQuestion,
-    member: Member,
-    parts: Sequence[Place],
-    given: LeftOut,
-    ledger: Ledger,
-    decode: Decode,
-) -> list[Source]:
-    """The sentences or documents of a chunk that the answer rests on; all of it, if they cannot be told apart."""
-    units = [place.passage for place in parts]
-    first = min(parts, key=lambda place: place.passage.start)
-    whole = _source(question, first, member.score, member.role, decode, until=parts[-1])
-    asked = _asked_parts(units, given, whole_chunk(question.chunks, member.unit), ledger)
-    chosen = [units[unit] for unit in asked]
-    if not chosen:
-        return [whole]
-    search = EachPassage(chosen, given, ledger.token_losses)
-    support = find_support(chosen, given, search, ledger.token_losses)
-    found = [
-        _source(question, parts[asked[one.unit]], one.score, _joined_role(member.role, one.role), decode)
-        for one in support.members
-        if one.score >= NOTICEABLE
-    ]
-    return found or [whole]
+    def _told_apart(self, member: Member, parts: Sequence[Place], asked: Sequence[int], given: LeftOut) -> list[Source]:
+        """Those of some parts of a chunk on which the answer rests."""
+        if not asked:
+            return []
+        units, losses = [parts[part].passage for part in asked], self.ledger.token_losses
+        support = find_support(units, given, EachPassage(units, given, losses), losses, told=self.told)
+        return [
+            _source(self.question, parts[asked[one.unit]], one.score, _joined_role(member.role, one.role), self.decode)
+            for one in support.members
+            if one.score >= NOTICEABLE
+        ]
 
 
 def _asked_parts(units: Sequence[Passage], given: LeftOut, whole: Passage, ledger: Ledger) -> list[int]:
@@ -174,19 +179,15 @@ def _asked_parts(units: Sequence[Passage], given: LeftOut, whole: Passage, ledge
     return halved([tuple(range(len(units)))], lost_by, NOTICEABLE / 2)
 
 
-def _source(
-    question: TokenizedQuestion, place: Place, score: float, role: Role, decode: Decode, *, until: Place | None = None
-) -> Source:
-    last = until if until is not None and until.index == place.index else place
+def _source(question: TokenizedQuestion, place: Place, score: float, role: Role, decode: Decode) -> Source:
     document, passage = place.document, place.passage
     make = partial(Source, place.index, document.name, metadata=document.metadata)
-    known = None if place.characters is None else (place.characters[0], (last.characters or (0, 0))[1])
-    if known is None or document.text is None:
-        tokens = question.chunks[passage.chunk].token_ids[passage.start : last.passage.stop]
+    if place.characters is None or document.text is None:
+        tokens = question.chunks[passage.chunk].token_ids[passage.start : passage.stop]
         return make(None, None, decode(tokens), score, role, passage.chunk)
-    own = document.own_characters(*known)
+    own = document.own_characters(*place.characters)
     if own is None:  # a template's
-        return make(None, None, document.text[slice(*known)], score, role, passage.chunk)
+        return make(None, None, document.text[slice(*place.characters)], score, role, passage.chunk)
     start, end = _stripped(document.text, *own)
     first = document.own[0] if document.own else 0
     page = document.page_at(start)

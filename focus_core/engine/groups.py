@@ -106,12 +106,12 @@ class GroupSearch:
             group = max(zip(lost_by(halves), halves, strict=True))[1]
         return group[0]
 
-    def alone(self, without_all: Tensor, whole: Tensor) -> list[int]:
-        """The chunks that support the answer by themselves; none, if nearly any chunk would do."""
+    def alone(self, without_all: Tensor, whole: Tensor, *, told: bool) -> list[int]:
+        """The chunks that support the answer by themselves, as `sufficient`."""
         asked: Sequence[int] = range(len(self.units))
         if lost(whole) >= NOTICEABLE and len(self.groups) < len(self.units):
-            asked = self._restoring()
-        return sufficient(self.units, NOTHING, without_all, whole, self.ledger.token_losses, asked)
+            asked = self._restoring(told=told)
+        return sufficient(self.units, NOTHING, without_all, whole, self.ledger.token_losses, asked, told=told)
 
     def left_together(self) -> list[tuple[Group, Tensor]]:
         """Chunks whose own losses are not known, in their groups, with what each token loses without all of these."""
@@ -143,7 +143,7 @@ class GroupSearch:
 
         return values
 
-    def _restoring(self) -> Sequence[int]:
+    def _restoring(self, *, told: bool) -> Sequence[int]:
         """Chunks that may support the answer by themselves."""
         everything = frozenset(self.units)
         (losses,) = self.ledger.token_losses([everything])
@@ -156,7 +156,7 @@ class GroupSearch:
 
         least = _RESTORED * lost(without_all)
         groups = [group for group, value in zip(self.groups, restored_by(self.groups), strict=True) if value >= least]
-        if nearly_any(len(groups), len(self.groups)):
+        if nearly_any(len(groups), len(self.groups)) and not told:
             # Either any text restores as much, or groups hold several chunks that say the same: one of each tells.
             drawn = restored_by([(group[len(group) // 2],) for group in groups])
             if nearly_any(sum(value >= least for value in drawn), len(drawn)):

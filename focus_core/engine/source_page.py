@@ -59,7 +59,8 @@ def source_page(question: str, answer: str, documents: Sequence[Document], found
             "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">",
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
             f"<title>{escape(question)} – sources</title><style>{_STYLE}</style></head><body><main>\n",
-            f'<h1>{escape(question)}</h1>\n<p class="answer">{escape(answer)} {numbers}</p>\n',
+            f'<h1 dir="auto">{escape(question)}</h1>\n',
+            f'<p class="answer"><span dir="auto">{escape(answer)}</span> {numbers}</p>\n',
             f'<p class="note">{_verdict(found)}</p>\n',
             *_sources(found.sources),
             *_strips(documents, found),
@@ -93,7 +94,7 @@ def _sources(sources: Sequence[Source]) -> Iterator[str]:
             where += f", characters {source.start:,} to {source.end:,}"
         yield (
             f'<li id="source-{number}">{where}: {source.score:.1f} nats, {_ROLES[source.role]}'
-            f"<blockquote>{escape(source.excerpt)}</blockquote></li>\n"
+            f'<blockquote dir="auto">{escape(source.excerpt)}</blockquote></li>\n'
         )
     yield "</ol>\n"
 

@@ -29,6 +29,7 @@ _EXPLAINED = 0.5  # of the loss without all passages: if the necessary ones expl
 _SUFFICIENT = 0.7  # of the same: what a passage restores that supports the answer by itself
 _COMMON = 0.5  # of the passages: what more of them restore is the form of an answer, which any text gives
 _FEW = 3  # so many may all say the same
+_ALL = 0.9  # of what an answer loses: what a passage restores that tells all of it
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Search(Protocol):
     def necessity(self, given: LeftOut) -> Mapping[int, float]:
         """What the answer's tokens lose without each passage that may be necessary, nats, these left out anyway."""
 
-    def alone(self, without_all: Tensor, whole: Tensor) -> list[int]:
+    def alone(self, without_all: Tensor, whole: Tensor, *, told: bool) -> list[int]:
         """The passages that support the answer by themselves, as `sufficient`."""
 
     def best(self) -> int:
@@ -83,26 +84,30 @@ class EachPassage:
         before, *without = self.losses([given, *(given | {self.units[unit]} for unit in asked)])
         return {unit: lost(loss, before) for unit, loss in zip(asked, without, strict=True)}
 
-    def alone(self, without_all: Tensor, whole: Tensor) -> list[int]:
-        return sufficient(self.units, self.given, without_all, whole, self.losses, range(len(self.units)))
+    def alone(self, without_all: Tensor, whole: Tensor, *, told: bool) -> list[int]:
+        units = range(len(self.units))
+        return sufficient(self.units, self.given, without_all, whole, self.losses, units, told=told)
 
     def best(self) -> int:
         necessity = self.necessity(self.given)
         return max(necessity, key=lambda unit: necessity[unit])
 
 
-def find_support(units: Sequence[Passage], given: LeftOut, search: Search, losses: TokenLosses) -> Support:
+def find_support(
+    units: Sequence[Passage], given: LeftOut, search: Search, losses: TokenLosses, *, told: bool = False
+) -> Support:
     """The support of an answer among some passages.
 
     Args:
         given: what is left out anyway
         losses: of the answer's tokens
+        told: the passages together explain the answer, so that it is no mere form
     """
     needed = _needed(search, given)
     before, without_all = losses([given, given | frozenset(units)])
     whole = without_all - before
     explained = lost(losses([given | {units[unit] for unit in needed}])[0], before) if needed else 0.0
-    alone = [] if explained >= _EXPLAINED * lost(whole) else search.alone(without_all, whole)
+    alone = [] if explained >= _EXPLAINED * lost(whole) else search.alone(without_all, whole, told=told and not needed)
     if alone:
         alone += _taking_over(units, {*needed, *alone}, given, before, whole, search, losses)
     return _support(units, sorted({*needed, *alone}) or [search.best()], alone, given, losses)
@@ -141,20 +146,28 @@ def sufficient(
     whole: Tensor,
     losses: TokenLosses,
     asked: Sequence[int],
+    *,
+    told: bool = False,
 ) -> list[int]:
-    """The passages that support the answer by themselves; none, if nearly any passage would do.
+    """The passages that support the answer by themselves.
+
+    Where nearly any passage would do, that is the form of an answer, and none is named; if the passages are known to
+    tell the answer, it is those that restore nearly all of it.
 
     Args:
         without_all: losses of the tokens without all passages
         whole: what these are more than `given` costs
         asked: those that may
+        told: the passages together explain the answer
     """
     if lost(whole) < NOTICEABLE:
         return []
     only = losses([given | (frozenset(units) - {units[unit]}) for unit in asked])
-    least = _SUFFICIENT * lost(whole)
-    found = [unit for unit, loss in zip(asked, only, strict=True) if restored(without_all - loss, whole) >= least]
-    return [] if nearly_any(len(found), len(units)) else found
+    shares = [restored(without_all - loss, whole) / lost(whole) for loss in only]
+    found = [unit for unit, share in zip(asked, shares, strict=True) if share >= _SUFFICIENT]
+    if not nearly_any(len(found), len(units)):
+        return found
+    return [unit for unit, share in zip(asked, shares, strict=True) if share >= _ALL] if told else []
 
 
 def restoring_a_token(

@@ -189,6 +189,19 @@ def test_a_shortlist_leaves_documents_what_they_are(method: str, repeated: bool)
     assert {of.name for of in _explained(answer).documents} <= {"page 1", "page 2"}
 
 
+def test_the_page_is_that_of_the_first_word() -> None:
+    """A chunk may begin with the form feed that ends the page before; characters are those of the words."""
+    pages = [A[:100].strip(), B[:100].strip(), A[100:200].strip()]
+    document = Document("\n\f".join(pages), name="pages")
+    engine = make_engine(method="plain")
+    found = engine.explain(_ask(engine, [document]), sentences=False, every_chunk=True)
+    assert found.sources
+    for source in found.sources:
+        assert document.text is not None
+        assert source.excerpt == document.text[source.start : source.end] == source.excerpt.strip()
+        assert source.page == document.text[: source.start].count("\f") + 1
+
+
 def test_an_answer_without_documents_has_no_sources() -> None:
     engine = make_engine()
     answer = engine.generate(QUESTION, max_new_tokens=3, sources=True)
@@ -423,3 +436,23 @@ def test_sources_in_a_folder_name_file_page_and_sentence(tmp_path: Path) -> None
     assert source.excerpt == hidden.text[first:stop]
     assert source.page == 2
     assert ", page 2, characters" in str(source)
+
+
+COPY = "The home city of Clara Fenwick is Lisbon. "
+GRASS = "The grass is green and the sky is blue. "
+
+
+@needs_embedded
+@pytest.mark.slow
+@pytest.mark.parametrize(("noise", "copies"), [(1, 4), (0, 4), (4, 5), (3, 2)])
+@pytest.mark.parametrize("pack", [False, True])
+def test_passages_of_which_most_say_the_same_support_the_answer(noise: int, copies: int, pack: bool) -> None:
+    """As passages that a search finds may do: each would do, and none is the form of the answer."""
+    documents = [f"{GRASS * 2}Number {number}." for number in range(noise)]
+    documents += [f"{COPY}Note {number}." for number in range(copies)]
+    engine = FocusEngine.from_pretrained(method="focus", pack=pack, progress=False)
+    answer = engine.generate(question_about(FACTS[1]), documents, max_new_tokens=20, sources=True)
+    assert answer.supported
+    assert {source.document for source in answer.sources} == set(range(noise, noise + copies))
+    assert {source.role for source in answer.sources} == {"redundant"}
+    assert all("Lisbon" in source.excerpt for source in answer.sources)

@@ -30,6 +30,7 @@ def sentences(text: str) -> list[str]:
         ("“It is late.” He left.", ["“It is late.”", "He left."]),
         ("Dr. Smith signed it. He left then.", ["Dr. Smith signed it.", "He left then."]),
         ("契約書は東京。署名した！", ["契約書は東京。", "署名した！"]),
+        ("यह पहला वाक्य है। यह दूसरा वाक्य है।", ["यह पहला वाक्य है।", "यह दूसरा वाक्य है।"]),
         ("A heading\n\nA line\nAnother line", ["A heading", "A line", "Another line"]),
         ("  \n ", []),
     ],
@@ -50,41 +51,98 @@ def test_lines_of_one_width_do_not(width: int, indent: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("first", "second"),
+    "lines",
     [
-        (
+        [
             "Widget with a long name,12.50,in stock and ready to go",
             "Gadget with a long name,13.50,in stock and nearly so",
-        ),
-        (
+        ],
+        [
             "Widget with a long name    12.50    in stock and ready",
-            "Gadget with a long name    13.50    in stock, nearly",
-        ),
-        (
+            "gadget with a long name    13.50    in stock, nearly",
+        ],
+        [
             "| Widget with a long name | 12.50 | in stock, ready |",
             "| Gadget with a long name | 13.50 | in stock, nearly |",
-        ),
-        (
-            "- the first item of a list, as long as a line may be",
+        ],
+        [
+            '"Widget","a long description of it","12.50","in stock"',
+            '"Gadget","a long description of it","13.50","no stock"',
+        ],
+        [
+            '{"id": 1, "statement": "The city of Ben is Rome", "a": 1}',
+            '{"id": 2, "statement": "The city of Ann is Oslo", "a": 2}',
+        ],
+        [
+            "2026-11-30 12:00:02 INFO the lamp of the tower was lit by",
+            "2026-11-30 12:00:07 INFO the lamp of the tower was out at",
+        ],
+        [
+            "INFO the lamp of the tower was lit by the keeper at noon",
+            "INFO the lamp of the tower was put out by his son at six",
+        ],
+        [
+            "Anna Fenwick Lisbon Portugal 1990-01-01 Engineer senior",
+            "Benjamin Thorne Oslo Norway 1984-03-07 Teacher of sports",
+        ],
+        [
+            "1 Anna Fenwick Lisbon Portugal Engineer and her children",
+            "2 Benjamin Thorne Oslo Norway Teacher and his children",
+        ],
+        [
+            "- the first item of a list, as long as a line may be and",
             "- the second item of a list, as long as a line may be",
-        ),
-        ("1. the first item of a list, as long as a line may be", "2. the second item of a list, as long as a line is"),
-        (
-            "value = compute_the_first(argument, another_argument);",
-            "other = compute_the_second(argument, other_argument);",
-        ),
-        ("def compute_everything_that_is_needed(first_argument):", "    return first_argument"),
-        (
+        ],
+        [
+            "1. the first item of a list, as long as a line may be and",
+            "2. the second item of a list, as long as a line is",
+        ],
+        [
+            "Question 1: what the keeper saw in the night of the storm",
+            "Question 2: what the keeper had written into his book of",
+        ],
+        [
+            "value = compute_the_first(argument, another_argument)",
+            "other = compute_the_second(argument, other_argument)",
+        ],
+        [
+            "from collections.abc import Callable, Mapping, Sequence",
+            "import itertools, functools, operator, collections, math",
+        ],
+        [
+            "self.assertEqual(first, second, and, another, argument)",
+            "self.assertTrue(first, second, and, another, argument)",
+        ],
+        ["def compute_everything_that_is_needed(first_argument):", "    return first_argument"],
+        [
+            "https://example.org/a/long/address/of/the/first/page/of",
+            "https://example.org/a/long/address/of/the/other/page/of",
+        ],
+        [
             "    a line that is indented as far as the one behind it,",
-            "        and another that is indented farther than it",
-        ),
-        ("The following is what the keeper wrote into the log:", "Nothing was seen"),
-        ("Shall I compare thee to a summer’s day?", "Thou art more lovely and more temperate:"),
-        ("Rough winds do shake the darling buds of May,", "And summer’s lease hath all too short a date;"),
+            "        and another that is indented farther than it.",
+        ],
+        ["The following is what the keeper wrote into the log:", "nothing was seen"],
+        ["Shall I compare thee to a summer’s day?", "Thou art more lovely and more temperate:"],
+        ["Rough winds do shake the darling buds of May,", "And summer’s lease hath all too short a date;"],
+        ["灯台の守り人は嵐の夜に灯をともした" * 4, "そのことを三行の日記に書いた" * 4],
     ],
 )
-def test_rows_items_code_and_verse_stand_by_themselves(first: str, second: str) -> None:
-    assert sentences(f"{first}\n{second}") == [first.strip(), second.strip()]
+@pytest.mark.parametrize("times", [1, 4])
+def test_rows_items_code_and_verse_stand_by_themselves(lines: list[str], times: int) -> None:
+    text = "\n".join(lines * times)
+    assert sentences(text) == [line.strip() for line in lines * times]
+    assert joined_lines(text) == text
+
+
+def test_a_value_at_the_beginning_of_a_line_belongs_to_the_sentence_before() -> None:
+    lines = [
+        "in the night of the storm the keeper had lit the lamp of the tower, and the code of the",
+        "Amber Falcon was changed by him, as he wrote into the log of the harbour on that day, to",
+        "48213, which nobody but he and the harbour master of Lisbon were told until the summer",
+        "came. Then it was changed.",
+    ]
+    assert len(sentences("\n".join(lines))) == 2
 
 
 @pytest.mark.parametrize("width", [55, 90])
@@ -99,12 +157,12 @@ def test_lines_of_prose_are_put_together(width: int) -> None:
         ("light-", "house of stone", "lighthouse of stone"),
         ("light\u00ad", "house of stone", "lighthouse of stone"),
         ("the", "  house of stone", "the house of stone"),
-        ("1990-", "era houses", "1990- era houses"),
-        ("Anne-", "Marie", "Anne- Marie"),
+        ("long-", "term plans", "long-term plans"),
+        ("anne-", "marie", "anne-marie"),
     ],
 )
 def test_a_word_that_was_hyphenated_at_the_end_of_a_line_is_whole(end: str, begin: str, expected: str) -> None:
-    before = "  Nobody on the ferry, which was late as always, saw"
+    before = "  Nobody on the ferry, which was late as always, saw the lighthouse and"
     assert joined_lines(f"{before} {end}\n{begin}") == f"{before} {expected}"
 
 

@@ -183,7 +183,7 @@ def test_a_fact_in_very_many_tiny_nodes_is_found(
 @pytest.mark.parametrize("kept", ["the original", "all nodes", "nothing"])
 @pytest.mark.filterwarnings("ignore:Put together from nodes")
 def test_a_source_has_the_characters_of_the_document_that_was_split(kept: str) -> None:
-    """Read through a template, and found in nodes that overlap. Where nothing is kept, of some nodes of the document."""
+    """Read through a template, and found in nodes that overlap; where nothing is kept, in some of its nodes."""
     fact, rng = embedded.FACTS[1], random.Random(3)
     hidden = hide([fact], filler_sentences(rng, SENTENCES), rng)
     text, ((first, stop),) = hidden.text, hidden.spans
