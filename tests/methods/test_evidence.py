@@ -152,7 +152,7 @@ def test_plain_and_select_are_the_row_without_the_tokens(family: str, read: tupl
 
 
 @pytest.mark.parametrize("mixing", ["pced", "nbce"])
-@pytest.mark.parametrize("family", ["llama", "gemma2"])
+@pytest.mark.parametrize("family", FAMILIES_BY_KIND)
 def test_experts_are_mixed_without_the_row(family: str, mixing: str) -> None:
     model = build(family)
     focus = _focus(model, mixing=mixing)

@@ -20,11 +20,13 @@ from langchain_core.messages.content import create_plaintext_block, create_text_
 from langchain_core.prompt_values import StringPromptValue
 from langchain_core.prompts import PromptTemplate
 
+from focus_core import Document as WholeDocument
 from focus_core import FocusEngine
 from focus_core.errors import ConfigError, DocumentError, FocusWarning
 from focus_core.text.tokenizer import TextTokenizer
 from focus_integrations.langchain import ChatFocusLLM, FocusLLM, FocusPromptValue
 from focus_integrations.langchain.documents import whole_documents_of
+from focus_integrations.langchain.messages import conversation_from
 from tests.integrations.langchain.conftest import text_of
 from tests.integrations.spies import EngineCall
 from tests.tiny import byte_tokenizer
@@ -262,3 +264,18 @@ def test_control_tokens_of_a_file_name_in_the_document_prompt_are_text() -> None
     tokens = TextTokenizer(tokenizer).document(document).token_ids
     assert tokenizer.decode(list(tokens)) == "<eos>.txt: some text"
     assert not set(tokenizer.all_special_ids) & set(tokens)
+
+
+def test_a_document_knows_its_characters_behind_its_prompt() -> None:
+    """Those of a source are the document's own, whatever stands around them."""
+    page = Document("The pass key is 7.", metadata={"source": "a.txt"})
+    prompt = PromptTemplate.from_template("{source}\n\n{page_content} (end)")
+    (document,) = whole_documents_of(page, prompt)
+    assert isinstance(document, WholeDocument)
+    assert document.text is not None
+    assert document.own is not None
+    assert document.text[slice(*document.own)] == page.page_content
+    assert whole_documents_of(page)[0].own is None  # type: ignore[union-attr]
+    block = create_plaintext_block(text=page.page_content, title="A title", context="Where it is from")
+    ((text, name, own),) = conversation_from([HumanMessage([block, create_text_block("Which?")])]).documents
+    assert (text[slice(*own)], name) == (page.page_content, "A title")
