@@ -5,17 +5,14 @@ from __future__ import annotations
 import re
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from hashlib import sha256
 
 from focus_core.text.documents import TokenizedDocument
-from focus_core.text.sentences import STOP
+from focus_core.text.sentences import STOP, broken_lines
 
-_KINDS = (
-    re.compile(r"\n\s*\n"),
-    re.compile(r"\n"),
-    re.compile(STOP + r"\s"),
-)  # paragraphs, lines, sentences: the best first
+_LINES = re.compile(r"\n")
+_KINDS = (re.compile(r"\n\s*\n"), _LINES, re.compile(STOP + r"\s"))  # paragraphs, lines, sentences: the best first
 _NEIGHBOURS = 16  # tokens on each side that make a border's digest: fewer recur in the document, more are edited sooner
 
 
@@ -57,10 +54,15 @@ class Borders:
     def _of(self, kind: re.Pattern[str]) -> list[int]:
         """All borders of a kind. The whole text is searched: what a search in a part finds depends on the part."""
         if kind not in self._found:
-            starts, text = self._document.starts, self._document.document.text
-            ends = () if starts is None or text is None else (found.end() for found in kind.finditer(text))
-            self._found[kind] = [_token_at(end, starts or (), text or "") for end in ends]
+            starts, text = self._document.starts or (), self._document.document.text or ""
+            self._found[kind] = [_token_at(end, starts, text) for end in _ends(kind, text)] if starts else []
         return self._found[kind]
+
+
+def _ends(kind: re.Pattern[str], text: str) -> Iterator[int]:
+    """Where borders of a kind end. Lines of prose that were broken at a width are none."""
+    broken = broken_lines(text) if kind is _LINES else ()
+    return (found.end() for found in kind.finditer(text) if found.start() not in broken)
 
 
 def _token_at(character: int, starts: Sequence[int], text: str) -> int:

@@ -36,7 +36,7 @@ def sentence_spans(text: str) -> list[tuple[int, int]]:
     A line ends a sentence too, so that headings, rows of a table and lines of code stand by themselves; but not where
     prose was broken into lines of one width, as in a PDF.
     """
-    wrapped = _wrapped(text)
+    wrapped = broken_lines(text)
     spans, start = list[tuple[int, int]](), 0
     for found in [*_ENDS.finditer(text), None]:
         if found is not None and found.start() in wrapped:
@@ -59,7 +59,7 @@ def joined_lines(text: str) -> str:
 
     A hyphen at the end of a line goes where the text has the whole word elsewhere; others stay ("long-term").
     """
-    wrapped = _wrapped(text)
+    wrapped = broken_lines(text)
     words = set(_WORD.findall(text)) if wrapped else set()
     pieces, start = list[str](), 0
     for found in _LINE_END.finditer(text):
@@ -77,7 +77,7 @@ def _line(line: str, end: re.Match[str] | None, words: set[str]) -> str:
     return line if begin else f"{line} "
 
 
-def _wrapped(text: str) -> set[int]:
+def broken_lines(text: str) -> set[int]:
     """Ends of lines behind which the sentence goes on, in lines without an empty one between them.
 
     Told by small letters: in scripts that have none, every line ends a sentence.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import textwrap
 from dataclasses import replace
 
 import pytest
@@ -9,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from focus_core.config import BOUNDARIES, FocusConfig
+from focus_core.evaluation.facts import filler_sentences
 from focus_core.text.chunking import Chunk, Cutting
 from focus_core.text.documents import Document, TokenizedDocument
 from focus_core.text.layout import Layout, Prompt
@@ -207,6 +210,14 @@ def test_a_chunk_ends_at_the_last_paragraph_of_its_second_half() -> None:
     assert _texts("aaaaaa\nbb. cccc", 12) == ["aaaaaa\n", "bb. cccc"]  # a line before a sentence
     assert _texts("aaaa! bbb. cc", 12) == ["aaaa! bbb. ", "cc"]
     assert _texts("aaaa bbbb cc", 8) == ["aaaa bbb", "b cc"]  # neither: after exactly as many tokens
+
+
+def test_a_chunk_of_prose_in_broken_lines_ends_at_a_sentence() -> None:
+    """A line that only the width of a page has ended is no better end than any other word."""
+    prose = textwrap.fill(" ".join(filler_sentences(random.Random(1), 40)), 72)
+    *chunks, _ = _texts(prose, 400)
+    assert len(chunks) > 3
+    assert all(chunk.rstrip().endswith(".") for chunk in chunks)
 
 
 @given(text=st.text("ab \n.", min_size=1, max_size=200), size=st.integers(1, 40))
