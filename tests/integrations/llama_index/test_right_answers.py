@@ -207,3 +207,28 @@ def test_a_source_has_the_characters_of_the_document_that_was_split(kept: str) -
     cited, *_ = response.source_nodes
     assert text[cited.node.start_char_idx : cited.node.end_char_idx] == source["excerpt"]
     assert cited.node.ref_doc_id == "asked"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("settings", "noise"),
+    [
+        ({"method": "focus", "pack": False}, ["a", "a"]),
+        ({"method": "focus", "documents": ["fact"]}, ["a"]),
+        ({"method": "select", "shortlist": 2, "pack": False, "plain_up_to": 0}, ["a", "b", "c", "d", "e"]),
+    ],
+    ids=["equal documents", "a document of the model", "a shortlist"],
+)
+def test_a_score_is_that_of_its_document(settings: dict[str, Any], noise: list[str]) -> None:
+    """Equal documents are read once, and a shortlist drops some: the place in a list says nothing."""
+    fact = "The home city of Clara Fenwick is Lisbon. Nothing more is known."
+    texts = [*(f"The grass of {name} is green and the sky is blue." for name in noise), fact]
+    nodes = [NodeWithScore(node=TextNode(text=text, id_=f"n{number}")) for number, text in enumerate(texts)]
+    bound = {"documents": [fact]} if "documents" in settings else {}
+    synthesizer = FocusSynthesizer(FocusLLM(sources=True, max_tokens=16, **{**settings, **bound}))
+    response = synthesizer.synthesize("What is the home city of Clara Fenwick?", nodes)
+    (source,) = response.metadata["focus"]["sources"]
+    assert (source["ref_doc_id"], fact[source["start"] : source["end"]]) == (f"n{len(noise)}", source["excerpt"])
+    scores = {hit.node.node_id: hit.score for hit in response.source_nodes}
+    assert scores.pop(f"n{len(noise)}") > 5
+    assert set(scores.values()) == {0.0}
