@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
+
 import pytest
-from tokenizers import processors
+from tokenizers import normalizers, processors
 
 from focus_core import ConfigError, Document, DocumentError
 from focus_core.text import tokenizer as tokenizer_module
+from focus_core.text.sentences import sentence_spans
 from focus_core.text.tokenizer import TextTokenizer
 from tests.tiny import byte_tokenizer
 
@@ -109,3 +112,28 @@ def test_characters_of_tokens() -> None:
 def test_half_a_character_is_refused() -> None:
     with pytest.raises(DocumentError, match=r"half of a character at place 1 \('.udce9'\)"):
         _tokenizer().tokenize("a\udce9")
+
+
+@pytest.mark.parametrize(
+    "normalizer",
+    [
+        normalizers.NFKC(),
+        normalizers.NFD(),
+        normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()]),
+        normalizers.Replace("  ", " "),
+    ],
+    ids=["NFKC", "NFD", "lower case", "blanks"],
+)
+def test_characters_are_those_of_the_text_before_it_is_normalised(normalizer: normalizers.Normalizer) -> None:
+    """A source has the characters of the document, whatever a tokenizer makes of them."""
+    backend = byte_tokenizer()
+    backend.backend_tokenizer.normalizer = normalizer
+    tokenizer = TextTokenizer(backend)
+    text = "The \ufb01le of \uff23lara. Cafe\u0301 is \u00e9 here.  Two  blanks. The key is \u24607. End."
+    document = tokenizer.document(Document(text))
+    assert document.starts is not None
+    spans = sentence_spans(text)
+    assert len(spans) == 4
+    for start, stop in spans:
+        tokens = document.token_ids[bisect_left(document.starts, start) : bisect_left(document.starts, stop)]
+        assert tokenizer.decode(list(tokens)) == normalizer.normalize_str(text[start:stop])
