@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -51,7 +51,7 @@ class ShownDocument:
             "ref_doc_id": self.whole.key,
         }
 
-    def _moves(self, source: SourceRecord) -> Any:
+    def _moves(self, source: SourceRecord) -> Iterator[int]:
         """How far the document's characters are from those of the text that was put together, by each node with it."""
         for hit in self.whole.hits:
             content, said = hit.node.get_content(MetadataMode.NONE), getattr(hit.node, "start_char_idx", None)
@@ -94,8 +94,8 @@ class ShownDocuments:
         """Sources as the model tells them, with their place in these documents; others stay as they are."""
         asked = self._asked
         with_key = {one.for_engine.key: one for one in reversed(self.documents)}
-        shown = [with_key.get(asked[source["document"]]) for source in found] if self.documents else [None] * len(found)
-        return [one.placed(source) if one else source for one, source in zip(shown, found, strict=True)]
+        documents = [with_key.get(asked[source["document"]]) if with_key else None for source in found]
+        return [one.placed(source) if one else source for one, source in zip(documents, found, strict=True)]
 
     @property
     def _asked(self) -> list[bytes]:
