@@ -31,7 +31,7 @@ _LAST_WORD = re.compile(r"([^\W\d_]+)[-\u2010]$")
 
 
 def sentence_spans(text: str) -> list[tuple[int, int]]:
-    """First character of each sentence and the one after its last, white space around it not counted.
+    """First character of each sentence and the one after its last; what holds no letter or digit is none.
 
     A line ends a sentence too, so that headings, rows of a table and lines of code stand by themselves; but not where
     prose was broken into lines of one width, as in a PDF.
@@ -44,10 +44,11 @@ def sentence_spans(text: str) -> list[tuple[int, int]]:
         stop = len(text) if found is None else found.end()
         part = text[start:stop]
         stopped = found is not None and found.group()[0] in _STOPS
-        if stopped and len(part.split()) < _SHORTEST:
-            continue
         words = part.strip()
-        if words:
+        rest = start == 0 and (words[:1].islower() or not words[:1].isalnum())  # of a sentence of the chunk before
+        if stopped and len(part.split()) < _SHORTEST and not rest:
+            continue
+        if any(map(str.isalnum, words)):
             first = start + len(part) - len(part.lstrip())
             spans.append((first, first + len(words)))
         start = stop

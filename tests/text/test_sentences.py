@@ -32,6 +32,9 @@ def sentences(text: str) -> list[str]:
         ("契約書は東京。署名した！", ["契約書は東京。", "署名した！"]),
         ("यह पहला वाक्य है। यह दूसरा वाक्य है।", ["यह पहला वाक्य है।", "यह दूसरा वाक्य है।"]),
         ("A heading\n\nA line\nAnother line", ["A heading", "A line", "Another line"]),
+        (". The rest of it ends here.", ["The rest of it ends here."]),
+        ("night. The rest of it ends here.", ["night.", "The rest of it ends here."]),
+        ("It is\n-----\nall.", ["It is", "all."]),
         ("  \n ", []),
     ],
 )
@@ -171,5 +174,5 @@ def test_no_word_is_lost_and_none_stands_twice(text: str) -> None:
     spans = sentence_spans(text)
     assert all(text[start:stop] == text[start:stop].strip() != "" for start, stop in spans)
     assert all(before <= after for (_, before), (after, _) in pairwise(spans))
-    assert re.sub(r"\s", "", text) == re.sub(r"\s", "", "".join(sentences(text)))
+    assert re.sub(r"\W", "", text) == re.sub(r"\W", "", "".join(sentences(text)))
     assert re.sub(r"\s", "", joined_lines(text)) == re.sub(r"\s", "", text)
