@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from benchmarks import sources_reading
 from benchmarks.live_evidence import Token, agreement, attended, seconds, spearman, stream
 from benchmarks.source_rivals import contextcite, lasso, loss
-from benchmarks.sources import CONDITIONS, Item, Outcome, outcome, stating, summary
+from benchmarks.sources import CONDITIONS, Item, Outcome, make_item, measure, outcome, stating, summary
 from focus_core import FocusEngine
 from focus_core.engine.sources import ChunkLoss, Explanation, Role, Source
 from focus_core.evaluation.retrieval import BM25
 from focus_core.evaluation.tasks.records import Record, RecordedQuestion
+from focus_core.methods.evidence import LeftOut, whole_chunks
+from focus_core.methods.focus_evidence import FocusEvidence
 from tests.embedded import FACTS, needs_embedded, question_about
 from tests.engines import A, B, C, make_engine
 
@@ -48,6 +52,30 @@ def test_a_source_that_names_all_of_the_text_names_no_sentence() -> None:
 def test_a_scorer_with_its_chunks_shuffled_fails() -> None:
     counted = outcome("one", ITEM, "The key is 7.", _found(_source(*SPANS[1]), losses=(0.0, 9.0)))
     assert [counted[name] for name in ("right", "chunk", "sentence", "all")] == [True, False, False, False]
+
+
+@needs_embedded
+@pytest.mark.slow
+def test_with_the_chunks_shuffled_the_benchmark_misses_its_aims(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same answers, explained by a scorer that hides the slot of the chunk behind the one it was asked about."""
+    engine = FocusEngine.from_pretrained(chunk_size=256, progress=False)
+    items = [make_item(engine, "one", 800, number, 1) for number in range(2)]
+
+    def rates() -> dict[str, float]:
+        found: dict[str, float] = summary("one", [measure(engine, "one", item, "focus") for item in items])["rates"]
+        return found
+
+    assert (rates()["chunk"], rates()["sentence"]) == (1.0, 1.0)
+    log_probs = FocusEvidence.log_probs
+
+    def of_the_next(self: FocusEvidence, left_out: Sequence[LeftOut], tokens: Sequence[int] | None = None) -> Tensor:
+        whole = whole_chunks(self._question.chunks)
+        following = dict(zip(whole, [*whole[1:], whole[0]], strict=True))
+        return log_probs(self, [frozenset(following.get(unit, unit) for unit in one) for one in left_out], tokens)
+
+    monkeypatch.setattr(FocusEvidence, "log_probs", of_the_next)
+    assert rates()["chunk"] < 0.5
+    assert rates()["sentence"] < 0.5
 
 
 @pytest.mark.parametrize(("role", "named"), [("redundant", True), ("sole", False)])
