@@ -189,7 +189,7 @@ def _source(question: TokenizedQuestion, place: Place, score: float, role: Role,
     if own is None:  # a template's
         return make(None, None, document.text[slice(*place.characters)], score, role, passage.chunk)
     start, end = _stripped(document.text, *own)
-    first = document.own[0] if document.own else 0
+    first, _ = document.own_span
     page = document.page_at(start)
     return make(start - first, end - first, document.text[start:end], score, role, passage.chunk, page=page)
 

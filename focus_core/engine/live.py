@@ -67,6 +67,6 @@ class LiveEvidence:
         if others:
             return ChunkShare(chunk, documents, None, None, None, shares[chunk])
         own = first.characters and first.document.own_characters(*first.characters)
-        before = first.document.own[0] if first.document.own else 0
+        before, _ = first.document.own_span
         start, end = (own[0] - before, own[1] - before) if own else (None, None)
         return ChunkShare(chunk, documents, first.document.name, start, end, shares[chunk])

@@ -57,18 +57,23 @@ class Document:
         """Its name, or how it begins."""
         return self.name or f"“{' '.join((self.text or 'tokens')[:_SHOWN].split())}…”"
 
+    @property
+    def own_span(self) -> tuple[int, int]:
+        """Which characters of `text` are the document's own: all, unless `own` says otherwise."""
+        return self.own or (0, len(self.text or ""))
+
     def own_characters(self, start: int, stop: int) -> tuple[int, int] | None:
         """Those of some characters of `text` that are the document's own, counted as in `text`; `None` if none is."""
-        first, last = self.own or (0, len(self.text or ""))
+        first, last = self.own_span
         start, stop = max(start, first), min(stop, last)
         return (start, stop) if start < stop else None
 
     def page_at(self, character: int) -> int | None:
         """The page that a character is on, counted from 1; `None` where no form feed ends a page of the document."""
-        span = self.own or (0, len(self.text or ""))
-        if self.text is None or PAGE_BREAK not in self.text[slice(*span)].rstrip():
+        first, last = self.own_span
+        if self.text is None or PAGE_BREAK not in self.text[first:last].rstrip():
             return None
-        return self.text.count(PAGE_BREAK, span[0], character) + 1
+        return self.text.count(PAGE_BREAK, first, character) + 1
 
     @cached_property
     def key(self) -> bytes:

@@ -275,7 +275,9 @@ def test_a_document_knows_its_characters_behind_its_prompt() -> None:
     assert document.text is not None
     assert document.own is not None
     assert document.text[slice(*document.own)] == page.page_content
-    assert whole_documents_of(page)[0].own is None  # type: ignore[union-attr]
+    (as_it_stands,) = whole_documents_of(page)
+    assert isinstance(as_it_stands, WholeDocument)
+    assert as_it_stands.own is None
     block = create_plaintext_block(text=page.page_content, title="A title", context="Where it is from")
     ((text, name, own),) = conversation_from([HumanMessage([block, create_text_block("Which?")])]).documents
     assert (text[slice(*own)], name) == (page.page_content, "A title")
