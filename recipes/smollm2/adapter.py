@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from focus_core.evaluation.tasks.records import read_records
-from focus_core.loading.named import SMOLLM2, smollm2_file
+from focus_core.loading.named import SMOLLM2, SMOLLM2_ADAPTER, smollm2_file
 from focus_core.training.config import TrainingConfig
 from focus_core.training.trainer import train
 from recipes.smollm2 import data
@@ -34,6 +34,9 @@ _SIZES = {
     "local_lengths": (30, 2048),
     "dynamic_prompts": (64,),
 }
+
+
+_OTHERS = 24  # sections of other stories in each record of the wider run
 
 
 def write_data(folder: Path, output: Path) -> tuple[list[Path], Path]:
@@ -95,6 +98,43 @@ def cooled(config: TrainingConfig, steps: int) -> TrainingConfig:
     )
 
 
+def write_wider_data(folder: Path, output: Path) -> list[Path]:
+    """The files of the wider run: every record with sections of other stories between its own."""
+    stories = read_records(folder / "train.jsonl")
+    made = {
+        "questions": data.questions(stories),
+        "planted": data.planted(stories, random.Random(3)),
+        "cloze": data.cloze(stories, random.Random(4)),
+        "quoted": data.quoted(stories, random.Random(5)),
+    }
+    for name, records in made.items():
+        data.write(output / f"wider_{name}.jsonl", data.among_others(records, random.Random(6), others=_OTHERS))
+    return [output / f"wider_{name}.jsonl" for name in made]
+
+
+def wider(config: TrainingConfig, files: Sequence[Path], *, steps: int, adapter: Path) -> TrainingConfig:
+    """A run that goes on from an adapter with up to 64 chunks, some of them of other stories."""
+    return replace(
+        config,
+        output=config.output.with_name("wider"),
+        adapter=str(adapter),
+        rank=None,  # as the adapter has it
+        data=tuple(files),
+        mixture=dict(zip((path.name for path in files), (4, 2, 1, 3), strict=True)),
+        steps=steps,
+        evaluate_every=steps,
+        learning_rate=config.learning_rate / 2,
+        warm_up=10,
+        final_share=0.0,
+        seed=config.seed + 2,
+        chunk_sizes=(128, 256),
+        max_chunks=64,
+        max_documents=20,
+        questions_per_example=4,
+        targets_per_answer=3,
+    )
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write the data, and train."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -103,12 +143,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--rank", type=int, default=32, help="0: full copies")
     parser.add_argument("--cool-down", type=int, help="so many steps more, from a run that was stopped, as its end")
+    parser.add_argument("--wider", type=int, help="so many steps from --adapter, with up to 64 chunks")
+    parser.add_argument("--adapter", type=Path, default=SMOLLM2_ADAPTER, help="(default: that of the package)")
     given = parser.parse_args(arguments)
     if smollm2_file() is None:
         raise SystemExit("SmolLM2 is not there. Fetch it with `make models`.")
     files, held_out = write_data(given.data, given.output)
     config = config_for(given.output, files, held_out, steps=given.steps, rank=given.rank or None)
-    print(train(cooled(config, given.cool_down) if given.cool_down else config))
+    if given.wider:
+        more = write_wider_data(given.data, given.output)
+        config = wider(config, more, steps=given.wider, adapter=given.adapter)
+    elif given.cool_down:
+        config = cooled(config, given.cool_down)
+    print(train(config))
 
 
 if __name__ == "__main__":

@@ -25,6 +25,9 @@ _KEYS = (
     ("The code for {name} has been changed to {value}.", "To what has the code for {name} been changed?"),
 )
 _BLANK = "_____"
+_GOES_ON = ("How does the sentence go on that begins: {words}", "Which words follow “{words}”?")
+_GIVEN = 7  # words of a sentence that are given
+_FOLLOWING = (2, 7)  # of those that are asked for
 _WORD = re.compile(r"\b[A-Z][a-z]{3,}\b|\b[a-z]{6,}\b")
 _SENTENCE = re.compile(r"[^.!?\n]{40,200}[.!?]")
 
@@ -73,6 +76,39 @@ def cloze(stories: Sequence[Record], draw: random.Random, *, each: int = 6) -> l
         if asked:
             records.append({"documents": story.sections, "questions": draw.sample(asked, min(each, len(asked)))})
     return records
+
+
+def quoted(stories: Sequence[Record], draw: random.Random, *, each: int = 6) -> list[Example]:
+    """Sentences of each story whose first words are given, and the words that follow them are asked for."""
+    records = []
+    for story in stories:
+        whole = "\n".join(story.sections)
+        asked = list[Example]()
+        for place, section in enumerate(story.sections):
+            for sentence in _SENTENCE.findall(section):
+                words = sentence.split()
+                first, rest = " ".join(words[:_GIVEN]), " ".join(words[_GIVEN : _GIVEN + draw.randint(*_FOLLOWING)])
+                if rest and sentence[0].isupper() and whole.count(first) == 1:
+                    question = draw.choice(_GOES_ON).format(words=first)
+                    asked.append({"question": question, "answer": rest, "gold": [place]})
+        if asked:
+            records.append({"documents": story.sections, "questions": draw.sample(asked, min(each, len(asked)))})
+    return records
+
+
+def among_others(records: Sequence[Example], draw: random.Random, *, others: int) -> list[Example]:
+    """The same records, with so many documents of other records anywhere between their own."""
+    made = []
+    for record in records:
+        strangers = [document for other in records if other is not record for document in other["documents"]]
+        documents = [*record["documents"], *draw.sample(strangers, min(others, len(strangers)))]
+        order = draw.sample(range(len(documents)), len(documents))
+        place = {before: after for after, before in enumerate(order)}
+        questions = [
+            {**asked, "gold": sorted(place[number] for number in asked["gold"])} for asked in record["questions"]
+        ]
+        made.append({"documents": [documents[number] for number in order], "questions": questions})
+    return made
 
 
 def _planted(section: str, sentence: str, draw: random.Random) -> str:

@@ -81,6 +81,35 @@ def test_the_word_left_out_stands_in_its_section_and_nowhere_else(story: Record)
     assert len(seen) > 5
 
 
+def test_the_words_that_follow_stand_where_their_first_words_do(story: Record) -> None:
+    seen = set()
+    for seed in range(20):
+        for record in data.quoted([story], random.Random(seed)):
+            for asked in record["questions"]:
+                (place,) = asked["gold"]
+                words = record["documents"][place].split()
+                answer = asked["answer"].split()
+                found = [at for at in range(len(words)) if words[at : at + len(answer)] == answer]
+                assert any(" ".join(words[at - 7 : at]) in asked["question"] for at in found)
+                seen.add(asked["answer"])
+    assert len(seen) > 5
+
+
+def test_documents_of_others_stand_between_and_marks_follow(story: Record) -> None:
+    other = replace(story, sections=["A stranger came.", "He sang."], questions=story.questions[:1])
+    records = data.questions([story, other])
+    for seed in range(10):
+        for before, after in zip(records, data.among_others(records, random.Random(seed), others=2), strict=True):
+            assert sorted(before["documents"]) == sorted(set(after["documents"]) & set(before["documents"]))
+            assert len(after["documents"]) == len(before["documents"]) + 2
+            for one, two in zip(before["questions"], after["questions"], strict=True):
+                gold = [
+                    {record["documents"][number] for number in asked["gold"]}
+                    for record, asked in ((before, one), (after, two))
+                ]
+                assert gold[0] == gold[1]
+
+
 def test_a_run_has_three_files_and_held_out_stories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("train", "val"):
         (tmp_path / f"{name}.jsonl").write_text(json.dumps(LINE) + "\n")
@@ -92,6 +121,12 @@ def test_a_run_has_three_files_and_held_out_stories(tmp_path: Path, monkeypatch:
     end = adapter.cooled(config, 5)
     assert end.adapter == str(config.output / "adapter")
     assert (end.output.name, end.steps, end.rank, end.seed) == ("rank8_cooled", 5, None, config.seed + 1)
+    more = adapter.write_wider_data(tmp_path, tmp_path / "run")
+    assert [len(read_records(path)) for path in more] == [1, 1, 1, 1]
+    wider = adapter.wider(config, more, steps=7, adapter=tmp_path / "before")
+    assert (wider.adapter, wider.rank, wider.steps, wider.output.name) == (str(tmp_path / "before"), None, 7, "wider")
+    assert wider.max_chunks == 64
+    assert wider.validation == config.validation
     monkeypatch.setattr(adapter, "smollm2_file", lambda: None)
     with pytest.raises(SystemExit, match="make models"):
         adapter.main(["--data", str(tmp_path), "--output", str(tmp_path / "run")])
