@@ -2,6 +2,7 @@
 
     python -m benchmarks.plan                                       embedded model, 8K and 32K tokens
     python -m benchmarks.plan --model FOLDER --adapter FOLDER --tokens 8192 --runs 5 --json result.json
+    python -m benchmarks.plan --method select                       another method; its seconds are planned as the most
     python -m benchmarks.plan --tokens 32768 --memory               only the memory: no other program disturbs that
 
 Each run is a fresh store in a new folder: cold with the files written, half of the text in memory, all of it in memory,
@@ -58,22 +59,22 @@ def run(options: argparse.Namespace, texts: Sequence[str]) -> Pairs:
 
 
 def planned_and_happened(engine: FocusEngine, texts: Sequence[str]) -> tuple[float, float]:
-    plan = engine.plan(texts, _QUESTION, max_new_tokens=1, method="focus")
+    plan = engine.plan(texts, _QUESTION, max_new_tokens=1)
     if plan.first_token is None:
         raise SystemExit(plan.problem)
     started = machine.now(engine.focus.device)
-    engine.generate(_QUESTION, texts, max_new_tokens=1, method="focus")
+    engine.generate(_QUESTION, texts, max_new_tokens=1)
     return plan.first_token.now, machine.now(engine.focus.device) - started
 
 
 def memory(options: argparse.Namespace, texts: Sequence[str]) -> dict[str, Any]:
     """Bytes that were planned, and those that the process then took."""
     engine = engine_of(options)
-    engine.generate(_QUESTION, texts[0][:_SMALL], max_new_tokens=_ANSWER, method="focus")
+    engine.generate(_QUESTION, texts[0][:_SMALL], max_new_tokens=_ANSWER)
     engine.store.memory.clear()
-    planned = engine.plan(texts, _QUESTION, max_new_tokens=_ANSWER, method="focus", calibrate=False).peak_bytes
+    planned = engine.plan(texts, _QUESTION, max_new_tokens=_ANSWER, calibrate=False).peak_bytes
     with machine.peak_memory(engine.focus.device) as peak:
-        engine.generate(_QUESTION, texts, max_new_tokens=_ANSWER, method="focus")
+        engine.generate(_QUESTION, texts, max_new_tokens=_ANSWER)
     if peak.highest is None or peak.before is None:
         raise SystemExit("This system does not say how much memory a process takes.")
     taken = peak.highest - peak.before
@@ -92,9 +93,14 @@ def memory_table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def engine_of(options: argparse.Namespace, store: str = "") -> FocusEngine:
-    config = FocusConfig(chunk_size=options.chunk_size)
     return FocusEngine.from_pretrained(
-        options.model, adapter=options.adapter, config=config, device=options.device, progress=False, store=store
+        options.model,
+        adapter=options.adapter,
+        config=FocusConfig(chunk_size=options.chunk_size, kv_dtype=options.kv_dtype, plain_up_to=0),
+        method=options.method,
+        device=options.device,
+        progress=False,
+        store=store,
     )
 
 
@@ -127,7 +133,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     conditions = {
         **machine.conditions(engine.focus.device, engine.focus.dtype),
         "model": engine.shared.loaded.model_id,
+        "method": options.method,
         "chunk_size": engine.config.chunk_size,
+        "kv_dtype": options.kv_dtype,
         "runs": options.runs,
     }
     print("  ".join(f"{name}: {value}" for name, value in conditions.items() if value is not None))
@@ -149,6 +157,8 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="folder or hub id (default: the embedded model)")
     parser.add_argument("--adapter", help="folder or hub id")
+    parser.add_argument("--method", default="focus", help="(default: %(default)s)")
+    parser.add_argument("--kv-dtype", help="int8, or that of the model")
     parser.add_argument("--device", default="cpu", help="(default: %(default)s)")
     parser.add_argument("--tokens", type=int, nargs="+", default=[8192, 32768], help="(default: %(default)s)")
     parser.add_argument("--chunk-size", type=int, help="(default: what suits the model)")

@@ -1,4 +1,4 @@
-"""Writing files so that a reader finds the old content or the new one, never a part of it."""
+"""Writing files so that a reader finds the old content or the new one, never a part of it; and where a store is."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 from threading import get_ident
 from typing import Any
+
+from focus_core.errors import ConfigError, shown
 
 
 def replace_file(path: Path, write: Callable[[Path], Any], *, sync: bool = False) -> None:
@@ -36,3 +38,17 @@ def replace_file(path: Path, write: Callable[[Path], Any], *, sync: bool = False
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def store_folder(folder: str | Path) -> Path:
+    """The folder of a store, wherever the process goes afterwards.
+
+    Raises:
+        ConfigError: no name of a folder
+    """
+    if not isinstance(folder, str | Path):
+        raise ConfigError(f"store={shown(folder)}: must be the name of a folder.")
+    try:
+        return Path(folder).expanduser().absolute()
+    except (RuntimeError, OSError, ValueError) as error:  # nobody's home
+        raise ConfigError(f"store={shown(str(folder))}: {error}") from error

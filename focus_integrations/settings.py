@@ -11,6 +11,7 @@ from types import UnionType
 from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import (
+    AfterValidator,
     AliasChoices,
     BaseModel,
     BeforeValidator,
@@ -59,6 +60,8 @@ _LONG = 80  # characters of a value that messages show
 
 # A folder may be a path, and one stop string need not be in a list.
 PathOrName = Annotated[str, BeforeValidator(lambda name: os.fspath(name) if isinstance(name, os.PathLike) else name)]
+# Named once: a program that changes its working directory means the same folder afterwards.
+StoreFolder = Annotated[PathOrName, AfterValidator(chosen_store)]
 Strings = Annotated[list[str], BeforeValidator(lambda given: [given] if isinstance(given, str) else given or [])]
 
 
@@ -128,7 +131,7 @@ class FocusSettings(BaseModel):
     """How they do: "pced" or "nbce"."""
     kv_dtype: str | None = None
     """"int8": what was read of documents is kept in a quarter or half of the bytes, rounded."""
-    store: PathOrName | None = None
+    store: StoreFolder | None = None
     """A folder in which what was read is kept for the next process; by default that of `FOCUSLLM_STORE`, else none."""
     store_limit: int | None = Field(default=None, ge=0)
     """Bytes that the folder may take with everything in it; by default half of the free disk."""

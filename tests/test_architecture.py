@@ -35,7 +35,7 @@ FLOORS: list[dict[str, tuple[str, str]]] = [
     {
         "engine": (
             "text in, text out: options, plans, the scheduler, answers",
-            "methods loading text attention cache config device progress errors",
+            "methods loading text attention cache config device disk progress errors",
         ),
         "training": (
             "candidate projections for a model: examples, loss, loop",
@@ -63,7 +63,7 @@ FLOORS: list[dict[str, tuple[str, str]]] = [
         "config": ("settings of the method and of sampling", "errors"),
         "device": ("device, dtype, free memory", "errors"),
         "progress": ("bars and spinners", ""),
-        "disk": ("one way to replace a file", ""),
+        "disk": ("one way to replace a file, where a store is", "errors"),
         "parsing": ("JSON and TOML from anybody", ""),
     },
     {"errors": ("what can go wrong for a user", "")},

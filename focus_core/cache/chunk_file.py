@@ -25,11 +25,27 @@ FORMAT = "1"  # raise it when the same content would be written in another way
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 _TOKEN_IDS = "token_ids"
+_SHAPE = "shape of keys"  # once more, because no checksum is about it; files of before 30 November 2026 lack it
 _LONGEST_HEADER = 2**20  # bytes; ours have some hundreds
 
 
 class UnusableFile(Exception):
     """Why a file does not give its chunk."""
+
+
+@dataclass(frozen=True)
+class StateShape:
+    """Keys and values of a model.
+
+    Attributes:
+        layers: of the model; a chunk may have fewer
+        dtype: of the model
+    """
+
+    layers: int
+    kv_heads: int
+    head_dim: int
+    dtype: torch.dtype
 
 
 @dataclass(frozen=True)
@@ -80,7 +96,7 @@ def write_chunk(path: Path, chunk: Mapping[str, Tensor], token_ids: Sequence[int
     """
     tensors = {**chunk, _TOKEN_IDS: torch.tensor(list(token_ids), dtype=torch.int64)}
     checksums = {f"crc32 of {name}": _checksum(tensor) for name, tensor in tensors.items()}
-    metadata = {"format": FORMAT, **identity, **checksums}
+    metadata = {"format": FORMAT, **identity, **checksums, _SHAPE: _shape_of(tensors["keys"].shape)}
     try:
         replace_file(path, lambda partial: save_file(tensors, partial, metadata), sync=True)
     except SafetensorError as error:  # how it passes on an error of the system
@@ -105,6 +121,9 @@ def read_header(path: Path) -> ChunkHeader:
         raise
     except (OSError, SafetensorError, ValueError, KeyError) as error:
         raise _unusable(error) from error
+    shape = _shape_of((layers, kv_heads, tokens, dim))
+    if metadata.get(_SHAPE, shape) != shape:
+        raise UnusableFile(f"its keys have the shape {shape}, and it says {metadata[_SHAPE]}")
     return ChunkHeader((layers, kv_heads, tokens, dim), dtype, kv_dtype, metadata)
 
 
@@ -118,6 +137,18 @@ def check_identity(header: ChunkHeader, identity: Mapping[str, str]) -> None:
         found = header.metadata.get(name)
         if found != wanted:
             raise UnusableFile(f"its {name} is {found!r}, not {wanted!r}")
+
+
+def check_states(header: ChunkHeader, states: StateShape) -> None:
+    """Compare the shape and dtype of a file's keys and values with the model's.
+
+    Raises:
+        UnusableFile: they differ
+    """
+    layers, kv_heads, _, head_dim = header.shape
+    found = StateShape(states.layers if 0 < layers <= states.layers else layers, kv_heads, head_dim, header.dtype)
+    if found != states:
+        raise UnusableFile(f"its keys and values are of another shape: {found}, not {states}")
 
 
 def read_chunk(path: Path, header: ChunkHeader) -> tuple[ChunkBlock, list[int]]:
@@ -206,6 +237,10 @@ def _read_checked(file: FileIO, name: str, place: _Place, into: Sequence[memoryv
         checksum = zlib.crc32(part, checksum)
     if f"{checksum:08x}" != header.metadata.get(f"crc32 of {name}"):
         raise UnusableFile(f"the checksum of its {name} is wrong")
+
+
+def _shape_of(sizes: Sequence[int]) -> str:
+    return " x ".join(map(str, sizes))
 
 
 def _bytes_of(tensor: Tensor) -> memoryview:

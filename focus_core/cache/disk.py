@@ -19,8 +19,10 @@ import torch
 
 from focus_core.cache.chunk_file import (
     ChunkHeader,
+    StateShape,
     UnusableFile,
     check_identity,
+    check_states,
     read_chunk_into,
     read_header,
     write_chunk,
@@ -29,7 +31,9 @@ from focus_core.cache.chunks import ChunkBlock, ChunkRow
 from focus_core.cache.folder import FolderContent, StoredDocument, chunk_path
 from focus_core.cache.keys import ChunkKey
 from focus_core.cache.planner import Room, room_for
-from focus_core.errors import ConfigError, warn
+from focus_core.cache.writers import Writers
+from focus_core.disk import store_folder
+from focus_core.errors import ConfigError, shown, warn
 
 TokensOf = Callable[[ChunkKey], Sequence[int]]  # the tokens of a chunk, opening included
 
@@ -42,6 +46,7 @@ _SHARE = 0.5  # of the disk that is free without the store, where no limit is gi
 _BELIEVED = 2.0  # seconds for which the folder is not looked through again
 _HEADER = 2**11  # bytes that a file takes besides, at most
 _NAMED_AT_MOST = 3  # files that a warning names
+_CLOCK = 0.02  # seconds by which the time of a file may lie behind the clock
 
 
 def readers() -> int:
@@ -64,29 +69,39 @@ class DiskTier:
     Args:
         folder: made if it is not there
         model: the model's key (`fingerprint.model_key`)
+        states: what keys and values of the model look like
         software: what computed the keys and values, with its version; what another one has computed is read anew
-        limit: bytes of everything in the folder; by default half of the disk that is free without the folder. Chunks
-            that were not used for longest give way; files of others are counted and never touched
+        limit: bytes of everything in the folder; by default half of the disk that is free without the folder. What was
+            not used for longest gives way, before the first question already where the folder has more than a limit
+            that was given; files of others are counted and never touched
 
     Raises:
         ConfigError: the folder cannot be made or read; an impossible limit
     """
 
-    def __init__(self, folder: str | Path, model: str, *, software: str, limit: int | None = None) -> None:
+    def __init__(
+        self, folder: str | Path, model: str, *, states: StateShape, software: str, limit: int | None = None
+    ) -> None:
         if limit is not None and (type(limit) is not int or limit < 0):
             raise ConfigError(f"store_limit={limit!r}: must be a whole number of bytes, 0 or more.")
-        self.folder, self.model = Path(folder).expanduser(), model
+        self.folder, self.model = store_folder(folder), model
+        self._states = states
         self._identity = {"model": model, "software": software}
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # it holds the texts of documents
             self._content = FolderContent(self.folder)
             self.limit = self._default_limit() if limit is None else limit
-        except OSError as error:
-            raise ConfigError(f"store={str(folder)!r}: {error.strerror or error}. Name another folder.") from error
+        except (OSError, ValueError) as error:  # a name with a zero byte
+            reason = (error.strerror if isinstance(error, OSError) else None) or error
+            raise ConfigError(f"store={shown(str(folder))}: {reason}. Name another folder.") from error
         self._content.remove_left_behind()
         self._looked = time.monotonic()
         self._lock = Lock()
-        self._stopped = False  # nothing is written any more
+        self._writers = Writers(self.folder)
+        self._begun = time.time()  # when the last question began: what it uses stays
+        self._to_shrink = limit is not None
+        self._stopped = False  # nothing is written for the question that runs
+        self._said: str | None = None  # why not, so that it is said once
         self._unusable: list[tuple[Path, str]] = []  # not warned of yet
         self._replaced: set[ChunkKey] = set()  # chunks whose files cannot be used
 
@@ -140,8 +155,13 @@ class DiskTier:
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def touch(self, keys: Collection[ChunkKey]) -> set[ChunkKey]:
-        """Note that chunks were used; those that are not there."""
+    def begin(self, keys: Collection[ChunkKey]) -> set[ChunkKey]:
+        """A question begins: note that its chunks were used. They stay in the folder until the next one begins.
+
+        Returns:
+            those that are not there
+        """
+        self._begun, self._stopped = time.time() - _CLOCK, False
         missing = set()
         for key in keys:
             try:
@@ -150,6 +170,12 @@ class DiskTier:
                 missing.add(key)
             except OSError:  # not ours to change
                 continue
+        if self._to_shrink and self.nbytes > self.limit:
+            with self._stopping_at_errors():
+                self._require_folder()
+                with self._writers.held():
+                    self._make_room(0)
+        self._to_shrink = False
         return missing
 
     def warn_of_unusable(self) -> None:
@@ -178,6 +204,7 @@ class DiskTier:
     def _checked_header(self, key: ChunkKey, tokens: int) -> ChunkHeader:
         header = read_header(self.path(key))
         check_identity(header, self._identity)
+        check_states(header, self._states)
         if header.tokens != tokens:
             raise UnusableFile(f"it holds {header.tokens:,} tokens, not {tokens:,}")
         return header
@@ -202,7 +229,8 @@ class DiskTier:
 
     def _note_unusable(self, key: ChunkKey, error: UnusableFile) -> None:
         with self._lock:
-            self._unusable.append((self.path(key), str(error)))
+            if key not in self._replaced:  # one that cannot be replaced was named before
+                self._unusable.append((self.path(key), str(error)))
             self._replaced.add(key)
 
     # --- writing ------------------------------------------------------------------------------------------------------
@@ -210,7 +238,7 @@ class DiskTier:
     def save(self, rows: Mapping[ChunkKey, ChunkRow], tokens_of: TokensOf) -> None:
         """Write chunks, one after the other, so that no more than one is in memory twice.
 
-        If that fails, a warning says why, and nothing is written any more.
+        If that fails, a warning says why, and nothing is written until the next question begins.
         """
         for key, (block, row) in rows.items():
             if self._stopped:
@@ -221,7 +249,7 @@ class DiskTier:
 
     @property
     def writes(self) -> bool:
-        """Whether chunks are still written; not after an error."""
+        """Whether chunks are written; not after an error, until the next question tries again."""
         return not self._stopped
 
     def room_for(self, nbytes: int, keep: Collection[ChunkKey] = ()) -> Room:
@@ -231,7 +259,7 @@ class DiskTier:
             keep: chunks that are used now, and so are not removed
         """
         content, kept = FolderContent(self.folder), {self.path(key) for key in keep}
-        removable = content.chunk_bytes - sum(content.chunks[path].nbytes for path in kept if path in content.chunks)
+        removable = content.removable - sum(content.chunks[path].nbytes for path in kept if path in content.chunks)
         return room_for(nbytes, free=self.limit - content.nbytes, evictable=removable)
 
     def _holds(self, key: ChunkKey, block: ChunkBlock) -> bool:
@@ -242,41 +270,61 @@ class DiskTier:
             return False
 
     def note(self, name: str, document: str, tokens: int, chunks: tuple[str, ...], model_id: str) -> None:
-        """Let `focusllm store ls` know a document, by the keys of its chunks."""
+        """Let `focusllm store ls` know a document, by the keys of its chunks, and that it was used."""
         noted = StoredDocument(document, name, tokens, self.model, model_id, chunks)
-        if not self._stopped and not noted.path(self.folder).exists():
-            with self._stopping_at_errors():
-                self._require_folder()
-                noted.write(self.folder)
+        path = noted.path(self.folder)
+        if self._stopped:
+            return
+        with self._stopping_at_errors():
+            if StoredDocument.read(path) != noted:
+                self._add(path, len(noted.text), lambda: noted.write(self.folder))
+                return
+        with suppress(OSError):  # not ours to change
+            os.utime(path)
 
     def _write(self, key: ChunkKey, block: ChunkBlock, row: int, token_ids: Sequence[int]) -> None:
+        path, nbytes = self.path(key), file_bytes(block.nbytes // block.chunks, len(token_ids))
+
+        def write() -> None:
+            chunk = {name: tensor[:, row].cpu().contiguous() for name, tensor in block.tensors.items()}
+            write_chunk(path, chunk, token_ids, self._identity)
+
+        if self._add(path, nbytes, write):
+            with self._lock:
+                self._replaced.discard(key)
+
+    def _add(self, path: Path, nbytes: int, write: Callable[[], None]) -> bool:
+        """Write a file of at most so many bytes, once there is room; whether there was."""
         self._require_folder()
-        path = self.path(key)
-        nbytes = file_bytes(block.nbytes // block.chunks, len(token_ids))
-        if not self._make_room(nbytes):
-            self._stop_writing(
-                f"is full: {nbytes:,} bytes more are over its limit of {self.limit:,}, and {self._content.foreign:,} "
-                "bytes are files of others, which stay. Raise store_limit, or name another folder"
-            )
-            return
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        chunk = {name: tensor[:, row].cpu().contiguous() for name, tensor in block.tensors.items()}
-        write_chunk(path, chunk, token_ids, self._identity)
-        with self._lock:
-            self._content.added(path, path.stat().st_size)
-            self._replaced.discard(key)
+        with self._writers.held():
+            if not self._make_room(nbytes):
+                foreign = self._content.foreign
+                self._stop_writing(
+                    f"is full: what this question uses and {foreign:,} bytes of files of others take more than its "
+                    f"limit of {self.limit:,} bytes. Raise store_limit, or name another folder"
+                )
+                return False
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if not path.parent.resolve().is_relative_to(self.folder.resolve()):
+                raise OSError(f"{path.parent} is a link to another folder")
+            self._writers.mark()
+            write()
+            with self._lock:
+                self._content.added(path, path.stat().st_size)
+        self._said = None
+        return True
 
     def _require_folder(self) -> None:
         if not self.folder.is_dir():  # making it anew could fill another disk than was meant
             raise FileNotFoundError("it is not there any more")
 
     def _make_room(self, nbytes: int) -> bool:
-        """Remove what was not used for longest, until there is room; whether there is."""
+        """Remove what was not used for longest, until there is room; whether there is. The lock is held."""
         with self._lock:
-            overdue = time.monotonic() - self._looked > _BELIEVED
-            if overdue or self._content.nbytes + nbytes > self.limit:  # other processes write and remove, too
+            overdue = time.monotonic() - self._looked > _BELIEVED  # files of others, and `focusllm store prune`
+            if overdue or not self._writers.alone or self._content.nbytes + nbytes > self.limit:
                 self._content, self._looked = FolderContent(self.folder), time.monotonic()
-            return self._content.shrink(self.limit - nbytes)
+            return self._content.shrink(self.limit - nbytes, used_before=self._begun)
 
     @contextmanager
     def _stopping_at_errors(self) -> Iterator[None]:
@@ -287,7 +335,9 @@ class DiskTier:
 
     def _stop_writing(self, reason: str) -> None:
         self._stopped = True
-        warn(f"The store {str(self.folder)!r} {reason}. Answers come all the same; what is read now is not kept there.")
+        if reason != self._said:
+            self._said = reason
+            warn(f"The store {str(self.folder)!r} {reason}. Answers come all the same; what is read now is not kept.")
 
     def _default_limit(self) -> int:
         return int((shutil.disk_usage(self.folder).free + self._content.nbytes) * _SHARE)

@@ -1,12 +1,14 @@
-"""What lies in the folder of a store: chunks by their last use, lists of documents, and files of others.
+"""What lies in the folder of a store: chunks and lists of documents by their last use, and files of others.
 
 <folder>/<model key>/chunks/<chunk key>.safetensors        keys and values of one chunk
 <folder>/<model key>/documents/<digest>.json               name and chunks of a document, for people
+<folder>/.lock, .writer                                    see `writers`
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import time
@@ -25,7 +27,9 @@ _DIGEST = "[0-9a-f]{64}"
 _CHUNK = re.compile(rf"{_DIGEST}/chunks/{_DIGEST}\.safetensors")
 _DOCUMENT = re.compile(rf"{_DIGEST}/documents/{_DIGEST}\.json")
 _PARTIAL = re.compile(rf"{_DIGEST}/(?:chunks|documents)/{_DIGEST}\.\w+\.(\d+)-\d+\.partial")
+_OWN = re.compile(r"\.lock|\.writer")
 _LEFT_BEHIND = 60.0  # seconds after which a partial file of a process that is gone is removed
+_NOBODY_WRITES_SO_LONG = 24 * 60 * 60.0  # seconds after which a partial file is removed in any case
 
 
 def chunk_path(folder: Path, model: str, key: ChunkKey) -> Path:
@@ -51,48 +55,62 @@ class FolderContent:
 
     Attributes:
         chunks: the least recently used first
-        chunk_bytes: of their files
-        documents: lists of documents
+        documents: lists of documents, likewise
+        removable: bytes of both
         partial: files that are being written, or were when their process ended
+        own: bytes of what the writers leave for one another
         foreign: bytes of files of others, which count and stay
     """
 
     def __init__(self, folder: Path) -> None:
-        chunks: list[StoredFile] = []
-        self.documents: list[StoredFile] = []
-        self.partial: list[StoredFile] = []
+        kinds = dict[re.Pattern[str], list[StoredFile]]((kind, []) for kind in (_CHUNK, _DOCUMENT, _PARTIAL, _OWN))
         self.foreign = 0
         for name, file in _files(folder):
-            for pattern, files in ((_CHUNK, chunks), (_DOCUMENT, self.documents), (_PARTIAL, self.partial)):
-                if pattern.fullmatch(name):
-                    files.append(file)
-                    break
-            else:
+            kind = next((kind for kind in kinds if kind.fullmatch(name)), None)
+            if kind is None:
                 self.foreign += file.nbytes
-        self.chunks = {file.path: file for file in sorted(chunks, key=lambda file: file.used)}
-        self.chunk_bytes = sum(file.nbytes for file in chunks)  # kept up: there may be many, and one more every moment
+            else:
+                kinds[kind].append(file)
+        chunks, documents, self.partial, own = kinds.values()
+        self.own = sum(file.nbytes for file in own)
+        self.chunks = _by_use(chunks)
+        self.documents = _by_use(documents)
+        self.removable = sum(file.nbytes for file in (*chunks, *documents))  # kept up: one more comes every moment
 
     @property
     def nbytes(self) -> int:
         """Of all files."""
-        return self.foreign + self.chunk_bytes + sum(file.nbytes for file in (*self.documents, *self.partial))
+        return self.foreign + self.own + self.removable + sum(file.nbytes for file in self.partial)
 
     def added(self, path: Path, nbytes: int) -> None:
-        """A chunk was written, in place of an older one perhaps."""
+        """A chunk or a list was written, in place of an older one perhaps."""
         self._forget(path)
-        self.chunks[path] = StoredFile(path, nbytes, time.time())
-        self.chunk_bytes += nbytes
+        files = self.documents if path.suffix == ".json" else self.chunks
+        files[path] = StoredFile(path, nbytes, time.time())
+        self.removable += nbytes
 
     def _forget(self, path: Path) -> None:
-        if path in self.chunks:
-            self.chunk_bytes -= self.chunks.pop(path).nbytes
+        for files in (self.chunks, self.documents):
+            if path in files:
+                self.removable -= files.pop(path).nbytes
 
-    def shrink(self, limit: int) -> bool:
-        """Remove the least recently used chunks until all files take at most `limit` bytes; whether they do."""
-        if self.nbytes - self.chunk_bytes > limit:
-            return False  # removing everything would not be enough
+    def shrink(self, limit: int, *, used_before: float = math.inf) -> bool:
+        """Remove the least recently used chunks and lists until all files take at most `limit` bytes.
+
+        Args:
+            used_before: seconds since 1970; what was used since then stays
+
+        Returns:
+            whether they do; if they could not, nothing is removed
+        """
+        if self.nbytes <= limit:
+            return True
+        listed = (*self.chunks.values(), *self.documents.values())
+        if self.nbytes - sum(file.nbytes for file in listed if file.used < used_before) > limit:
+            return False
         while self.nbytes > limit:
-            oldest = next(iter(self.chunks))
+            heads = (next(iter(files.values())) for files in (self.chunks, self.documents) if files)
+            oldest = min(heads, key=lambda file: file.used).path
             oldest.unlink(missing_ok=True)
             self._forget(oldest)
         return True
@@ -100,11 +118,28 @@ class FolderContent:
     def remove_left_behind(self) -> None:
         """Remove partial files of processes that are gone."""
         for file in list(self.partial):
-            found = re.search(r"(\d+)-\d+\.partial$", file.path.name)
-            if found and not psutil.pid_exists(int(found[1])) and time.time() - file.used > _LEFT_BEHIND:
+            if _is_left_behind(file):
                 with suppress(OSError):
                     file.path.unlink(missing_ok=True)
                     self.partial.remove(file)
+
+
+def _by_use(files: list[StoredFile]) -> dict[Path, StoredFile]:
+    return {file.path: file for file in sorted(files, key=lambda file: file.used)}
+
+
+def _is_left_behind(file: StoredFile) -> bool:
+    """Whether nobody writes this partial file any more: its name says which process did."""
+    age, found = time.time() - file.used, re.search(r"(\d+)-\d+\.partial$", file.path.name)
+    if age <= _LEFT_BEHIND or found is None:
+        return False
+    try:
+        began = psutil.Process(int(found[1])).create_time()
+    except (psutil.NoSuchProcess, OverflowError):
+        return True
+    except psutil.Error:  # somebody else's
+        return age > _NOBODY_WRITES_SO_LONG
+    return began > file.used + 1 or age > _NOBODY_WRITES_SO_LONG  # numbers of processes come again
 
 
 def _files(folder: Path) -> Iterator[tuple[str, StoredFile]]:
@@ -142,18 +177,22 @@ class StoredDocument:
 
     def path(self, folder: Path) -> Path:
         """Where its list is: a document that is cut in another way has another one."""
-        content = sha256(" ".join([self.name, *self.chunks]).encode()).hexdigest()
+        named = " ".join([self.name, *self.chunks]).encode("utf-8", "surrogatepass")  # file names that are no UTF-8
+        content = sha256(named).hexdigest()
         return folder / self.model / "documents" / f"{content}.json"
 
+    @property
+    def text(self) -> str:
+        """Its list, as JSON."""
+        return json.dumps(asdict(self), indent=1)
+
     def write(self, folder: Path) -> None:
-        """Note it in the folder.
+        """Write its list, whose own folder is there.
 
         Raises:
             OSError: the folder cannot be written to
         """
-        path, text = self.path(folder), json.dumps(asdict(self), indent=1)
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        replace_file(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+        replace_file(self.path(folder), lambda partial: partial.write_text(self.text, encoding="utf-8"))
 
     @classmethod
     def read(cls, path: Path) -> StoredDocument | None:
@@ -162,6 +201,8 @@ class StoredDocument:
             found = json.loads(path.read_text(encoding="utf-8"))
             chunks = tuple(str(key) for key in found["chunks"])
             names = {name: str(found[name]) for name in ("document", "name", "model", "model_id")}
-            return cls(tokens=int(found["tokens"]), chunks=chunks, **names)
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            document = cls(tokens=int(found["tokens"]), chunks=chunks, **names)
+        except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
             return None
+        digests = (document.model, *chunks)
+        return document if all(re.fullmatch(_DIGEST, digest) for digest in digests) else None

@@ -19,12 +19,14 @@ class ListedDocument:
     """A document of a store.
 
     Attributes:
+        path: of its list
         chunks: of the document that are there
         nbytes: of their files, shared ones included
         used: when one of them was last used, in seconds since 1970
     """
 
     document: StoredDocument
+    path: Path
     chunks: int
     nbytes: int
     used: float
@@ -34,38 +36,38 @@ def list_documents(folder: Path) -> list[ListedDocument]:
     """The documents of a folder, the last used first."""
     content = FolderContent(folder)
     found = []
-    for file in content.documents:
+    for file in content.documents.values():
         document = StoredDocument.read(file.path)
         if document is not None:
             paths = [chunk_path(folder, document.model, bytes.fromhex(key)) for key in set(document.chunks)]
             there = [content.chunks[path] for path in paths if path in content.chunks]
             used = max((chunk.used for chunk in there), default=file.used)
-            found.append(ListedDocument(document, len(there), sum(chunk.nbytes for chunk in there), used))
+            found.append(ListedDocument(document, file.path, len(there), sum(chunk.nbytes for chunk in there), used))
     return sorted(found, key=lambda listed: -listed.used)
 
 
-def remove_documents(folder: Path, documents: Collection[StoredDocument]) -> int:
+def remove_documents(folder: Path, listed: Collection[ListedDocument]) -> int:
     """Remove documents, and their chunks that no other document has; the bytes that this frees."""
-    content = FolderContent(folder)
-    others = [listed.document for listed in list_documents(folder) if listed.document not in documents]
+    content, paths = FolderContent(folder), {one.path for one in listed}
+    others = [one.document for one in list_documents(folder) if one.path not in paths]
     shared = {(other.model, key) for other in others for key in other.chunks}
     freed = 0
-    for document in documents:
-        for key in set(document.chunks):
-            file = content.chunks.get(chunk_path(folder, document.model, bytes.fromhex(key)))
-            if file is not None and (document.model, key) not in shared:
+    for one in listed:
+        for key in set(one.document.chunks):
+            file = content.chunks.get(chunk_path(folder, one.document.model, bytes.fromhex(key)))
+            if file is not None and (one.document.model, key) not in shared:
                 file.path.unlink(missing_ok=True)
                 freed += file.nbytes
-        document.path(folder).unlink(missing_ok=True)
+        one.path.unlink(missing_ok=True)
     return freed
 
 
 def prune(folder: Path, *, limit: int | None = None, unused_days: float | None = None) -> int:
-    """Remove chunks that were not used for longest, and lists of documents of which nothing is left.
+    """Remove what was not used for longest, damaged lists, and lists of documents of which nothing is left.
 
     Args:
         limit: bytes that everything in the folder may take
-        unused_days: chunks that were not used for so long
+        unused_days: what was not used for so long
 
     Returns:
         the bytes that this frees
@@ -75,12 +77,14 @@ def prune(folder: Path, *, limit: int | None = None, unused_days: float | None =
     content.remove_left_behind()
     if unused_days is not None:
         oldest = time.time() - unused_days * _DAY
-        content.shrink(content.nbytes - sum(file.nbytes for file in content.chunks.values() if file.used < oldest))
+        files = (*content.chunks.values(), *content.documents.values())
+        content.shrink(content.nbytes - sum(file.nbytes for file in files if file.used < oldest))
     if limit is not None:
-        content.shrink(max(limit, content.nbytes - content.chunk_bytes))
-    for listed in list_documents(folder):
-        if not listed.chunks:
-            listed.document.path(folder).unlink(missing_ok=True)
+        content.shrink(max(limit, content.nbytes - content.removable))
+    useful = {listed.path for listed in list_documents(folder) if listed.chunks}
+    for path in FolderContent(folder).documents:
+        if path not in useful:
+            path.unlink(missing_ok=True)
     return before - FolderContent(folder).nbytes
 
 

@@ -105,10 +105,10 @@ def remove(
     from focus_core.cache.listing import list_documents, remove_documents
 
     folder = store_folder(store)
-    listed = [one.document for one in list_documents(folder)]
+    listed = list_documents(folder)
     for wanted in name:
-        if all(document.name != wanted for document in listed):
+        if all(one.document.name != wanted for one in listed):
             raise ConfigError(f"{wanted!r}: the store has no document of this name. `focusllm store ls` lists them.")
-    gone = [document for document in listed if document.name in name]
+    gone = [one for one in listed if one.document.name in name]
     freed = remove_documents(folder, gone)
     typer.echo(f"{len(gone)} document{'s' if len(gone) != 1 else ''} removed, {shown_bytes(freed)} freed.")

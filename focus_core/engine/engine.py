@@ -87,7 +87,7 @@ class FocusEngine:
         self._planner = Planner(self.focus, self.layout, method, shared.tokenizer.decode)
         shares = store_bytes is None and host_bytes is None
         memory = shared.store if shares else shared.new_store(store_bytes, host_bytes)
-        disk = shared.new_disk(store, store_limit) if store else None
+        disk = shared.new_disk(store, self.focus.state_shape, store_limit) if store else None
         self.store = ChunkStore(memory, disk)
         self._end_tokens = _end_tokens(loaded.model, self.tokenizer)
         self._progress = progress

@@ -7,20 +7,26 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, TypedDict, TypeVar
+from typing import Any, TypedDict
 
 from focus_core.config import FocusConfig, SamplingConfig
+from focus_core.disk import store_folder
 from focus_core.errors import ConfigError, shown
 from focus_core.progress import OnReading, Report
-
-Folder = TypeVar("Folder", bound=str | Path)
 
 STORE_VARIABLE = "FOCUSLLM_STORE"  # of the environment: the folder of engines that name none
 
 
-def chosen_store(store: Folder | None) -> Folder | str | None:
-    """The folder that is given, else the one that the environment names, else none; `""` stays, and means none."""
-    return (os.environ.get(STORE_VARIABLE) or None) if store is None else store
+def chosen_store(store: str | Path | None) -> str | None:
+    """The folder that is given, else the one that the environment names, else none; `""` stays, and means none.
+
+    It is absolute: a program that changes its working directory afterwards means the same one.
+
+    Raises:
+        ConfigError: no name of a folder
+    """
+    chosen = os.environ.get(STORE_VARIABLE) or None if store is None else store
+    return str(store_folder(chosen)) if chosen not in (None, "") else chosen
 
 
 class Options(TypedDict, total=False):

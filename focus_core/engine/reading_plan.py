@@ -76,6 +76,8 @@ class HostPlan:
 class FirstToken:
     """Seconds to the first token, with the model loaded and the documents tokenized.
 
+    With select at most so many: how many chunks are read again, up to `select_tokens`, shows when they are scored.
+
     Attributes:
         now: with the chunks that are there
         cold: if none were
@@ -204,9 +206,9 @@ class ReadingPlan:
         if self.folder is not None:
             yield from _folder_lines(self.folder)
         if self.first_token is not None:
-            seconds = self.first_token
+            seconds, most = self.first_token, "at most " if self.method == "select" else ""
             yield (
-                f"First token: after {shown_seconds(seconds.now)} now, {shown_seconds(seconds.cold)} cold, "
+                f"First token: after {most}{shown_seconds(seconds.now)} now, {shown_seconds(seconds.cold)} cold, "
                 f"{shown_seconds(seconds.prepared)} prepared in memory."
             )
         yield "It fits." if self.fits else f"It does not fit. {self.problem}"

@@ -16,6 +16,7 @@ from transformers import __version__ as transformers_version
 
 from focus_core.attention.candidates import CandidateProjections
 from focus_core.cache.bus import Bus
+from focus_core.cache.chunk_file import StateShape
 from focus_core.cache.disk import DiskTier
 from focus_core.cache.store import DeviceTier, HostTier
 from focus_core.device import choose_device, choose_dtype, free_memory, has_own_memory
@@ -116,8 +117,11 @@ class SharedModel:
                 self._bus = Bus(self.loaded.model.device)
             return self._bus
 
-    def new_disk(self, folder: str | Path, limit: int | None) -> DiskTier:
+    def new_disk(self, folder: str | Path, states: StateShape, limit: int | None) -> DiskTier:
         """The files of this model in a folder.
+
+        Args:
+            states: what the model's keys and values look like
 
         Raises:
             ConfigError: the model was not loaded from files; the folder cannot be used
@@ -128,7 +132,8 @@ class SharedModel:
                 f"{self.loaded.model_id} was handed over loaded, or its files were not found. Load it by its name, "
                 "with FocusEngine.from_pretrained."
             )
-        return DiskTier(folder, self.key, software=f"transformers {transformers_version}", limit=limit)
+        software = f"transformers {transformers_version}"
+        return DiskTier(folder, self.key, states=states, software=software, limit=limit)
 
     @property
     def tiers(self) -> list[DeviceTier]:

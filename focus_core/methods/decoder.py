@@ -15,6 +15,7 @@ from focus_core.attention.modules import decoder_parts
 from focus_core.attention.passes import PassCache, until_done
 from focus_core.cache import int8
 from focus_core.cache.appended import AppendedCache
+from focus_core.cache.chunk_file import StateShape
 from focus_core.cache.chunks import ChunkBlock, ChunkRow, ChunkSet, runs_of
 from focus_core.config import LARGEST_CHUNK, FocusConfig, ResolvedConfig
 from focus_core.device import activation_bytes, tokens_per_pass
@@ -66,6 +67,11 @@ class Decoder:
     @property
     def dtype(self) -> torch.dtype:
         return self.model.dtype
+
+    @property
+    def state_shape(self) -> StateShape:
+        """What the keys and values of a chunk look like."""
+        return StateShape(self.parts.num_layers, self.parts.kv_heads, self.parts.head_dim, self.dtype)
 
     @property
     def bytes_per_layer(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ TokenIds = list[int]
 PAGE_BREAK = "\f"  # a form feed, as programs that turn pages into text write it
 
 _SHOWN = 40  # characters of a document without a name
+_RANDOM_NAME = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")  # another one each time a program runs
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -54,8 +56,10 @@ class Document:
 
     @property
     def called(self) -> str:
-        """Its name, or how it begins."""
-        return self.name or f"“{' '.join((self.text or 'tokens')[:_SHOWN].split())}…”"
+        """Its name, or how it begins where it has none or one that was drawn."""
+        if self.name and not _RANDOM_NAME.fullmatch(self.name):
+            return self.name
+        return f"“{' '.join((self.text or 'tokens')[:_SHOWN].split())}…”"
 
     @property
     def own_span(self) -> tuple[int, int]:

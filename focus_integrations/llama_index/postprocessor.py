@@ -21,7 +21,7 @@ from focus_core.errors import ConfigError, ContextOverflowError
 from focus_integrations.llama_index.inputs import docstore_from, hits_from
 from focus_integrations.llama_index.llm import FocusLLM
 from focus_integrations.llama_index.whole import WholeDocument, whole_documents
-from focus_integrations.settings import kind_of, refusal
+from focus_integrations.settings import kind_of, refusal, unknown_setting
 
 
 class WholeDocumentPostprocessor(BaseNodePostprocessor):
@@ -42,6 +42,20 @@ class WholeDocumentPostprocessor(BaseNodePostprocessor):
     @classmethod
     def class_name(cls) -> str:
         return "WholeDocumentPostprocessor"
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Checked as at construction.
+
+        Raises:
+            ConfigError: a name that is no setting, or an impossible value
+        """
+        settings = type(self).model_fields
+        if name in settings:
+            given = {setting: getattr(self, setting) for setting in settings}
+            value = getattr(type(self).model_validate({**given, name: value}), name)
+        elif not name.startswith("_"):
+            raise unknown_setting(name, type(self))
+        super().__setattr__(name, value)
 
     @model_validator(mode="wrap")
     @classmethod

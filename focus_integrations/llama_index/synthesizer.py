@@ -27,7 +27,7 @@ from llama_index.core.types import RESPONSE_TEXT_TYPE
 from pydantic import BaseModel, PrivateAttr
 
 from focus_core.engine.options import nearest
-from focus_core.errors import ConfigError, DocumentError
+from focus_core.errors import ConfigError, DocumentError, shown
 from focus_integrations.llama_index.inputs import (
     docstore_from,
     hits_from,
@@ -59,6 +59,7 @@ _WITHOUT_USE = {
     "chat_prompt_helper": "No text is cut or packed. Leave it out.",
     "use_async": "There is one call, and aquery() leaves the event loop free. Leave it out.",
     "structured_answer_filtering": "There is one answer, so none to filter. Leave it out.",
+    **dict.fromkeys(("store", "store_limit"), "Give it to the model: llm=FocusLLM(store=…)."),
     "documents": "Give them to the model: FocusLLM(documents=…), or as nodes to synthesize().",
 }
 
@@ -154,6 +155,19 @@ class FocusSynthesizer(BaseSynthesizer):
             prompt_helper=PromptHelper.from_llm_metadata(LLMMetadata(), tokenizer=str.split),
             chat_prompt_helper=ChatPromptHelper.from_llm_metadata(LLMMetadata(), tokenizer=str.split),
         )
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Refuse what would change nothing: the arguments are read once.
+
+        Raises:
+            ConfigError: an argument, or a name that nothing reads
+        """
+        if not name.startswith("_") and not hasattr(type(self), name):
+            raise ConfigError(
+                f"{name}={shown(value)}: a FocusSynthesizer is not changed after it is made. Make another one, or "
+                "change its model: settings of a FocusLLM hold from the next question on."
+            )
+        super().__setattr__(name, value)
 
     def _require_numbers(self, *, streaming: bool, output_cls: type[BaseModel] | None) -> None:
         """Refuse numbered sources where there can be none."""

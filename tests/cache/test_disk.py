@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 import errno
+import os
 import shutil
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
 from focus_core import ConfigError, FocusWarning
 from focus_core.cache import disk as disk_module
-from focus_core.cache.chunk_file import ChunkHeader, read_header
+from focus_core.cache import writers
+from focus_core.cache.chunk_file import ChunkHeader, StateShape, read_header
 from focus_core.cache.chunks import ChunkBlock, ChunkRow
 from focus_core.cache.disk import DiskTier
 from focus_core.cache.folder import FolderContent, StoredDocument, chunk_path
+from focus_core.cache.listing import list_documents, prune, remove_documents, verify_files
 
 MODEL, SOFTWARE = "ab" * 32, "transformers 5"
-KEYS = [bytes([number]) * 32 for number in range(8)]
+KEYS = [bytes([number]) * 32 for number in range(40)]
 CPU = torch.device("cpu")
+STATES = StateShape(layers=3, kv_heads=2, head_dim=4, dtype=torch.float32)
 
 
 def on_cpu(header: ChunkHeader, chunks: int) -> ChunkBlock:
@@ -41,7 +47,7 @@ def rows_of(*numbers: int, layers: int = 2) -> dict[bytes, ChunkRow]:
 
 
 def tier(folder: Path, *, model: str = MODEL, software: str = SOFTWARE, limit: int | None = None) -> DiskTier:
-    return DiskTier(folder, model, software=software, limit=limit)
+    return DiskTier(folder, model, states=STATES, software=software, limit=limit)
 
 
 def loaded(disk: DiskTier, *numbers: int, layers: int = 2) -> dict[bytes, ChunkRow]:
@@ -151,6 +157,50 @@ def test_a_wrong_file_is_not_used_and_replaced(folder: Path, damage: Callable[[P
         assert set(loaded(tier(folder), 0)) == {KEYS[0]}
 
 
+def reshaped(shape: str, dtype: str = "F32") -> Callable[[Path], None]:
+    """An altered header: the bytes stay, and so do their checksums."""
+
+    def alter(path: Path) -> None:
+        content = path.read_bytes()
+        length = int.from_bytes(content[:8], "little")
+        header = content[8 : 8 + length].decode()
+        for name in ("keys", "values"):
+            header = header.replace(
+                f'"{name}":{{"dtype":"F32","shape":[2,2,4,4]', f'"{name}":{{"dtype":"{dtype}","shape":[{shape}]'
+            )
+        header = header.replace('"shape of keys":"2 x 2 x 4 x 4"', f'"shape of keys":"{shape.replace(",", " x ")}"')
+        assert shape in header
+        path.write_bytes(len(header).to_bytes(8, "little") + header.encode() + content[8 + length :])
+
+    return alter
+
+
+@pytest.mark.parametrize(
+    "damage", [reshaped("2,4,4,2"), reshaped("4,2,4,2"), reshaped("2,2,4,8", "BF16"), reshaped("4,2,4,4", "F16")]
+)
+def test_an_altered_shape_is_not_used(folder: Path, damage: Callable[[Path], None]) -> None:
+    """Checksums are of the bytes alone: the answer died of the wrong shape."""
+    tier(folder).save(rows_of(0), tokens_of)
+    damage(file_of(folder, 0))
+    disk = tier(folder)
+    assert loaded(disk, 0) == {}
+    with pytest.warns(FocusWarning, match="1 stored chunk cannot be used"):
+        disk.warn_of_unusable()
+    assert loaded(disk, 0) == {}
+    disk.warn_of_unusable()  # named before; it could not be replaced yet
+    disk.save(rows_of(0), tokens_of)
+    assert set(loaded(disk, 0)) == {KEYS[0]}
+
+
+def test_a_shape_that_was_altered_in_one_place_shows_without_a_model(folder: Path) -> None:
+    tier(folder).save(rows_of(0), tokens_of)
+    path = file_of(folder, 0)
+    path.write_bytes(path.read_bytes().replace(b'"shape":[2,2,4,4]', b'"shape":[2,4,4,2]'))
+    ((_, reason),) = verify_files([path])
+    assert reason is not None
+    assert "shape" in reason
+
+
 def test_a_file_of_another_model_under_our_name_is_not_used(folder: Path) -> None:
     """SGLang #24758, #26792, vLLM #57810: pages of another model, or of older weights, were used."""
     other = tier(folder, model="cd" * 32)
@@ -210,9 +260,14 @@ def test_bytes_are_kept_up_as_files_come_and_go(folder: Path) -> None:
     path = file_of(folder, 1)
     content.added(path, 10)  # in place of the older one
     content.added(folder / "new", 7)
-    assert content.chunk_bytes == sum(file.nbytes for file in content.chunks.values())
+    content.added(folder / "list.json", 5)
+
+    def listed() -> int:
+        return sum(file.nbytes for file in (*content.chunks.values(), *content.documents.values()))
+
+    assert content.removable == listed()
     assert content.shrink(content.nbytes - 1)
-    assert content.chunk_bytes == sum(file.nbytes for file in content.chunks.values())
+    assert content.removable == listed()
     assert not file_of(folder, 0).exists()
 
 
@@ -231,10 +286,12 @@ def test_files_of_others_count_and_stay(folder: Path) -> None:
     (folder / "holiday.jpg").write_bytes(b"x" * 50_000)
     disk = tier(folder, limit=50_000 + 4 * (ONE + 2048))
     for number in range(8):
+        time.sleep(0.06)
+        disk.begin([])  # another question
         disk.save(rows_of(number), tokens_of)
         assert size(folder) <= disk.limit
     assert (folder / "holiday.jpg").stat().st_size == 50_000
-    assert set(loaded(disk, *range(8))) >= set(KEYS[4:])
+    assert set(loaded(disk, *range(8))) >= set(KEYS[4:8])
 
 
 def test_the_least_recently_used_leaves(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -243,8 +300,8 @@ def test_the_least_recently_used_leaves(folder: Path, monkeypatch: pytest.Monkey
     disk = tier(folder, limit=10**9)
     for number in range(3):
         disk.save(rows_of(number), tokens_of)
-        time.sleep(0.02)
-    disk.touch([KEYS[0]])
+        time.sleep(0.05)
+    disk.begin([KEYS[0]])
     disk.limit = size(folder) + 1700
     disk.save(rows_of(3), tokens_of)
     assert set(loaded(disk, 0, 1, 2, 3)) == {KEYS[0], KEYS[2], KEYS[3]}
@@ -257,6 +314,79 @@ def test_a_full_store_says_so_once(folder: Path) -> None:
     assert len(warned) == 1
     disk.save(rows_of(2), tokens_of)
     assert size(folder) == 0
+
+
+def test_a_question_does_not_evict_its_own_chunks_and_says_what_is_not_kept(folder: Path) -> None:
+    """A document over the limit was read anew in part at every question, without a word."""
+    disk = tier(folder)
+    disk.save(rows_of(8), tokens_of)
+    disk.limit = 3 * size(folder) + 2048
+    time.sleep(0.1)
+    assert disk.begin(KEYS[:6]) == set(KEYS[:6])
+    with pytest.warns(FocusWarning, match="is full: what this question uses.*Raise store_limit") as warned:
+        disk.save(rows_of(*range(6)), tokens_of)
+    assert len(warned) == 1
+    kept = set(loaded(disk, *range(6)))
+    assert len(kept) >= 3
+    assert KEYS[0] in kept
+    assert disk.begin(KEYS[:6]) == set(KEYS[:6]) - kept  # asked again: they are there, and nothing is said again
+    disk.save({key: row for key, row in rows_of(*range(6)).items() if key not in kept}, tokens_of)
+    assert set(loaded(disk, *range(6))) == kept
+    time.sleep(0.1)
+    disk.begin([KEYS[9]])  # another question
+    disk.save(rows_of(9), tokens_of)
+    assert set(loaded(disk, 9)) == {KEYS[9]}
+    assert size(folder) <= disk.limit
+
+
+@pytest.mark.filterwarnings("ignore::focus_core.FocusWarning")  # what was just written is not evicted for another
+def test_the_limit_holds_for_all_who_write(folder: Path) -> None:
+    """oMLX #1915, #2064: each writer counted for itself."""
+    limit = 6 * (ONE + 2048)
+
+    def write(number: int) -> None:
+        disk = tier(folder, limit=limit)
+        for key in range(8 * number, 8 * number + 8):
+            disk.begin([])
+            disk.save(rows_of(key), tokens_of)
+            sizes.append(size(folder))
+
+    sizes = list[int]()
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(write, range(4)))
+    assert max(sizes) <= limit + 32 + 2 * (ONE + 2048)  # what is renamed while it is counted counts twice
+    assert size(folder) <= limit
+    assert len(FolderContent(folder).chunks) >= 4
+
+
+def test_a_smaller_limit_holds_from_the_first_question_on(folder: Path) -> None:
+    tier(folder).save(rows_of(*range(6)), tokens_of)
+    time.sleep(0.1)
+    disk = tier(folder, limit=3 * (ONE + 2048))
+    assert len(FolderContent(folder).chunks) == 6  # a plan, which only looks, changes nothing
+    disk.begin([KEYS[0]])
+    assert size(folder) <= disk.limit
+    assert KEYS[0] in loaded(disk, *range(6))
+
+
+def test_lists_of_documents_count_and_leave(folder: Path) -> None:
+    """They took two megabytes of a limit of four, and nothing was written any more."""
+    disk = tier(folder, limit=8 * (ONE + 2048))
+    disk.save(rows_of(0), tokens_of)
+    for number in range(200):
+        time.sleep(0.001)
+        disk.begin([KEYS[0]])
+        disk.note(f"copy {number}", "12" * 32, 4, (KEYS[0].hex(),), "tiny")
+        assert size(folder) <= disk.limit
+    time.sleep(0.1)
+    disk.begin([])
+    disk.save(rows_of(1, 2), tokens_of)
+    assert set(loaded(disk, 1, 2)) == {KEYS[1], KEYS[2]}
+    assert "copy 199" in {listed.document.name for listed in list_documents(folder)}
+    nothing = tier(folder.with_name("nothing"), limit=0)
+    with pytest.warns(FocusWarning, match="is full"):
+        nothing.note("letter", "12" * 32, 4, (KEYS[0].hex(),), "tiny")
+    assert size(nothing.folder) == 0
 
 
 def test_two_hundred_restarts_stay_within_the_limit(folder: Path) -> None:
@@ -305,6 +435,85 @@ def test_a_folder_that_vanished_is_not_made_anew(folder: Path) -> None:
     assert loaded(disk, 0) == {}
 
 
+def test_writing_is_tried_again_by_the_next_question(folder: Path) -> None:
+    """llama.cpp #26676: after one error nothing was kept for the life of the process."""
+    disk = tier(folder)
+    shutil.rmtree(folder)
+    with pytest.warns(FocusWarning, match="not there any more"):
+        disk.save(rows_of(0), tokens_of)
+    assert not disk.writes
+    disk.begin([])
+    assert disk.writes
+    disk.save(rows_of(0), tokens_of)  # says nothing more
+    assert not disk.writes
+    folder.mkdir()
+    disk.begin([])
+    disk.save(rows_of(0), tokens_of)
+    assert set(loaded(disk, 0)) == {KEYS[0]}
+    shutil.rmtree(folder)
+    disk.begin([])
+    with pytest.warns(FocusWarning, match="not there any more"):  # again, because it was there meanwhile
+        disk.save(rows_of(1), tokens_of)
+
+
+def test_a_folder_stays_where_it_was_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    disk = tier(Path("store"))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    disk.save(rows_of(0), tokens_of)
+    assert set(loaded(disk, 0)) == {KEYS[0]}
+    assert [path.name for path in (tmp_path / "elsewhere").iterdir()] == []
+
+
+@pytest.mark.parametrize("name", ["~nobody-of-this-name/x", "a\0b", 5, True, b"bytes"])
+def test_what_is_no_name_of_a_folder(name: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="store="):
+        tier(name)
+
+
+def test_nothing_is_written_behind_a_link_out_of_the_folder(folder: Path, tmp_path: Path) -> None:
+    """Its bytes would be in no count."""
+    folder.mkdir()
+    (tmp_path / "behind").mkdir()
+    (folder / MODEL).symlink_to(tmp_path / "behind")
+    with pytest.warns(FocusWarning, match="is a link to another folder"):
+        tier(folder).save(rows_of(0), tokens_of)
+    assert not list((tmp_path / "behind").rglob("*.safetensors"))
+
+
+def test_a_store_that_is_itself_a_link_is_a_store(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "behind").mkdir()
+    folder.symlink_to(tmp_path / "behind")
+    tier(folder).save(rows_of(0), tokens_of)
+    assert set(loaded(tier(folder), 0)) == {KEYS[0]}
+
+
+def test_a_writer_that_does_not_go_on_is_not_waited_for(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writers, "_PATIENCE", 0.05)
+    disk, other = tier(folder), tier(folder)
+    with (
+        other._writers.held(),
+        ThreadPoolExecutor(1) as pool,
+        pytest.warns(FocusWarning, match="another process has held"),
+    ):
+        pool.submit(disk.save, rows_of(0), tokens_of).result()
+    disk.begin([])
+    disk.save(rows_of(0), tokens_of)
+    assert set(loaded(disk, 0)) == {KEYS[0]}
+
+
+def test_a_file_system_without_locks(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: object) -> None:
+        raise NotImplementedError
+
+    monkeypatch.setattr("filelock.FileLock.acquire", refuse)
+    disk = tier(folder)
+    disk.save(rows_of(0), tokens_of)
+    assert set(loaded(disk, 0)) == {KEYS[0]}
+
+
 def test_a_file_where_the_folder_should_be(tmp_path: Path) -> None:
     (tmp_path / "store").write_text("a file")
     with pytest.raises(ConfigError, match=r"store=.*Name another folder"):
@@ -332,6 +541,22 @@ def test_partial_files_of_dead_processes_go(folder: Path, partial: Path, monkeyp
     assert not partial.exists()
 
 
+def test_numbers_of_processes_come_again(folder: Path, partial: Path) -> None:
+    """In a container every process is number 1: what it left behind was nobody's to remove."""
+    ours = partial.with_name(partial.name.replace("999999999-1", f"{os.getpid()}-1"))
+    for age, stays in (
+        (0, True),
+        (120, True),
+        (10 * 24 * 3600, False),
+    ):  # this process is older than two minutes, or not
+        ours.write_bytes(b"half")
+        os.utime(ours, times=(time.time() - age,) * 2)
+        if age == 120:
+            stays = psutil.Process().create_time() < time.time() - age
+        tier(folder)
+        assert ours.exists() == stays
+
+
 def test_a_file_is_whole_or_not_there(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
@@ -340,7 +565,7 @@ def test_a_file_is_whole_or_not_there(folder: Path, monkeypatch: pytest.MonkeyPa
     with pytest.raises(KeyboardInterrupt):
         tier(folder).save(rows_of(0), tokens_of)
     monkeypatch.undo()
-    assert list(folder.rglob("*.*")) == []
+    assert {path.name for path in folder.rglob("*.*")} <= {".lock", ".writer"}
 
 
 def test_headers_say_what_a_chunk_is(folder: Path) -> None:
@@ -353,7 +578,39 @@ def test_headers_say_what_a_chunk_is(folder: Path) -> None:
 def test_a_document_is_noted_and_found(folder: Path) -> None:
     noted = StoredDocument("12" * 32, "contract.pdf", 900, MODEL, "tiny", (KEYS[0].hex(), KEYS[1].hex()))
     tier(folder).note(noted.name, noted.document, noted.tokens, noted.chunks, noted.model_id)
-    (listed,) = FolderContent(folder).documents
-    assert StoredDocument.read(listed.path) == noted
-    listed.path.write_text('{"chunks": 5}')
-    assert StoredDocument.read(listed.path) is None
+    (path,) = FolderContent(folder).documents
+    assert StoredDocument.read(path) == noted
+    path.write_text('{"chunks": 5}')
+    assert StoredDocument.read(path) is None
+
+
+def spoiled_key(path: Path) -> None:
+    path.write_text(path.read_text().replace(KEYS[0].hex(), "no key"))
+
+
+def spoiled_model(path: Path) -> None:
+    path.write_text(path.read_text().replace(MODEL, "../\\u0000"))
+
+
+@pytest.mark.parametrize("damage", [cut_off, emptied, garbage, spoiled_key, spoiled_model])
+def test_a_damaged_list_hides_nothing_for_good(folder: Path, damage: Callable[[Path], None]) -> None:
+    disk = tier(folder)
+    disk.save(rows_of(0, 1), tokens_of)
+
+    def note(name: str) -> None:
+        disk.note(name, "12" * 32, 8, (KEYS[0].hex(), KEYS[1].hex()), "tiny")
+
+    note("letter")
+    note("caf\udce9.txt")  # a file name that is no UTF-8
+    letter = next(one.path for one in list_documents(folder) if one.document.name == "letter")
+    damage(letter)
+    assert [one.document.name for one in list_documents(folder)] == ["caf\udce9.txt"]
+    note("letter")
+    assert {one.document.name for one in list_documents(folder)} == {"letter", "caf\udce9.txt"}
+    damage(letter)
+    prune(folder, limit=10**9)
+    assert not letter.exists()
+    (other,) = list_documents(folder)
+    assert remove_documents(folder, [other]) > 0
+    assert not FolderContent(folder).chunks
+    assert not FolderContent(folder).documents

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from focus_core.cache.chunk_file import UnusableFile, read_chunk, read_header, write_chunk
+from focus_core.cache.chunk_file import StateShape, UnusableFile, read_chunk, read_header, write_chunk
 from focus_core.cache.chunks import ChunkBlock, ChunkRun
 from focus_core.cache.disk import DiskTier
 from focus_core.cache.int8 import dequantized, nbytes_of, quantized
@@ -90,10 +90,11 @@ def test_files_hold_the_same_bytes(dtype: torch.dtype, tmp_path: Path) -> None:
     for layer in range(2):
         ChunkRun(block, 0, 3).write(layer, *states[:, layer])
     tokens = {bytes([row]) * 32: [row] * 6 for row in range(3)}
-    tier = DiskTier(tmp_path, "model", software="here")
+    shape = StateShape(layers=2, kv_heads=2, head_dim=8, dtype=dtype)
+    tier = DiskTier(tmp_path, "model", states=shape, software="here")
     tier.save({key: (block, row) for row, key in enumerate(tokens)}, tokens.__getitem__)
 
-    found = DiskTier(tmp_path, "model", software="here").find(tokens, tokens.__getitem__, layers=2)
+    found = DiskTier(tmp_path, "model", states=shape, software="here").find(tokens, tokens.__getitem__, layers=2)
     rows = {
         key: row
         for one in tier.load(found, tokens.__getitem__, lambda header, chunks: header.block(chunks, CPU))

@@ -137,6 +137,7 @@ def test_nothing_at_all_fits_the_device(device: MadeUpDevice) -> None:
 
 
 def test_what_leaves_the_device_comes_back_without_a_prefill(device: MadeUpDevice) -> None:
+    """LMCache #1061: what moved to host memory was read anew all the same."""
     engine = device.engine()
     prepared = engine.prepare(B)
     engine.store.memory._budget = engine.store.memory.nbytes

@@ -106,7 +106,7 @@ def test_how_chunks_are_kept_takes_effect_when_it_is_changed_after_use(
     ("name", "value"),
     [
         *(("chunk_size", 24), ("model", "other"), ("dtype", "float64"), ("kv_dtype", "int8")),
-        *(("store", "folder"), ("store_limit", 9), ("gguf_file", "x.gguf")),
+        *(("store", "/folder"), ("store_limit", 9), ("gguf_file", "x.gguf")),
     ],
 )
 def test_settings_of_an_engine_that_is_given_are_refused(

@@ -13,13 +13,14 @@ from langchain_core.messages import HumanMessage
 from langchain_core.messages.content import create_plaintext_block, create_text_block
 from llama_index.core.schema import Document as LlamaIndexes
 from llama_index.core.schema import NodeWithScore, TextNode
+from llama_index.core.storage.docstore import SimpleDocumentStore
 
 from focus_core import ConfigError, FocusEngine
 from focus_core.cache.listing import list_documents
 from focus_integrations.langchain import ChatFocusLLM
 from focus_integrations.langchain import FocusLLM as LangChainLLM
 from focus_integrations.llama_index import FocusLLM as LlamaIndexLLM
-from focus_integrations.llama_index import FocusSynthesizer
+from focus_integrations.llama_index import FocusSynthesizer, WholeDocumentPostprocessor
 from tests.integrations.spies import Spy
 
 WRAPPERS = {"LangChain LLM": LangChainLLM, "LangChain chat": ChatFocusLLM, "LlamaIndex LLM": LlamaIndexLLM}
@@ -148,6 +149,47 @@ def test_the_store_lists_documents_under_their_names(
     else:
         wrapper.invoke("Who?", documents=[LangChains(DOCUMENT, metadata={"source": "gates.txt"})])
     assert [listed.document.name for listed in list_documents(folder)] == ["gates.txt"]
+
+
+def test_a_document_with_a_drawn_id_is_listed_once_however_often_it_is_asked(
+    tiny_settings: dict[str, Any], folder: Path
+) -> None:
+    """LlamaIndex draws an id for every document without one: each question left a list under another name."""
+    llm = LlamaIndexLLM(**{**tiny_settings, "max_tokens": 1}, method="focus", store=folder)
+    for _ in range(3):
+        llm.complete("Who?", documents=[LlamaIndexes(text=DOCUMENT)])
+    (listed,) = list_documents(folder)
+    assert listed.document.name.startswith("“At 0 the keeper")
+
+
+def test_a_relative_folder_stays_where_it_was_when_it_was_named(
+    wrapper_class: Any, tiny_settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    wrapper = wrapper_class(**tiny_settings, store="kept")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert wrapper.engine.store.disk.folder == tmp_path / "kept"
+    assert wrapper_class(**tiny_settings, store="kept").engine.store.disk.folder == tmp_path / "elsewhere" / "kept"
+
+
+def test_settings_of_the_classes_without_an_engine_of_their_own(folder: Path) -> None:
+    """They were accepted in use, and nothing followed."""
+    llm = LlamaIndexLLM()
+    synthesizer = FocusSynthesizer(llm)
+    for name, value in {"streaming": True, "store": folder, "chunk_size": 5, "numbered_sources": True}.items():
+        with pytest.raises(ConfigError, match=f"^{name}=.*change its model"):
+            setattr(synthesizer, name, value)
+    with pytest.raises(ConfigError, match=r"takes no 'store'\..*llm=FocusLLM"):
+        FocusSynthesizer(llm, store=folder)
+    processor = WholeDocumentPostprocessor(docstore=SimpleDocumentStore(), llm=llm)
+    for name, value in {"on_overflow": "bogus", "max_document_tokens": -5, "docstore": 5, "store": folder}.items():
+        with pytest.raises(ConfigError, match=name):
+            setattr(processor, name, value)
+    processor.max_document_tokens = 5
+    with pytest.raises(ConfigError, match="max_document_tokens needs the model"):
+        processor.llm = None
+    assert (processor.max_document_tokens, processor.llm) == (5, llm)
 
 
 def test_text_blocks_have_their_title_for_name(tiny_settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:

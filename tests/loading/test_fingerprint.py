@@ -145,7 +145,10 @@ def _another_template(folder: Path) -> None:
     ids=["weight", "rope", "vocabulary", "template", "norm"],
 )
 def test_other_content_has_another_key(folder: Path, change: Callable[[Path], None]) -> None:
-    """Keys and values of one model would be used by another, and give wrong answers without an error."""
+    """Keys and values of one model would be used by another, and give wrong answers without an error.
+
+    SGLang #27504, #29443: garbled answers from pages of other settings, and of the weights before an update.
+    """
     key = key_of(folder)
     change(folder)
     assert key_of(folder) != key
