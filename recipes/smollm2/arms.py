@@ -2,10 +2,11 @@
 
     python -m recipes.smollm2.arms --data fairytale/ --output runs/arms --minutes 15
     python -m recipes.smollm2.arms --data fairytale/ --output runs/arms --minutes 15 --only "full copies"
+    python -m recipes.smollm2.arms --data fairytale/ --output runs/arms --judge runs/smollm2/wider/adapter
 
 Each arm has as many steps as its first examples say that the time is enough for; all end with the same share of their
-learning rate. The loss is that of held-out questions with the right sections, of another story and of an
-empty page: only the distance between them is reading. An arm that is there is not trained again.
+learning rate. The loss is that of the same held-out questions and targets for all, with the right sections, of another
+story and of an empty page: only the distance between them is reading. An arm that is there is not trained again.
 """
 
 from __future__ import annotations
@@ -24,9 +25,11 @@ import torch
 from focus_core.disk import replace_file
 from focus_core.evaluation.tasks.records import read_records
 from focus_core.loading.named import smollm2_file
+from focus_core.methods.focus import FocusModel
 from focus_core.training.config import TrainingConfig
-from focus_core.training.log import EVALUATION, LOSSES
+from focus_core.training.log import LOSSES
 from focus_core.training.trainer import rehearse, train
+from focus_core.training.validation import Validation
 from recipes.smollm2 import data
 from recipes.smollm2.adapter import config_for, write_data
 
@@ -63,20 +66,25 @@ def config_of(arm: str, base: TrainingConfig) -> TrainingConfig:
 
 
 def run(arm: str, base: TrainingConfig, minutes: float) -> dict[str, Any]:
-    """Train an arm; returns its last evaluation, and the seconds that its steps took."""
+    """Train an arm; returns its losses as `base` draws what is held out, and the seconds that its steps took."""
     config = config_of(arm, base)
     kept = config.output / _RESULT
     if kept.is_file():
         found: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8"))
         return found
     steps = max(round(60 * minutes / rehearse(config).seconds_per_step), 1)
-    train(replace(config, steps=steps, evaluate_every=steps))
-    losses = {row["name"]: round(float(row["value"]), 3) for row in _rows(config.output / EVALUATION)}
+    losses = judged(train(replace(config, steps=steps, validation=())), base)
     a_step = {int(row["step"]): float(row["seconds"]) for row in _rows(config.output / LOSSES)}
     seconds = sum(a_step[step] * (step - before) for before, step in pairwise([0, *sorted(a_step)]))
     found = {"arm": arm, "steps": steps, "seconds": round(seconds), **losses}
     replace_file(kept, lambda path: path.write_text(json.dumps(found, indent=2), encoding="utf-8"))
     return found
+
+
+def judged(adapter: Path, base: TrainingConfig) -> dict[str, float]:
+    """The losses of an adapter on the questions that `base` holds out."""
+    focus = FocusModel.from_pretrained(base.model, adapter=adapter, device=base.device, dtype=base.dtype)
+    return {name: round(loss, 3) for name, loss in Validation(base, focus, base.model)(focus).items()}
 
 
 def _rows(path: Path) -> list[dict[str, str]]:
@@ -91,6 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, default=Path("runs/arms"))
     parser.add_argument("--minutes", type=float, default=15.0, help="of each arm (default: %(default)s)")
     parser.add_argument("--only", action="append", choices=list(ARMS), help="this arm; may be given several times")
+    parser.add_argument("--judge", type=Path, action="append", help="only the losses of this adapter; several times")
     parser.add_argument("--threads", type=int, help="(default: all)")
     given = parser.parse_args(arguments)
     if smollm2_file() is None:
@@ -103,7 +112,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     base = replace(
         config_for(given.output, files, held_out, steps=1, rank=32), validation_examples=16, save_every=10_000
     )
-    for arm in given.only or ARMS:
+    for adapter in given.judge or ():
+        print(json.dumps({"adapter": str(adapter), **judged(adapter, base)}), flush=True)
+    for arm in () if given.judge else given.only or ARMS:
         print(json.dumps(run(arm, base, given.minutes)), flush=True)
 
 
