@@ -122,6 +122,8 @@ def read_header(path: Path) -> ChunkHeader:
     except (OSError, SafetensorError, ValueError, KeyError) as error:
         raise _unusable(error) from error
     shape = _shape_of((layers, kv_heads, tokens, dim))
+    if min(layers, kv_heads, tokens, dim) < 1:
+        raise UnusableFile(f"its keys have the shape {shape}")
     if metadata.get(_SHAPE, shape) != shape:
         raise UnusableFile(f"its keys have the shape {shape}, and it says {metadata[_SHAPE]}")
     return ChunkHeader((layers, kv_heads, tokens, dim), dtype, kv_dtype, metadata)

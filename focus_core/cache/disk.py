@@ -14,6 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Lock
+from weakref import WeakKeyDictionary
 
 import torch
 
@@ -28,10 +29,10 @@ from focus_core.cache.chunk_file import (
     write_chunk,
 )
 from focus_core.cache.chunks import ChunkBlock, ChunkRow
-from focus_core.cache.folder import FolderContent, StoredDocument, chunk_path
+from focus_core.cache.folder import FolderContent, StoredDocument, chunk_path, may_be_removed
+from focus_core.cache.journal import Journal, Turn
 from focus_core.cache.keys import ChunkKey
-from focus_core.cache.planner import Room, room_for
-from focus_core.cache.writers import Writers
+from focus_core.cache.planner import Room
 from focus_core.disk import store_folder
 from focus_core.errors import ConfigError, shown, warn
 
@@ -43,10 +44,12 @@ Loading = tuple[ChunkRow, Future[bool]]  # where a chunk is loaded to, and wheth
 
 _READERS = 4  # threads, at most
 _SHARE = 0.5  # of the disk that is free without the store, where no limit is given
-_BELIEVED = 2.0  # seconds for which the folder is not looked through again
+_BELIEVED = 2.0  # seconds for which the folder is not looked through again, if that is quick
+_LOOKING = 0.05  # share of the time that looking through it may take
+_LONGEST_JOURNAL = 2**16  # bytes
+_LINE = 256  # bytes of one of its lines, at most
 _HEADER = 2**11  # bytes that a file takes besides, at most
 _NAMED_AT_MOST = 3  # files that a warning names
-_CLOCK = 0.02  # seconds by which the time of a file may lie behind the clock
 
 
 def readers() -> int:
@@ -95,11 +98,11 @@ class DiskTier:
             reason = (error.strerror if isinstance(error, OSError) else None) or error
             raise ConfigError(f"store={shown(str(folder))}: {reason}. Name another folder.") from error
         self._content.remove_left_behind()
-        self._looked = time.monotonic()
+        self._look_again = time.monotonic() + _BELIEVED
         self._lock = Lock()
-        self._writers = Writers(self.folder)
-        self._begun = time.time()  # when the last question began: what it uses stays
-        self._to_shrink = limit is not None
+        self._journal = Journal(self.folder, longest=min(_LONGEST_JOURNAL, self.limit // 16))
+        self._running: WeakKeyDictionary[object, frozenset[Path]] = WeakKeyDictionary()  # what questions use stays
+        self._limit_is_given = limit is not None
         self._stopped = False  # nothing is written for the question that runs
         self._said: str | None = None  # why not, so that it is said once
         self._unusable: list[tuple[Path, str]] = []  # not warned of yet
@@ -155,28 +158,48 @@ class DiskTier:
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def begin(self, keys: Collection[ChunkKey]) -> set[ChunkKey]:
-        """A question begins: note that its chunks were used. They stay in the folder until the next one begins.
+    def begin(self, question: object, keys: Collection[ChunkKey]) -> set[ChunkKey]:
+        """A question begins, or looks again: note that its chunks were used.
+
+        Args:
+            question: as long as somebody holds it, its chunks are not evicted for others
 
         Returns:
             those that are not there
         """
-        self._begun, self._stopped = time.time() - _CLOCK, False
-        missing = set()
-        for key in keys:
-            try:
-                os.utime(self.path(key))
-            except FileNotFoundError:
-                missing.add(key)
-            except OSError:  # not ours to change
-                continue
-        if self._to_shrink and self.nbytes > self.limit:
-            with self._stopping_at_errors():
-                self._require_folder()
-                with self._writers.held():
-                    self._make_room(0)
-        self._to_shrink = False
+        if question not in self._running:
+            if not self._stopped:
+                self._said = None
+            self._stopped = False
+        paths = {key: self.path(key) for key in keys}
+        with self._lock:
+            self._running[question] = frozenset(paths.values())
+        missing = {key for key, path in paths.items() if not self._used(path)}
+        if self._limit_is_given and self.nbytes > self.limit:
+            self._keep_to_the_limit()
         return missing
+
+    def _used(self, path: Path) -> bool:
+        """Note that a file was used, if it is there; whether it is."""
+        try:
+            os.utime(path)
+        except FileNotFoundError:
+            return False
+        except OSError:  # not ours to change
+            return True
+        with self._lock:
+            self._content.used(path)
+        return True
+
+    def _keep_to_the_limit(self) -> None:
+        """The folder may have been filled under a larger one."""
+        with self._stopping_at_errors():
+            self._require_folder()
+            with self._journal.turn() as turn, self._lock:
+                self._count(turn)
+                within = self._content.shrink(self.limit, keep=self._kept())
+            if not within:
+                self._stop_writing(self._full)
 
     def warn_of_unusable(self) -> None:
         """One warning for all files that could not be used since the last time."""
@@ -253,14 +276,30 @@ class DiskTier:
         return not self._stopped
 
     def room_for(self, nbytes: int, keep: Collection[ChunkKey] = ()) -> Room:
-        """How room for `nbytes` of files would be made.
+        """How room for `nbytes` of files would be made. What lacks is not kept; the others give way all the same.
 
         Args:
             keep: chunks that are used now, and so are not removed
         """
-        content, kept = FolderContent(self.folder), {self.path(key) for key in keep}
-        removable = content.removable - sum(content.chunks[path].nbytes for path in kept if path in content.chunks)
-        return room_for(nbytes, free=self.limit - content.nbytes, evictable=removable)
+        content = FolderContent(self.folder)
+        removable = content.removable - sum(content.nbytes_of(self.path(key)) for key in set(keep))
+        short = max(nbytes + content.nbytes - self.limit, 0)
+        return Room(evict=min(short, removable), lacking=max(short - removable, 0))
+
+    @contextmanager
+    def trying(self, path: Path, nbytes: int) -> Iterator[bool]:
+        """To write a file that is removed again at the end of the block; whether that may be."""
+        with self._journal.turn() as turn:
+            with self._lock:
+                self._count(turn)
+                fits = self._content.nbytes + nbytes <= self.limit
+            if fits:
+                self._make_parent(path)
+            try:
+                yield fits
+            finally:
+                if fits:
+                    path.unlink(missing_ok=True)
 
     def _holds(self, key: ChunkKey, block: ChunkBlock) -> bool:
         """Whether there is a good file with all layers of the block already."""
@@ -269,18 +308,21 @@ class DiskTier:
         except (FileNotFoundError, UnusableFile):
             return False
 
-    def note(self, name: str, document: str, tokens: int, chunks: tuple[str, ...], model_id: str) -> None:
-        """Let `focusllm store ls` know a document, by the keys of its chunks, and that it was used."""
+    def note(
+        self, question: object, name: str, document: str, tokens: int, chunks: tuple[str, ...], model_id: str
+    ) -> None:
+        """Let `focusllm store ls` know a document of a question that has begun, by the keys of its chunks."""
         noted = StoredDocument(document, name, tokens, self.model, model_id, chunks)
         path = noted.path(self.folder)
         if self._stopped:
             return
+        with self._lock:
+            self._running[question] |= {path}
         with self._stopping_at_errors():
             if StoredDocument.read(path) != noted:
                 self._add(path, len(noted.text), lambda: noted.write(self.folder))
                 return
-        with suppress(OSError):  # not ours to change
-            os.utime(path)
+        self._used(path)
 
     def _write(self, key: ChunkKey, block: ChunkBlock, row: int, token_ids: Sequence[int]) -> None:
         path, nbytes = self.path(key), file_bytes(block.nbytes // block.chunks, len(token_ids))
@@ -296,42 +338,67 @@ class DiskTier:
     def _add(self, path: Path, nbytes: int, write: Callable[[], None]) -> bool:
         """Write a file of at most so many bytes, once there is room; whether there was."""
         self._require_folder()
-        with self._writers.held():
-            if not self._make_room(nbytes):
-                foreign = self._content.foreign
-                self._stop_writing(
-                    f"is full: what this question uses and {foreign:,} bytes of files of others take more than its "
-                    f"limit of {self.limit:,} bytes. Raise store_limit, or name another folder"
-                )
-                return False
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            if not path.parent.resolve().is_relative_to(self.folder.resolve()):
-                raise OSError(f"{path.parent} is a link to another folder")
-            self._writers.mark()
-            write()
+        with self._journal.turn() as turn:
             with self._lock:
-                self._content.added(path, path.stat().st_size)
-        self._said = None
-        return True
+                self._count(turn)
+                fits = self._make_room(path, nbytes)
+            if fits:
+                self._make_parent(path)
+                turn.writes(path.relative_to(self.folder).as_posix(), nbytes)
+                write()
+                with self._lock:
+                    self._content.added(path, path.stat().st_size)
+            else:
+                self._stop_writing(self._full)
+        return fits
+
+    def _make_parent(self, path: Path) -> None:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not path.parent.resolve().is_relative_to(self.folder.resolve()):
+            raise OSError(f"{path.parent} is a link to another folder")
 
     def _require_folder(self) -> None:
         if not self.folder.is_dir():  # making it anew could fill another disk than was meant
             raise FileNotFoundError("it is not there any more")
 
-    def _make_room(self, nbytes: int) -> bool:
-        """Remove what was not used for longest, until there is room; whether there is. The lock is held."""
-        with self._lock:
-            overdue = time.monotonic() - self._looked > _BELIEVED  # files of others, and `focusllm store prune`
-            if overdue or not self._writers.alone or self._content.nbytes + nbytes > self.limit:
-                self._content, self._looked = FolderContent(self.folder), time.monotonic()
-            return self._content.shrink(self.limit - nbytes, used_before=self._begun)
+    def _count(self, turn: Turn) -> None:
+        """Know what is in the folder, by what others say that they have written, and now and then by looking."""
+        began, news = time.monotonic(), turn.news()
+        if news is None or began > self._look_again:  # files of others come too, and `focusllm store prune` removes
+            self._content = FolderContent(self.folder)
+            now = time.monotonic()
+            self._look_again = now + max(_BELIEVED, (now - began) / _LOOKING)
+        else:
+            for name, nbytes in news:
+                if may_be_removed(name):  # whatever somebody has written into the journal
+                    self._content.added(self.folder / name, nbytes)
+        self._content.journal = turn.nbytes
+
+    def _make_room(self, path: Path, nbytes: int) -> bool:
+        """Remove what was not used for longest, until a file fits in the place of an older one; whether it does."""
+        keep, content = self._kept(), self._content
+        more = nbytes - content.nbytes_of(path) + _LINE
+        stays = content.nbytes - content.removable + sum(map(content.nbytes_of, keep))
+        return stays + more <= self.limit and content.shrink(self.limit - more, keep=keep)
+
+    def _kept(self) -> set[Path]:
+        """Files of questions that run."""
+        return {path for paths in self._running.values() for path in paths}
+
+    @property
+    def _full(self) -> str:
+        return (
+            f"is full: what is used now and {self._content.foreign:,} bytes of files of others take more than its "
+            f"limit of {self.limit:,} bytes. Raise store_limit, or name another folder"
+        )
 
     @contextmanager
     def _stopping_at_errors(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
-            self._stop_writing(f"cannot be written to: {error.strerror or error}")
+            where = f" ({error.filename})" if error.filename else ""
+            self._stop_writing(f"cannot be written to: {error.strerror or error}{where}")
 
     def _stop_writing(self, reason: str) -> None:
         self._stopped = True

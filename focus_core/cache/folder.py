@@ -2,24 +2,25 @@
 
 <folder>/<model key>/chunks/<chunk key>.safetensors        keys and values of one chunk
 <folder>/<model key>/documents/<digest>.json               name and chunks of a document, for people
-<folder>/.lock, .writer                                    see `writers`
+<folder>/.journal                                          what writers tell one another
 """
 
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
+from heapq import merge
 from pathlib import Path
 
 import psutil
 
+from focus_core.cache.journal import JOURNAL
 from focus_core.cache.keys import ChunkKey
 from focus_core.disk import replace_file
 
@@ -27,9 +28,15 @@ _DIGEST = "[0-9a-f]{64}"
 _CHUNK = re.compile(rf"{_DIGEST}/chunks/{_DIGEST}\.safetensors")
 _DOCUMENT = re.compile(rf"{_DIGEST}/documents/{_DIGEST}\.json")
 _PARTIAL = re.compile(rf"{_DIGEST}/(?:chunks|documents)/{_DIGEST}\.\w+\.(\d+)-\d+\.partial")
-_OWN = re.compile(r"\.lock|\.writer")
+_JOURNAL = re.compile(re.escape(JOURNAL))
 _LEFT_BEHIND = 60.0  # seconds after which a partial file of a process that is gone is removed
+_MOST_TOKENS = 2**63
 _NOBODY_WRITES_SO_LONG = 24 * 60 * 60.0  # seconds after which a partial file is removed in any case
+
+
+def may_be_removed(name: str) -> bool:
+    """Whether this path from the folder is that of a chunk or a list."""
+    return bool(_CHUNK.fullmatch(name) or _DOCUMENT.fullmatch(name))
 
 
 def chunk_path(folder: Path, model: str, key: ChunkKey) -> Path:
@@ -58,12 +65,12 @@ class FolderContent:
         documents: lists of documents, likewise
         removable: bytes of both
         partial: files that are being written, or were when their process ended
-        own: bytes of what the writers leave for one another
+        journal: bytes of what writers tell one another
         foreign: bytes of files of others, which count and stay
     """
 
     def __init__(self, folder: Path) -> None:
-        kinds = dict[re.Pattern[str], list[StoredFile]]((kind, []) for kind in (_CHUNK, _DOCUMENT, _PARTIAL, _OWN))
+        kinds = dict[re.Pattern[str], list[StoredFile]]((kind, []) for kind in (_CHUNK, _DOCUMENT, _PARTIAL, _JOURNAL))
         self.foreign = 0
         for name, file in _files(folder):
             kind = next((kind for kind in kinds if kind.fullmatch(name)), None)
@@ -71,8 +78,8 @@ class FolderContent:
                 self.foreign += file.nbytes
             else:
                 kinds[kind].append(file)
-        chunks, documents, self.partial, own = kinds.values()
-        self.own = sum(file.nbytes for file in own)
+        chunks, documents, self.partial, journals = kinds.values()
+        self.journal = sum(file.nbytes for file in journals)
         self.chunks = _by_use(chunks)
         self.documents = _by_use(documents)
         self.removable = sum(file.nbytes for file in (*chunks, *documents))  # kept up: one more comes every moment
@@ -80,7 +87,7 @@ class FolderContent:
     @property
     def nbytes(self) -> int:
         """Of all files."""
-        return self.foreign + self.own + self.removable + sum(file.nbytes for file in self.partial)
+        return self.foreign + self.journal + self.removable + sum(file.nbytes for file in self.partial)
 
     def added(self, path: Path, nbytes: int) -> None:
         """A chunk or a list was written, in place of an older one perhaps."""
@@ -89,31 +96,39 @@ class FolderContent:
         files[path] = StoredFile(path, nbytes, time.time())
         self.removable += nbytes
 
+    def used(self, path: Path) -> None:
+        """A chunk or a list was used now."""
+        for files in (self.chunks, self.documents):
+            if path in files:
+                files[path] = replace(files.pop(path), used=time.time())
+
+    def nbytes_of(self, path: Path) -> int:
+        """Bytes of a chunk or a list; none if it is not there."""
+        found = self.chunks.get(path) or self.documents.get(path)
+        return found.nbytes if found else 0
+
     def _forget(self, path: Path) -> None:
         for files in (self.chunks, self.documents):
             if path in files:
                 self.removable -= files.pop(path).nbytes
 
-    def shrink(self, limit: int, *, used_before: float = math.inf) -> bool:
-        """Remove the least recently used chunks and lists until all files take at most `limit` bytes.
+    def shrink(self, limit: int, *, keep: Collection[Path] = ()) -> bool:
+        """Remove the least recently used chunks and lists until all files take at most `limit` bytes; whether they do.
 
         Args:
-            used_before: seconds since 1970; what was used since then stays
-
-        Returns:
-            whether they do; if they could not, nothing is removed
+            keep: files that stay
         """
-        if self.nbytes <= limit:
-            return True
-        listed = (*self.chunks.values(), *self.documents.values())
-        if self.nbytes - sum(file.nbytes for file in listed if file.used < used_before) > limit:
-            return False
-        while self.nbytes > limit:
-            heads = (next(iter(files.values())) for files in (self.chunks, self.documents) if files)
-            oldest = min(heads, key=lambda file: file.used).path
-            oldest.unlink(missing_ok=True)
-            self._forget(oldest)
-        return True
+        for file in self._least_recently_used() if self.nbytes > limit else ():
+            if self.nbytes <= limit:
+                break
+            if file.path not in keep:
+                file.path.unlink(missing_ok=True)
+                self._forget(file.path)
+        return self.nbytes <= limit
+
+    def _least_recently_used(self) -> Iterator[StoredFile]:
+        chunks, documents = list(self.chunks.values()), list(self.documents.values())
+        return merge(chunks, documents, key=lambda file: file.used)
 
     def remove_left_behind(self) -> None:
         """Remove partial files of processes that are gone."""
@@ -205,4 +220,5 @@ class StoredDocument:
         except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
             return None
         digests = (document.model, *chunks)
-        return document if all(re.fullmatch(_DIGEST, digest) for digest in digests) else None
+        sound = 0 <= document.tokens < _MOST_TOKENS and all(re.fullmatch(_DIGEST, digest) for digest in digests)
+        return document if sound else None

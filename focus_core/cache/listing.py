@@ -32,9 +32,9 @@ class ListedDocument:
     used: float
 
 
-def list_documents(folder: Path) -> list[ListedDocument]:
+def list_documents(folder: Path, content: FolderContent | None = None) -> list[ListedDocument]:
     """The documents of a folder, the last used first."""
-    content = FolderContent(folder)
+    content = content or FolderContent(folder)
     found = []
     for file in content.documents.values():
         document = StoredDocument.read(file.path)
@@ -49,7 +49,7 @@ def list_documents(folder: Path) -> list[ListedDocument]:
 def remove_documents(folder: Path, listed: Collection[ListedDocument]) -> int:
     """Remove documents, and their chunks that no other document has; the bytes that this frees."""
     content, paths = FolderContent(folder), {one.path for one in listed}
-    others = [one.document for one in list_documents(folder) if one.path not in paths]
+    others = [one.document for one in list_documents(folder, content) if one.path not in paths]
     shared = {(other.model, key) for other in others for key in other.chunks}
     freed = 0
     for one in listed:
@@ -81,8 +81,8 @@ def prune(folder: Path, *, limit: int | None = None, unused_days: float | None =
         content.shrink(content.nbytes - sum(file.nbytes for file in files if file.used < oldest))
     if limit is not None:
         content.shrink(max(limit, content.nbytes - content.removable))
-    useful = {listed.path for listed in list_documents(folder) if listed.chunks}
-    for path in FolderContent(folder).documents:
+    useful = {listed.path for listed in list_documents(folder, content) if listed.chunks}
+    for path in content.documents:
         if path not in useful:
             path.unlink(missing_ok=True)
     return before - FolderContent(folder).nbytes

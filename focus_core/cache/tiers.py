@@ -31,17 +31,19 @@ class ChunkStore:
         """In host memory."""
         return self.memory.host
 
-    def rows(self, keys: Collection[ChunkKey], tokens_of: TokensOf, *, layers: int) -> tuple[Rows, Rows]:
+    def rows(
+        self, question: object, keys: Collection[ChunkKey], tokens_of: TokensOf, *, layers: int
+    ) -> tuple[Rows, Rows]:
         """Chunks on the device, and others in host memory, with at least so many layers.
 
-        They and their files count as used now. What was read before the folder was named, by another engine of the
-        model, is written now.
+        As long as somebody holds `question`, its files are not evicted. They and those of the chunks count as used now.
+        What was read before the folder was named, by another engine of the model, is written now.
         """
         found = _with_layers({key: self.memory.get(key) for key in keys}, layers)
         others = [key for key in keys if key not in found]
         in_host = {} if self.host is None else _with_layers({key: self.host.get(key) for key in others}, layers)
         if self.disk is not None:
-            missing = self.disk.begin(keys)
+            missing = self.disk.begin(question, keys)
             self.disk.save({key: row for key, row in (found | in_host).items() if key in missing}, tokens_of)
         return found, in_host
 

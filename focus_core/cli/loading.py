@@ -87,11 +87,14 @@ def required_store(store: str | None) -> str:
     """The folder of `--store` or of the environment.
 
     Raises:
-        ConfigError: none is named
+        ConfigError: none is named, or it is no name of a folder
     """
-    if not store:
+    from focus_core.engine.options import chosen_store
+
+    chosen = chosen_store(store) if store else None
+    if not chosen:
         raise ConfigError("No store is named. Use --store FOLDER, or set FOCUSLLM_STORE.")
-    return store
+    return chosen
 
 
 def config_of(further: Sequence[str] | None, **named: int | str | None) -> FocusConfig:

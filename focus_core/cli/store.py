@@ -20,7 +20,7 @@ app = typer.Typer(help="List, verify, prune or remove what `focusllm prepare` ha
 
 def store_folder(store: str | None) -> Path:
     """The folder of `--store` or of the environment, which must be there."""
-    folder = Path(required_store(store)).expanduser()
+    folder = Path(required_store(store))
     if not folder.is_dir():
         raise ConfigError(f"--store {store}: there is no such folder.")
     return folder
@@ -44,8 +44,8 @@ def list_(store: options.Store = None, as_json: options.AsJson = False) -> None:
         document, there = one.document, f"{one.chunks:,} of {len(set(one.document.chunks)):,} chunks"
         used = time.strftime("%Y-%m-%d %H:%M", time.localtime(one.used))
         typer.echo(
-            f"{document.name}  {document.tokens:,} tokens  {there}  {shown_bytes(one.nbytes)}  {used}  "
-            f"{document.model_id}"
+            f"{_printable(document.name)}  {document.tokens:,} tokens  {there}  {shown_bytes(one.nbytes)}  {used}  "
+            f"{_printable(document.model_id)}"
         )
     typer.echo(
         f"{len(content.chunks):,} chunks, {shown_bytes(content.nbytes)} in all, "
@@ -112,3 +112,8 @@ def remove(
     gone = [one for one in listed if one.document.name in name]
     freed = remove_documents(folder, gone)
     typer.echo(f"{len(gone)} document{'s' if len(gone) != 1 else ''} removed, {shown_bytes(freed)} freed.")
+
+
+def _printable(name: str) -> str:
+    """In one line of a terminal, whatever somebody has called a file."""
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in name)

@@ -18,7 +18,7 @@ import torch
 
 from focus_core.cache.chunk_file import UnusableFile, read_chunk, read_header, write_chunk
 from focus_core.cache.chunks import ChunkBlock, ChunkRow
-from focus_core.cache.disk import DiskTier, readers
+from focus_core.cache.disk import DiskTier, file_bytes, readers
 from focus_core.cache.store import DeviceTier
 from focus_core.cache.tiers import ChunkStore
 from focus_core.config import SamplingConfig
@@ -125,21 +125,19 @@ class Calibration:
             chunk = _chunk(plan, self._size(plan), random.Random(1))
             (row,) = self._rows_of(plan.method, [chunk]).values()
             path, read, write = disk.path(chunk.key), list[float](), 0.0
-            with suppress(OSError):  # then nothing is written, which takes no time
-                if disk.writes:
-                    write = self._seconds_to_write(path, row, chunk)
-            for file in list(stored)[:_FILES] or [path]:
+            if disk.writes:
+                with suppress(OSError), disk.trying(path, file_bytes(row[0].nbytes, len(chunk))) as fits:
+                    write = self._seconds_to_write(path, row, chunk) if fits else 0.0
+                    read += [self._seconds_to_read(path)] if fits and not stored else []
+            for file in list(stored)[:_FILES]:
                 with suppress(OSError, UnusableFile):
                     read.append(self._seconds_to_read(file))
-            with suppress(OSError):
-                path.unlink(missing_ok=True)
             self._disk[disk.folder] = DiskSpeed(median(read) if read else 0.0, write)
         return self._disk[disk.folder]
 
     def _seconds_to_write(self, path: Path, row: ChunkRow, chunk: Chunk) -> float:
         """Of a byte."""
         (block, number), taken = row, []
-        path.parent.mkdir(mode=0o700, exist_ok=True, parents=path.parents[2].is_dir())  # never the folder itself
         for _ in range(_REPEATS + 1):
             started = time.perf_counter()
             tensors = {name: tensor[:, number].cpu().contiguous() for name, tensor in block.tensors.items()}

@@ -403,8 +403,8 @@ class FocusEngine:
         self._require_place()
         chunks = self._planner.cut(outline.method, listed)
         self._warn(outline.notice)
-        self._note(chunks)
         request = Request(self._prefill(outline.method, chunks), keeps_chunks=False)
+        self._note(request.prefill)
         with progress_bar("reading chunks", visible=self._progress, report=report) as progress:
             for notice in self._notices([request]):
                 if isinstance(notice[1], Progress):
@@ -575,7 +575,7 @@ class FocusEngine:
                 request.prefill = prefills.setdefault(request.plan.key, request.prefill)
             requests.append(request)
         for prefill in prefills.values():
-            self._note(prefill.chunks)
+            self._note(prefill)
         return requests
 
     def _request(
@@ -619,19 +619,22 @@ class FocusEngine:
             raise ConfigError("The question is empty: the tokenizer makes no tokens of it.")
         return prompt
 
-    def _note(self, chunks: Sequence[Chunk]) -> None:
-        """Let the store on disk know the names of the documents that these chunks are of."""
+    def _note(self, prefill: ChunkPrefill) -> None:
+        """Let the store on disk know the names of the documents that are asked about."""
         if self.store.disk is None:
             return
+        self.store.disk.begin(prefill, prefill.wanted)
         of_documents: dict[int, list[tuple[Chunk, Chunk]]] = {}  # equal documents may differ in name
-        for chunk in chunks:
+        for chunk in prefill.chunks:
             for part in chunk.document_parts:
                 of_documents.setdefault(id(part.document), []).append((chunk, part))
         for of_document in of_documents.values():
             document = of_document[0][1].document
             keys = tuple(chunk.key.hex() for chunk, _ in of_document)
             tokens = sum(len(part.token_ids) for _, part in of_document)
-            self.store.disk.note(document.called, document.key.hex(), tokens, keys, self.shared.loaded.model_id)
+            self.store.disk.note(
+                prefill, document.called, document.key.hex(), tokens, keys, self.shared.loaded.model_id
+            )
 
     def _prefill(
         self, method: Method, chunks: Sequence[Chunk], appended_tokens: int = 0, *, store: ChunkStore | None = None

@@ -141,7 +141,7 @@ class ChunkPrefill:
 
     def _look(self) -> Rows:
         """Take the chunks that lie on the device, and return others that lie in host memory."""
-        found, in_host = self._store.rows(self.wanted, self._tokens_of, layers=self.method.cached_layers)
+        found, in_host = self._store.rows(self, self.wanted, self._tokens_of, layers=self.method.cached_layers)
         self.rows |= found
         return {key: row for key, row in in_host.items() if key not in self.rows}
 

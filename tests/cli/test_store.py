@@ -134,7 +134,7 @@ def test_prune_by_size_and_by_use(prepare: Any, focusllm: Focusllm, listed: Any,
     (store / "mine.txt").write_text("mine")
     focusllm("store", "prune", "--store", store, "--unused", "0")
     left = {path.name for path in store.rglob("*") if path.is_file()}
-    assert left - {".lock", ".writer"} == {"mine.txt"}
+    assert left - {".journal"} == {"mine.txt"}
 
 
 @pytest.mark.parametrize(
