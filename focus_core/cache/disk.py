@@ -173,7 +173,7 @@ class DiskTier:
             self._stopped = False
         paths = {key: self.path(key) for key in keys}
         with self._lock:
-            self._running[question] = frozenset(paths.values())
+            self._running[question] = self._running.get(question, frozenset()).union(paths.values())
         missing = {key for key, path in paths.items() if not self._used(path)}
         if self._limit_is_given and self.nbytes > self.limit:
             self._keep_to_the_limit()

@@ -438,6 +438,21 @@ def test_lists_of_documents_count_and_leave(folder: Path) -> None:
     assert not list(nothing.folder.rglob("*.json"))
 
 
+def test_a_list_stays_as_long_as_its_question_runs(folder: Path) -> None:
+    """It was evicted for the chunks that it names."""
+    disk, question = tier(folder), Question()
+    disk.save(rows_of(8, 9), tokens_of)
+    disk.begin(question, KEYS[:4])
+    disk.note(question, "letter", "12" * 32, 16, tuple(key.hex() for key in KEYS[:4]), "tiny")
+    assert disk.begin(question, KEYS[:4])  # it looks again, before it reads
+    disk.limit = size(folder) + 2300
+    with pytest.warns(FocusWarning, match="is full"):
+        disk.save(rows_of(*range(4)), tokens_of)
+    (listed,) = list_documents(folder)
+    assert 0 < listed.chunks < 4
+    assert not set(loaded(disk, 8, 9))
+
+
 def test_a_full_store_is_not_looked_through_for_every_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that is used for long is full: each write took a walk through thousands of files."""
     looked = list[Path]()
