@@ -376,8 +376,11 @@ class DiskTier:
 
     def _make_room(self, path: Path, nbytes: int) -> bool:
         """Remove what was not used for longest, until a file fits in the place of an older one; whether it does."""
-        keep, content = self._kept(), self._content
+        content = self._content
         more = nbytes - content.nbytes_of(path) + _LINE
+        if content.nbytes + more <= self.limit:
+            return True
+        keep = self._kept()
         stays = content.nbytes - content.removable + sum(map(content.nbytes_of, keep))
         return stays + more <= self.limit and content.shrink(self.limit - more, keep=keep)
 
