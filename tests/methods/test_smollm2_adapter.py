@@ -119,6 +119,14 @@ def _untrained(focus: FocusModel) -> None:
 
 
 @torch.no_grad()
+def _without_values(focus: FocusModel) -> None:
+    """Of the value maps nothing is left that was trained."""
+    for name, tensor in focus.projections.state_dict().items():
+        if "v_proj.up." in name:
+            tensor.zero_()
+
+
+@torch.no_grad()
 def _shuffled(focus: FocusModel) -> None:
     """Each layer gets the projections of the next."""
     layers = list(focus.projections.layers)[:-1]  # the last one has fewer
@@ -131,6 +139,7 @@ CHANGES: dict[str, Callable[[FocusModel], None]] = {
     "as it is": _nothing,
     "untrained": _untrained,
     "shuffled": _shuffled,
+    "without values": _without_values,
 }
 
 
@@ -142,7 +151,7 @@ def test_it_reads(losses: Callable[[str], dict[str, float]]) -> None:
 
 
 @needs_model(SMOLLM2)
-@pytest.mark.parametrize("change", ["untrained", "shuffled"])
+@pytest.mark.parametrize("change", ["untrained", "shuffled", "without values"])
 def test_a_broken_one_does_not(losses: Callable[[str], dict[str, float]], change: str) -> None:
     whole, broken = losses("as it is"), losses(change)
     assert broken["loss"] > FLOOR
