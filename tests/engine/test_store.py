@@ -142,6 +142,21 @@ def test_a_folder_that_vanishes_between_two_questions(folder: Path) -> None:
     assert ["not there any more" in str(warning.message) for warning in warned] == [True]
 
 
+def test_what_has_been_asked_may_be_evicted(folder: Path) -> None:
+    """Only running questions keep their chunks: an answer that is kept, with its sources, keeps none of them."""
+    engine = make_engine(store=folder)
+    assert engine.store.disk is not None
+    kept = [engine.generate(QUESTION, [A], max_new_tokens=4, sources=True), engine.prepare([B])]
+    assert not engine.store.disk._running
+    stream = engine.stream(QUESTION, [A], max_new_tokens=4)
+    next(stream)
+    assert len(engine.store.disk._running) == 1
+    stream.close()
+    del stream
+    assert not engine.store.disk._running
+    assert kept
+
+
 def test_an_interrupt_loses_what_was_being_read_and_no_more(folder: Path) -> None:
     engine = make_engine(store=folder, parallel_chunks=1)
 
