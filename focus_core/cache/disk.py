@@ -390,9 +390,11 @@ class DiskTier:
 
     @property
     def _full(self) -> str:
+        foreign = self._content.foreign
+        others = f", with {foreign:,} bytes of files of others," if foreign else ""
         return (
-            f"is full: what is used now and {self._content.foreign:,} bytes of files of others take more than its "
-            f"limit of {self.limit:,} bytes. Raise store_limit, or name another folder"
+            f"is full: what is used now{others} takes more than its limit of {self.limit:,} bytes. "
+            "Raise store_limit, or name another folder"
         )
 
     @contextmanager
