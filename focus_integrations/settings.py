@@ -204,8 +204,7 @@ class FocusSettings(BaseModel):
             ConfigError: a name that is no setting, or an impossible value
         """
         if name in FocusSettings.model_fields:
-            given = {field: getattr(self, field) for field in FocusSettings.model_fields}
-            value = getattr(FocusSettings.model_validate({**given, name: value}), name)
+            value = assigned(self, FocusSettings, name, value)
         elif not name.startswith("_") and not hasattr(type(self), name) and name not in type(self).model_fields:
             raise unknown_setting(name, type(self))
         super().__setattr__(name, value)
@@ -420,6 +419,12 @@ def refusal(error: ValidationError, cls: type[BaseModel]) -> ConfigError:
     if first["type"] == "missing":
         return ConfigError(f"{cls.__name__} needs {name}=….")
     return ConfigError(f"{name}={value if len(value) < _LONG else value[:_LONG] + '…'}: {first['msg']}.")
+
+
+def assigned(settings: BaseModel, cls: type[BaseModel], name: str, value: Any) -> Any:
+    """A value as `cls` would take it for one of its fields, beside the values that the other fields have."""
+    given = {field: getattr(settings, field) for field in cls.model_fields}
+    return getattr(cls.model_validate({**given, name: value}), name)
 
 
 def unknown_setting(name: str, cls: type[BaseModel]) -> ConfigError:

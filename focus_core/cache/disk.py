@@ -158,23 +158,23 @@ class DiskTier:
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def begin(self, question: object, keys: Collection[ChunkKey]) -> set[ChunkKey]:
-        """A question begins, or looks again: note that its chunks were used.
+    def begin(self, question: object, keys: Collection[ChunkKey]) -> None:
+        """A question begins, or looks again.
 
         Args:
             question: as long as somebody holds it, its chunks are not evicted for others
-
-        Returns:
-            those that are not there
         """
         if question not in self._running:
             if not self._stopped:
                 self._said = None
             self._stopped = False
-        paths = {key: self.path(key) for key in keys}
         with self._lock:
-            self._running[question] = self._running.get(question, frozenset()).union(paths.values())
-        missing = {key for key, path in paths.items() if not self._used(path)}
+            self._running[question] = self._running.get(question, frozenset()).union(map(self.path, keys))
+
+    def touch(self, question: object, keys: Collection[ChunkKey]) -> set[ChunkKey]:
+        """Begin, and note that its chunks are used; returns those that are not there."""
+        self.begin(question, keys)
+        missing = {key for key in keys if not self._used(self.path(key))}
         if self._limit_is_given and self.nbytes > self.limit:
             self._keep_to_the_limit()
         return missing

@@ -43,7 +43,7 @@ class ChunkStore:
         others = [key for key in keys if key not in found]
         in_host = {} if self.host is None else _with_layers({key: self.host.get(key) for key in others}, layers)
         if self.disk is not None:
-            missing = self.disk.begin(question, keys)
+            missing = self.disk.touch(question, keys)
             self.disk.save({key: row for key, row in (found | in_host).items() if key in missing}, tokens_of)
         return found, in_host
 

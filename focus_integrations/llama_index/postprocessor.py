@@ -21,7 +21,7 @@ from focus_core.errors import ConfigError, ContextOverflowError
 from focus_integrations.llama_index.inputs import docstore_from, hits_from
 from focus_integrations.llama_index.llm import FocusLLM
 from focus_integrations.llama_index.whole import WholeDocument, whole_documents
-from focus_integrations.settings import kind_of, refusal, unknown_setting
+from focus_integrations.settings import assigned, kind_of, refusal, unknown_setting
 
 
 class WholeDocumentPostprocessor(BaseNodePostprocessor):
@@ -49,10 +49,8 @@ class WholeDocumentPostprocessor(BaseNodePostprocessor):
         Raises:
             ConfigError: a name that is no setting, or an impossible value
         """
-        settings = type(self).model_fields
-        if name in settings:
-            given = {setting: getattr(self, setting) for setting in settings}
-            value = getattr(type(self).model_validate({**given, name: value}), name)
+        if name in type(self).model_fields:
+            value = assigned(self, type(self), name, value)
         elif not name.startswith("_"):
             raise unknown_setting(name, type(self))
         super().__setattr__(name, value)

@@ -34,8 +34,6 @@ _SIZES = {
     "local_lengths": (30, 2048),
     "dynamic_prompts": (64,),
 }
-
-
 _OTHERS = 24  # sections of other stories in each record of the wider run
 
 
@@ -83,18 +81,22 @@ def config_for(output: Path, files: Sequence[Path], held_out: Path, *, steps: in
 
 
 def cooled(config: TrainingConfig, steps: int) -> TrainingConfig:
-    """A run that goes on from the last adapter of another, at any of its steps, with a rate that falls to nothing."""
+    """A run that goes on from the last adapter of another, at any of its steps."""
+    name, seed = f"{config.output.name}_cooled", config.seed + 1
+    return replace(_going_on(config, config.output / "adapter", name, steps), warm_up=5, seed=seed)
+
+
+def _going_on(config: TrainingConfig, adapter: Path, name: str, steps: int) -> TrainingConfig:
+    """A run of another name from an adapter, with a rate that falls to nothing."""
     return replace(
         config,
-        output=config.output.with_name(f"{config.output.name}_cooled"),
-        adapter=str(config.output / "adapter"),
+        output=config.output.with_name(name),
+        adapter=str(adapter),
         rank=None,  # as the adapter has it
         steps=steps,
         evaluate_every=steps,
         learning_rate=config.learning_rate / 2,
-        warm_up=5,
         final_share=0.0,
-        seed=config.seed + 1,
     )
 
 
@@ -115,17 +117,10 @@ def write_wider_data(folder: Path, output: Path) -> list[Path]:
 def wider(config: TrainingConfig, files: Sequence[Path], *, steps: int, adapter: Path) -> TrainingConfig:
     """A run that goes on from an adapter with up to 64 chunks, some of them of other stories."""
     return replace(
-        config,
-        output=config.output.with_name("wider"),
-        adapter=str(adapter),
-        rank=None,  # as the adapter has it
+        _going_on(config, adapter, "wider", steps),
         data=tuple(files),
         mixture=dict(zip((path.name for path in files), (4, 2, 1, 3), strict=True)),
-        steps=steps,
-        evaluate_every=steps,
-        learning_rate=config.learning_rate / 2,
         warm_up=10,
-        final_share=0.0,
         seed=config.seed + 2,
         chunk_sizes=(128, 256),
         max_chunks=64,

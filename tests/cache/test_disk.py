@@ -56,7 +56,7 @@ class Question:
 
 def note(disk: DiskTier, name: str, *numbers: int) -> None:
     question, keys = Question(), [KEYS[number] for number in numbers]
-    disk.begin(question, keys)
+    disk.touch(question, keys)
     disk.note(question, name, "12" * 32, 4 * len(keys), tuple(key.hex() for key in keys), "tiny")
 
 
@@ -309,7 +309,7 @@ def test_the_least_recently_used_leaves(folder: Path, monkeypatch: pytest.Monkey
     for number in range(3):
         disk.save(rows_of(number), tokens_of)
         time.sleep(0.05)
-    disk.begin(Question(), [KEYS[0]])
+    disk.touch(Question(), [KEYS[0]])
     disk.limit = size(folder) + 2300
     disk.save(rows_of(3), tokens_of)
     assert set(loaded(disk, 0, 1, 2, 3)) == {KEYS[0], KEYS[2], KEYS[3]}
@@ -330,7 +330,7 @@ def test_a_question_does_not_evict_its_own_chunks_and_says_what_is_not_kept(fold
     disk.save(rows_of(8), tokens_of)
     disk.limit = 3 * size(folder) + 2048
     question = Question()
-    assert disk.begin(question, KEYS[:6]) == set(KEYS[:6])
+    assert disk.touch(question, KEYS[:6]) == set(KEYS[:6])
     with pytest.warns(FocusWarning, match="is full: what is used now.*Raise store_limit") as warned:
         disk.save(rows_of(*range(6)), tokens_of)
     assert len(warned) == 1
@@ -339,11 +339,11 @@ def test_a_question_does_not_evict_its_own_chunks_and_says_what_is_not_kept(fold
     assert KEYS[0] in kept
     for _ in range(3):  # asked again: they are there, and nothing is said again
         question = Question()
-        assert disk.begin(question, KEYS[:6]) == set(KEYS[:6]) - kept
+        assert disk.touch(question, KEYS[:6]) == set(KEYS[:6]) - kept
         disk.save({key: row for key, row in rows_of(*range(6)).items() if key not in kept}, tokens_of)
         assert set(loaded(disk, *range(6))) == kept
     question = Question()  # another one, at once
-    disk.begin(question, [KEYS[9]])
+    disk.touch(question, [KEYS[9]])
     disk.save(rows_of(9), tokens_of)
     assert set(loaded(disk, 9)) == {KEYS[9]}
     assert size(folder) <= disk.limit
@@ -353,8 +353,8 @@ def test_two_questions_at_once_keep_what_both_use(folder: Path) -> None:
     disk = tier(folder)
     disk.save(rows_of(0, 1, 2), tokens_of)
     one, other = Question(), Question()
-    disk.begin(one, [KEYS[0]])
-    disk.begin(other, [KEYS[1]])
+    disk.touch(one, [KEYS[0]])
+    disk.touch(other, [KEYS[1]])
     disk.limit = size(folder) + 2300
     disk.save(rows_of(3), tokens_of)
     assert set(loaded(disk, 0, 1, 2, 3)) == {KEYS[0], KEYS[1], KEYS[3]}
@@ -372,7 +372,7 @@ def test_the_clock_of_files_may_go_wrong(folder: Path, clock: int) -> None:
         os.utime(path, times=(time.time() + clock,) * 2)
     disk = tier(folder, limit=size(folder) + 1900)
     question = Question()
-    disk.begin(question, [KEYS[2], KEYS[0]])
+    disk.touch(question, [KEYS[2], KEYS[0]])
     disk.save(rows_of(2), tokens_of)
     assert set(loaded(disk, 0, 1, 2)) == {KEYS[0], KEYS[2]}
 
@@ -382,7 +382,7 @@ def test_a_damaged_file_is_replaced_where_there_is_no_room_for_another(folder: P
     cut_off(file_of(folder, 0))
     disk = tier(folder, limit=file_of(folder, 0).stat().st_size + 2400)
     question = Question()
-    disk.begin(question, [KEYS[0]])
+    disk.touch(question, [KEYS[0]])
     assert loaded(disk, 0) == {}
     disk.save(rows_of(0), tokens_of)
     assert set(loaded(tier(folder), 0)) == {KEYS[0]}
@@ -411,14 +411,14 @@ def test_a_smaller_limit_holds_from_the_first_question_on(folder: Path) -> None:
     time.sleep(0.1)
     disk = tier(folder, limit=3 * (ONE + 2048))
     assert len(FolderContent(folder).chunks) == 6  # a plan, which only looks, changes nothing
-    disk.begin(Question(), [KEYS[0]])
+    disk.touch(Question(), [KEYS[0]])
     assert size(folder) <= disk.limit
     assert KEYS[0] in loaded(disk, *range(6))
     disk = tier(folder, limit=1000)  # less than what is used
     with pytest.warns(FocusWarning, match="is full"):
-        disk.begin(question := Question(), [KEYS[0]])
+        disk.touch(question := Question(), [KEYS[0]])
     assert set(loaded(disk, *range(6))) == {KEYS[0]}
-    disk.begin(Question(), [])
+    disk.touch(Question(), [])
     assert question
 
 
@@ -442,9 +442,9 @@ def test_a_list_stays_as_long_as_its_question_runs(folder: Path) -> None:
     """It was evicted for the chunks that it names."""
     disk, question = tier(folder), Question()
     disk.save(rows_of(8, 9), tokens_of)
-    disk.begin(question, KEYS[:4])
+    disk.touch(question, KEYS[:4])
     disk.note(question, "letter", "12" * 32, 16, tuple(key.hex() for key in KEYS[:4]), "tiny")
-    assert disk.begin(question, KEYS[:4])  # it looks again, before it reads
+    assert disk.touch(question, KEYS[:4])  # it looks again, before it reads
     disk.limit = size(folder) + 2300
     with pytest.warns(FocusWarning, match="is full"):
         disk.save(rows_of(*range(4)), tokens_of)
@@ -470,9 +470,8 @@ def test_a_full_store_is_not_looked_through_for_every_file(folder: Path, monkeyp
         (disk, other)[number % 2].save(rows_of(number), tokens_of)
         assert size(folder) <= disk.limit
     assert not file_of(folder, 0).exists()
-    assert (
-        len(looked) <= 4
-    )  # each at its start, and once more for what the other had written before it knew the journal
+    # Each at its start, and once more for what the other had written before it knew the journal.
+    assert len(looked) <= 4
 
 
 def test_two_hundred_restarts_stay_within_the_limit(folder: Path) -> None:
@@ -528,16 +527,16 @@ def test_writing_is_tried_again_by_the_next_question(folder: Path) -> None:
     with pytest.warns(FocusWarning, match="not there any more"):
         disk.save(rows_of(0), tokens_of)
     assert not disk.writes
-    disk.begin(Question(), [])
+    disk.touch(Question(), [])
     assert disk.writes
     disk.save(rows_of(0), tokens_of)  # says nothing more
     assert not disk.writes
     folder.mkdir()
-    disk.begin(Question(), [])
+    disk.touch(Question(), [])
     disk.save(rows_of(0), tokens_of)
     assert set(loaded(disk, 0)) == {KEYS[0]}
     shutil.rmtree(folder)
-    disk.begin(Question(), [])
+    disk.touch(Question(), [])
     with pytest.warns(FocusWarning, match="not there any more"):  # again, because it was there meanwhile
         disk.save(rows_of(1), tokens_of)
 
@@ -583,9 +582,9 @@ def test_a_writer_that_does_not_go_on_is_waited_for_once(folder: Path, monkeypat
         with pytest.warns(FocusWarning, match="another process holds"):
             disk.save(rows_of(0), tokens_of)
         monkeypatch.setattr(journal, "_PATIENCE", 600.0)
-        disk.begin(Question(), [])
+        disk.touch(Question(), [])
         disk.save(rows_of(0), tokens_of)  # does not wait, and says nothing
-    disk.begin(Question(), [])
+    disk.touch(Question(), [])
     disk.save(rows_of(0), tokens_of)
     assert set(loaded(disk, 0)) == {KEYS[0]}
 
