@@ -19,7 +19,7 @@ _PRECISIONS = ("no", "bf16", "fp16")
 _OPTIMIZERS = ("adamw", "muon")
 # These may differ between a run and its continuation. The content of model and data is compared apart.
 _FREE_TO_CHANGE = (
-    *("model", "output", "data", "used_with", "recompute", "device"),
+    *("model", "output", "data", "used_with", "recompute", "device", "store"),
     *("save_every", "log_every", "evaluate_every", "validation", "validation_examples", "patience"),
     *("trackers", "license", "data_notes"),
 )
@@ -70,6 +70,7 @@ class TrainingConfig:
     validation_examples: int = 16  # records, each with the questions and targets of an example
     patience: int = 0  # evaluations without a better loss after which the run ends; 0: never
 
+    store: Path | None = None  # a folder for keys and values of chunks: those that come again are loaded, not read
     save_every: int = 500
     log_every: int = 10
     license: str = ""  # of the adapter, for its model card
@@ -79,6 +80,8 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "output", Path(self.output))
+        if self.store is not None:
+            object.__setattr__(self, "store", Path(self.store))
         for name in _NUMBERS:
             _require(
                 _is_finite(getattr(self, name)), f"{name}={shown(getattr(self, name))}: must be a number, and finite."
@@ -178,7 +181,7 @@ class TrainingConfig:
                 raise ConfigError(f"unknown key {name!r}.{hint} Known: {', '.join(sorted(known))}.")
         if "output" not in values:
             raise ConfigError("the key 'output' is missing: a folder for the adapter, the resume state and the log.")
-        for name in ("output", "data", "validation"):
+        for name in ("output", "data", "validation", "store"):
             if name in values:
                 values[name] = _under(folder, values[name], name)
         for name in ("model", "adapter"):
@@ -269,9 +272,9 @@ def _typed_list(name: str, value: Any) -> tuple[Any, ...]:
 
 
 def _under(folder: Path, value: Any, name: str) -> Any:
-    if name == "output":
+    if name in ("output", "store"):
         if not isinstance(value, str | Path):
-            raise ConfigError(f"output={value!r}: must be the name of a folder.")
+            raise ConfigError(f"{name}={value!r}: must be the name of a folder.")
         return folder / value
     listed = [value] if isinstance(value, str) else value
     return [folder / path if isinstance(path, str) else path for path in listed] if isinstance(listed, list) else listed

@@ -37,6 +37,7 @@ from focus_core.methods.base import pad_left, without_unused
 from focus_core.methods.focus import FocusModel
 from focus_core.text.documents import TokenIds
 from focus_core.training.examples import TrainingExample
+from focus_core.training.kept import KeptChunks
 
 
 class FocusLoss(nn.Module):
@@ -50,16 +51,23 @@ class FocusLoss(nn.Module):
         recompute: keep no activations of candidates and local contexts for the backward pass, but compute them again
         distillation: share of the teacher in the loss, 0 to 1
         temperature: of teacher and student
+        kept: where chunks are found that were read before; without it they are read each time
     """
 
     def __init__(
-        self, model: FocusModel, *, recompute: bool = False, distillation: float = 0.0, temperature: float = 1.0
+        self,
+        model: FocusModel,
+        *,
+        recompute: bool = False,
+        distillation: float = 0.0,
+        temperature: float = 1.0,
+        kept: KeptChunks | None = None,
     ) -> None:
         super().__init__()
         self._distillation, self._temperature = distillation, temperature
         model.model.requires_grad_(False)
         self.projections = model.projections.requires_grad_(True)
-        self._method = _Method(model, recompute)
+        self._method = _Method(model, recompute, kept)
 
     def forward(self, example: TrainingExample) -> Tensor:
         """The mean loss over the targets of one example."""
@@ -190,13 +198,17 @@ class Prompts:
 class _Method:
     """The steps of the loss. Not a module, so that the frozen model stays out of the loss module's state."""
 
-    def __init__(self, model: FocusModel, recompute: bool) -> None:
+    def __init__(self, model: FocusModel, recompute: bool, kept: KeptChunks | None) -> None:
         self.model = model
         self._parts = model.parts
         self._recompute = recompute
+        self._kept = kept
 
     def prefill(self, chunks: Sequence[TokenIds], *, all_layers: bool) -> ChunkSet:
         """Keys and values of the chunks; of all layers for a teacher, which goes on from them."""
+        if self._kept is not None:
+            layers = self._parts.num_layers if all_layers else self.model.cached_layers
+            return ChunkSet.of(self._kept.prefill(chunks, layers=layers))
         if not all_layers:
             return ChunkSet.of(self.model.prefill(chunks))
         rows: dict[int, ChunkRow] = {}

@@ -40,6 +40,7 @@ from focus_core.training.ahead import Examples, prefetched
 from focus_core.training.card import write_card
 from focus_core.training.config import TrainingConfig
 from focus_core.training.examples import TrainingExample
+from focus_core.training.kept import KeptChunks
 from focus_core.training.log import LossLog, Unwritten
 from focus_core.training.loss import FocusLoss
 from focus_core.training.start import checked_trackers, chosen_device, focus_model_for, make_folder, usable
@@ -212,6 +213,7 @@ class _Run:
             recompute=config.recompute,
             distillation=config.distillation,
             temperature=config.temperature,
+            kept=KeptChunks(config.store, focus) if config.store else None,
         )
         self.loss, *self.optimizers = accelerator.prepare(loss, *_optimizers(config, list(loss.parameters())))
 

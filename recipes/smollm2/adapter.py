@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -114,6 +114,35 @@ def write_wider_data(folder: Path, output: Path) -> list[Path]:
     return [output / f"wider_{name}.jsonl" for name in made]
 
 
+def write_mixed_data(folder: Path, texts: Sequence[Path], output: Path) -> dict[Path, float]:
+    """The files of the mixed run with their shares: what is asked of the stories, and of plain texts of other kinds."""
+    stories = read_records(folder / "train.jsonl")
+    parts = [part for path in texts for part in data.parts_of(path)]
+    made = {
+        "questions": (5.0, data.questions(stories)),
+        "planted": (1.75, data.planted([*stories, *parts], random.Random(9))),
+        "cloze": (1.75, data.cloze([*stories, *parts], random.Random(8))),
+        "quoted": (1.5, data.quoted([*stories, *parts], random.Random(5))),
+        "phrases": (3.0, data.phrases(parts, random.Random(7))),
+    }
+    for name, (_, records) in made.items():
+        data.write(output / f"mixed_{name}.jsonl", records)
+    return {output / f"mixed_{name}.jsonl": share for name, (share, _) in made.items()}
+
+
+def mixed(config: TrainingConfig, shares: Mapping[Path, float], *, steps: int, adapter: Path) -> TrainingConfig:
+    """A run that goes on from an adapter with texts of other kinds beside the stories, and more of each answer."""
+    return replace(
+        _going_on(config, adapter, "mixed", steps),
+        data=tuple(shares),
+        mixture={path.name: share for path, share in shares.items()},
+        learning_rate=config.learning_rate,
+        warm_up=10,
+        seed=config.seed + 3,
+        targets_per_answer=4,
+    )
+
+
 def wider(config: TrainingConfig, files: Sequence[Path], *, steps: int, adapter: Path) -> TrainingConfig:
     """A run that goes on from an adapter with up to 64 chunks, some of them of other stories."""
     return replace(
@@ -139,6 +168,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rank", type=int, default=32, help="0: full copies")
     parser.add_argument("--cool-down", type=int, help="so many steps more, from a run that was stopped, as its end")
     parser.add_argument("--wider", type=int, help="so many steps from --adapter, with up to 64 chunks")
+    parser.add_argument("--mixed", type=int, help="so many steps from --adapter, with --texts beside the stories")
+    parser.add_argument("--texts", type=Path, nargs="+", help="plain texts of other kinds")
     parser.add_argument("--adapter", type=Path, default=SMOLLM2_ADAPTER, help="(default: that of the package)")
     given = parser.parse_args(arguments)
     if smollm2_file() is None:
@@ -148,6 +179,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if given.wider:
         more = write_wider_data(given.data, given.output)
         config = wider(config, more, steps=given.wider, adapter=given.adapter)
+    elif given.mixed:
+        if not given.texts:
+            parser.error("--mixed needs --texts: files of plain text.")
+        shares = write_mixed_data(given.data, given.texts, given.output)
+        config = mixed(config, shares, steps=given.mixed, adapter=given.adapter)
     elif given.cool_down:
         config = cooled(config, given.cool_down)
     print(train(config))

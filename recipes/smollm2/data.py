@@ -28,6 +28,23 @@ _BLANK = "_____"
 _GOES_ON = ("How does the sentence go on that begins: {words}", "Which words follow “{words}”?")
 _GIVEN = 7  # words of a sentence that are given
 _FOLLOWING = (2, 7)  # of those that are asked for
+# Phrases that are asked for by the words around them, and what asks in their place.
+_PHRASES = (
+    (re.compile(r"\b(?<=[Ii]n )(?:1[789]|20)\d\d\b"), ("what year", "which year")),
+    (re.compile(r"\$\d[\d.,]*\d?(?: (?:million|billion|trillion))?"), ("how much money", "what amount")),
+    (
+        re.compile(r"(?<![$\d])\b(?!1[789]\d\d\b)\d[\d,.]*\d?(?:-percent| percent| million| billion)?\b"),
+        ("how many", "what number"),
+    ),
+    (
+        re.compile(r"(?<=[a-z,] )(?:[A-Z][a-z]+(?: of)?(?: the)? )*[A-Z][a-z]{2,}(?: [A-Z][a-z]+)*"),
+        ("who or what", "which name"),
+    ),
+)
+_BEFORE, _AFTER = (4, 9), (0, 7)  # words before and behind a phrase that are given
+_FEWEST_WORDS = 6  # that are given
+_SECTION_WORDS = 150
+_SECTIONS = 12  # of a part of a text, which is to questions what a story is
 _WORD = re.compile(r"\b[A-Z][a-z]{3,}\b|\b[a-z]{6,}\b")
 _SENTENCE = re.compile(r"[^.!?\n]{40,200}[.!?]")
 
@@ -37,6 +54,29 @@ def write(path: Path, records: Iterable[Example]) -> int:
     lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in records]
     path.write_text("".join(lines), encoding="utf-8")
     return len(lines)
+
+
+def parts_of(path: Path) -> list[Record]:
+    """A plain text, cut into parts of equally many sections of whole lines; a long line is cut between its sentences.
+
+    What is not UTF-8 in it is replaced.
+    """
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    pieces = [piece for line in lines for piece in _sentences_of(line.strip()) if piece]
+    sections, words = [list[str]()], 0
+    for piece in pieces:
+        sections[-1].append(piece)
+        words += len(piece.split())
+        if words >= _SECTION_WORDS:
+            sections.append([])
+            words = 0
+    texts = ["\n".join(section) for section in sections[:-1]]
+    starts = range(0, len(texts) - _SECTIONS + 1, _SECTIONS)
+    return [Record(f"{path.name}/{start}", tuple(texts[start : start + _SECTIONS]), ()) for start in starts]
+
+
+def _sentences_of(line: str) -> list[str]:
+    return re.split(r"(?<=[.!?;]) ", line) if len(line.split()) > _SECTION_WORDS else [line]
 
 
 def questions(stories: Sequence[Record]) -> list[Example]:
@@ -94,6 +134,43 @@ def quoted(stories: Sequence[Record], draw: random.Random, *, each: int = 6) -> 
         if asked:
             records.append({"documents": story.sections, "questions": draw.sample(asked, min(each, len(asked)))})
     return records
+
+
+def phrases(stories: Sequence[Record], draw: random.Random, *, each: int = 6) -> list[Example]:
+    """Years, numbers and names of each text, asked for by the words around them: "… was elected in what year?"."""
+    records = []
+    for story in stories:
+        whole = "\n".join(story.sections)
+        asked = [
+            one
+            for place, section in enumerate(story.sections)
+            for sentence in _SENTENCE.findall(section)
+            for one in _phrase(sentence.strip(), whole, place, draw)
+        ]
+        if asked:
+            records.append({"documents": story.sections, "questions": draw.sample(asked, min(each, len(asked)))})
+    return records
+
+
+def _phrase(sentence: str, whole: str, place: int, draw: random.Random) -> list[Example]:
+    """One phrase of a sentence that is rare in the text, or none."""
+    found = [
+        (match, asking)
+        for kind, asking in _PHRASES
+        for match in kind.finditer(sentence)
+        if whole.count(match.group()) <= 2
+    ]
+    if not found:
+        return []
+    match, asking = draw.choice(found)
+    before = sentence[: match.start()].split()[-draw.randint(*_BEFORE) :]
+    after = sentence[match.end() :].rstrip(".!?;, ").split()[: draw.randint(*_AFTER)]
+    if len(before) + len(after) < _FEWEST_WORDS:
+        return []
+    question = " ".join([*before, draw.choice(asking), *after])
+    return [
+        {"question": f"{question[0].upper()}{question[1:]}?", "answer": match.group().rstrip(",."), "gold": [place]}
+    ]
 
 
 def among_others(records: Sequence[Example], draw: random.Random, *, others: int) -> list[Example]:

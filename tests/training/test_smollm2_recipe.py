@@ -95,6 +95,38 @@ def test_the_words_that_follow_stand_where_their_first_words_do(story: Record) -
     assert len(seen) > 5
 
 
+def test_a_text_is_cut_into_parts_and_nothing_of_them_is_lost(tmp_path: Path) -> None:
+    path, draw = tmp_path / "text.txt", random.Random(0)
+    lines = [" ".join(f"w{draw.randrange(99)}." for _ in range(draw.choice((3, 80, 900)))) for _ in range(60)]
+    path.write_bytes("\n\n".join(lines).encode() + b"\nThe end\xbd")
+    parts = data.parts_of(path)
+    assert len({part.name for part in parts}) == len(parts) > 3
+    assert {len(part.sections) for part in parts} == {12}
+    assert {len(section.split()) // 150 for part in parts for section in part.sections} == {1}
+    words = [word for part in parts for section in part.sections for word in section.split()]
+    assert words == " ".join(lines).split()[: len(words)]
+
+
+def test_a_phrase_is_asked_for_by_the_words_around_it() -> None:
+    text = (
+        "The treaty between the two countries was signed in 1947 by the envoys of both kings. "
+        "The committee asked for $25 million and built what the law of the land had promised. "
+        "More than 340,000 men came home to their families in the spring of that year. "
+        "A letter was sent from the islands to the Bank of England about the missing gold."
+    )
+    told, seen = Record("treaty", ("Nobody counts here, and no names are told of any of them.", text), ()), {}
+    for seed in range(40):
+        for record in data.phrases([told], random.Random(seed)):
+            for asked in record["questions"]:
+                assert asked["gold"] == [1]
+                assert asked["answer"] in text
+                assert asked["answer"] not in asked["question"]
+                seen[asked["answer"]] = asked["question"]
+    assert seen.keys() == {"1947", "$25 million", "340,000", "Bank of England"}
+    assert "year" in seen["1947"]
+    assert data.phrases([Record("none", told.sections[:1], ())], random.Random(0)) == []
+
+
 def test_documents_of_others_stand_between_and_marks_follow(story: Record) -> None:
     other = replace(story, sections=["A stranger came.", "He sang."], questions=story.questions[:1])
     records = data.questions([story, other])
@@ -110,7 +142,9 @@ def test_documents_of_others_stand_between_and_marks_follow(story: Record) -> No
                 assert gold[0] == gold[1]
 
 
-def test_a_run_has_three_files_and_held_out_stories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_has_three_files_and_held_out_stories(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     for name in ("train", "val"):
         (tmp_path / f"{name}.jsonl").write_text(json.dumps(LINE) + "\n")
     files, held_out = adapter.write_data(tmp_path, tmp_path / "run")
@@ -127,6 +161,16 @@ def test_a_run_has_three_files_and_held_out_stories(tmp_path: Path, monkeypatch:
     assert (wider.adapter, wider.rank, wider.steps, wider.output.name) == (str(tmp_path / "before"), None, 7, "wider")
     assert wider.max_chunks == 64
     assert wider.validation == config.validation
+    (tmp_path / "speech.txt").write_text("\n".join(["In 1947 the house had a budget of 25 billion dollars."] * 300))
+    shares = adapter.write_mixed_data(tmp_path, [tmp_path / "speech.txt"], tmp_path / "run")
+    mixed = adapter.mixed(config, shares, steps=9, adapter=tmp_path / "before")
+    assert (mixed.steps, mixed.output.name, mixed.learning_rate) == (9, "mixed", config.learning_rate)
+    assert set(mixed.mixture) == {path.name for path in mixed.data}
+    assert len(read_records(tmp_path / "run" / "mixed_quoted.jsonl")) == 1  # the speech says the same all the time
+    monkeypatch.setattr(adapter, "smollm2_file", lambda: tmp_path)
+    with pytest.raises(SystemExit):
+        adapter.main(["--data", str(tmp_path), "--output", str(tmp_path / "run"), "--mixed", "9"])
+    assert "--texts" in capsys.readouterr().err
     monkeypatch.setattr(adapter, "smollm2_file", lambda: None)
     with pytest.raises(SystemExit, match="make models"):
         adapter.main(["--data", str(tmp_path), "--output", str(tmp_path / "run")])
