@@ -126,6 +126,14 @@ def _without_values(focus: FocusModel) -> None:
             tensor.zero_()
 
 
+def _zeroed_values(focus: FocusModel) -> None:
+    """Slots that are found as before, and say nothing."""
+    for layer in focus.projections.layers:
+        values = torch.nn.Linear(layer["v_proj"].down.in_features, layer["v_proj"].up.out_features, bias=False)
+        layer["v_proj"] = values.requires_grad_(False)
+        torch.nn.init.zeros_(values.weight)
+
+
 @torch.no_grad()
 def _shuffled(focus: FocusModel) -> None:
     """Each layer gets the projections of the next."""
@@ -139,6 +147,7 @@ CHANGES: dict[str, Callable[[FocusModel], None]] = {
     "as it is": _nothing,
     "untrained": _untrained,
     "shuffled": _shuffled,
+    "zeroed values": _zeroed_values,
     "without values": _without_values,
 }
 
@@ -151,7 +160,7 @@ def test_it_reads(losses: Callable[[str], dict[str, float]]) -> None:
 
 
 @needs_model(SMOLLM2)
-@pytest.mark.parametrize("change", ["untrained", "shuffled"])
+@pytest.mark.parametrize("change", ["untrained", "shuffled", "zeroed values"])
 def test_a_broken_one_does_not(losses: Callable[[str], dict[str, float]], change: str) -> None:
     whole, broken = losses("as it is"), losses(change)
     assert broken["loss"] > FLOOR

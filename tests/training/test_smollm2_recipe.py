@@ -17,7 +17,7 @@ from focus_core.evaluation.tasks.records import read_records as read_stories
 from focus_core.loading.adapters import ADAPTER_CONFIG, load_adapter, save_adapter
 from focus_core.training.config import TrainingConfig
 from focus_core.training.records import read_records
-from recipes.smollm2 import adapter, arms, data, export
+from recipes.smollm2 import adapter, arms, data, export, stages
 from tests.tiny import save_tiny_model
 
 LINE = {
@@ -216,6 +216,35 @@ def test_an_arm_says_what_it_reached_and_is_not_trained_twice(tmp_path: Path, mo
     assert {"loss", "loss, first token", "other documents", "no documents"} <= found.keys()
     monkeypatch.setattr(arms, "train", None)
     assert arms.run("rank 8", base, minutes=1) == found
+
+
+def test_an_answer_is_followed_from_its_chunk_to_the_end(tmp_path: Path) -> None:
+    folder = save_tiny_model(tmp_path / "model")
+    asked = [{"prompt": "Who?", "answer": "a b c", "gold": [0]}, {"prompt": "What?", "answer": "e d", "gold": [0, 1]}]
+    data.write(tmp_path / "held_out.jsonl", [{"documents": ["a b", "c d e", "f"], "questions": asked}])
+    config = TrainingConfig(
+        output=tmp_path,
+        model=str(folder),
+        validation=(tmp_path / "held_out.jsonl",),
+        chunk_sizes=(8,),
+        dynamic_prompts=(8,),
+        local_lengths=(2, 16),
+    )
+    focus = FocusModel.from_pretrained(folder, device="cpu", dtype="float32")
+    untrained = stages.measure(focus, config)
+    assert tuple(untrained) == stages.STAGES
+    assert untrained["candidate itself"] == pytest.approx(untrained["plain row"], abs=1e-5)
+    assert untrained["right chunks"] != pytest.approx(untrained["all chunks"], abs=1e-5)
+    with torch.no_grad():
+        for parameter in focus.projections.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.3)
+    trained = stages.measure(focus, config)
+    assert trained["plain row"] == pytest.approx(untrained["plain row"], abs=1e-5)  # no hook is left
+    assert trained["candidate itself"] != pytest.approx(trained["plain row"], abs=1e-3)
+    record = {"documents": ["a b", "c d e", "f"], "questions": [{**asked[0], "gold": [0, 1, 2]}]}
+    data.write(tmp_path / "held_out.jsonl", [record])
+    everywhere = stages.measure(focus, config)
+    assert everywhere["right chunks"] == pytest.approx(everywhere["all chunks"], abs=1e-5)
 
 
 def test_the_best_adapter_goes_into_the_package_in_half_of_the_bytes(
