@@ -41,6 +41,7 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
     "rank 128": {"rank": 128},
     "rank 8": {"rank": 8},
     "half distillation": {"distillation": 0.5},
+    "half distillation at temperature 2": {"distillation": 0.5, "temperature": 2.0},
     "all targets of an answer": {"targets_per_answer": 0},
     "first target only": {"targets_per_answer": 1},
     "Muon": {"optimizer": "muon"},
