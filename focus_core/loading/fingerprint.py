@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from focus_core.attention.modules import DecoderParts, decoder_parts
+from focus_core.errors import ConfigError
 from focus_core.loading.file_hashes import file_hashes
 from focus_core.loading.gguf import gguf_path
 from focus_core.loading.hub import is_folder, local_folder, snapshot_commit
@@ -149,6 +150,32 @@ def model_key(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, weight
         "implementations": [getattr(config, name, None) for name in _IMPLEMENTATIONS],
     }
     return sha256(json.dumps(parts, sort_keys=True, default=repr).encode()).hexdigest()
+
+
+def key_in_memory(model: PreTrainedModel, computed_in: str) -> str:
+    """Like `model_key`, of a model whose files are not known: the content of all its weights as they are in memory.
+
+    Args:
+        computed_in: the precision of passes, if it is not that of the weights
+
+    Raises:
+        ConfigError: weights whose bytes cannot be read
+    """
+    config, digest = model.config.get_text_config(), sha256()
+    parts = {
+        "format": KEY_FORMAT,
+        "computed in": computed_in,
+        "config": {name: value for name, value in config.to_dict().items() if name not in _NO_NUMBER},
+        "implementations": [getattr(config, name, None) for name in _IMPLEMENTATIONS],
+    }
+    digest.update(json.dumps(parts, sort_keys=True, default=repr).encode())
+    try:
+        for name, tensor in sorted(model.state_dict().items()):
+            digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    except (RuntimeError, NotImplementedError, TypeError) as error:
+        raise ConfigError(f"Nothing can be kept of this model: its weights have no bytes to read ({error}).") from error
+    return digest.hexdigest()
 
 
 def weights_content(name: str, arguments: Mapping[str, Any]) -> dict[str, str]:

@@ -11,6 +11,8 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 
 from focus_core.errors import AdapterError, first_line
 
+_OF_THE_NETWORK = ("httpx", "httpx2", "httpcore", "requests")  # packages whose errors the hub's library lets through
+
 
 def is_folder(name: str | Path) -> bool:
     """Whether a folder of this name exists; `False` for a name that cannot be a path (too long, a zero byte)."""
@@ -51,7 +53,10 @@ def upload(folder: Path, name: str, files: Sequence[str], *, private: bool) -> s
     try:
         address = hub.create_repo(name, private=private, exist_ok=True)
         hub.upload_folder(repo_id=name, folder_path=folder, allow_patterns=list(files), commit_message="Adapter")
-    except (LocalTokenNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
+    except Exception as error:
+        expected = isinstance(error, LocalTokenNotFoundError | HfHubHTTPError | HFValidationError | OSError)
+        if not expected and type(error).__module__.partition(".")[0] not in _OF_THE_NETWORK:
+            raise
         raise AdapterError(
             f"{folder} could not be put on the hub as {name!r}: {first_line(error)}. If you are not logged in: "
             "`hf auth login`, with a token that may write."

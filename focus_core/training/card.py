@@ -106,11 +106,15 @@ def _data(config: TrainingConfig) -> str:
 
 
 def _files(paths: Sequence[Path], use: str) -> list[str]:
-    contents = [(path.name, path.read_bytes()) for path in map(Path, paths)]
-    return [
-        f"| {name} | {use} | {len(content.splitlines()):,} | `{sha256(content).hexdigest()[:16]}…` |\n"
-        for name, content in contents
-    ]
+    return [_file(path, use) for path in map(Path, paths)]
+
+
+def _file(path: Path, use: str) -> str:
+    try:
+        content = path.read_bytes()
+    except OSError:  # moved or deleted while the run went on
+        return f"| {path.name} | {use} | no longer there | – |\n"
+    return f"| {path.name} | {use} | {len(content.splitlines()):,} | `{sha256(content).hexdigest()[:16]}…` |\n"
 
 
 def _scores(path: Path, step: int) -> str:

@@ -19,7 +19,7 @@ _PRECISIONS = ("no", "bf16", "fp16")
 _OPTIMIZERS = ("adamw", "muon")
 # These may differ between a run and its continuation. The content of model and data is compared apart.
 _FREE_TO_CHANGE = (
-    *("model", "output", "data", "used_with", "recompute", "device", "store"),
+    *("model", "output", "data", "used_with", "recompute", "device", "store", "store_limit", "adapter"),
     *("save_every", "log_every", "evaluate_every", "validation", "validation_examples", "patience"),
     *("trackers", "license", "data_notes"),
 )
@@ -71,6 +71,7 @@ class TrainingConfig:
     patience: int = 0  # evaluations without a better loss after which the run ends; 0: never
 
     store: Path | None = None  # a folder for keys and values of chunks: those that come again are loaded, not read
+    store_limit: int | None = None  # bytes of that folder; by default half of the disk that is free without it
     save_every: int = 500
     log_every: int = 10
     license: str = ""  # of the adapter, for its model card
@@ -86,6 +87,7 @@ class TrainingConfig:
             _require(
                 _is_finite(getattr(self, name)), f"{name}={shown(getattr(self, name))}: must be a number, and finite."
             )
+            object.__setattr__(self, name, float(getattr(self, name)))
         for name in _COUNTS:
             value = getattr(self, name)
             _require(
@@ -131,6 +133,11 @@ class TrainingConfig:
             "optimizer='muon' with mixed_precision='fp16': use mixed_precision='bf16' or optimizer='adamw'.",
         )
         _require(self.layout in LAYOUTS, f"layout={self.layout!r}: use one of {', '.join(map(repr, LAYOUTS))}.")
+        _require(self.store_limit is None or self.store_limit >= 0, f"store_limit={self.store_limit}: 0 or more bytes.")
+        _require(
+            not self.patience or bool(self.validation and self.evaluate_every),
+            f"patience={self.patience}: needs validation, and evaluate_every above 0. Set both, or leave it out.",
+        )
         self._check_shares()
 
     def _check_shares(self) -> None:
@@ -221,7 +228,7 @@ _NUMBERS = ("learning_rate", "final_share", "weight_decay", "max_gradient_norm",
 _DRAWN = ("max_documents", "questions_per_example", "targets_per_answer")
 _COUNTS = (
     *("rank", "steps", "warm_up", "accumulation", "max_chunks", "targets_per_span", "save_every", "log_every"),
-    *("validation_examples", "patience", *_DRAWN),
+    *("validation_examples", "patience", "store_limit", *_DRAWN),
 )
 _MOST = 10**12
 _PLAIN: dict[str, tuple[type, ...]] = {
@@ -273,7 +280,7 @@ def _typed_list(name: str, value: Any) -> tuple[Any, ...]:
 
 def _under(folder: Path, value: Any, name: str) -> Any:
     if name in ("output", "store"):
-        if not isinstance(value, str | Path):
+        if not isinstance(value, str | Path) or not str(value).strip():
             raise ConfigError(f"{name}={value!r}: must be the name of a folder.")
         return folder / value
     listed = [value] if isinstance(value, str) else value

@@ -60,6 +60,8 @@ class FileExamples:
         *,
         vocabulary: int | None = None,
     ) -> None:
+        if config.layout != "raw" and not tokenizer.chat_template:
+            raise ConfigError(f"layout={config.layout!r}: the model has no chat template. Set layout='raw'.")
         self._config, self._limits = config, limits
         self._tokenizer, self._text = tokenizer, TextTokenizer(tokenizer, vocabulary=vocabulary)  # as the engine has it
         kept = [record for record in records if config.mixture.get(record.file, 1.0) > 0]
@@ -275,6 +277,12 @@ class FileExamples:
             FocusLimits(self._limits, lengths).check(len(question.answer))
         except ContextOverflowError as error:
             raise ConfigError(f"{record.where}: {error}") from error
+        row = max(map(len, chunks)) + len(question.plain_prompt) + len(question.answer)
+        if self._config.distillation and row > self._limits.window:
+            raise ConfigError(
+                f"{record.where}: the teacher would read {row} tokens, a chunk with the whole question and its answer, "
+                f"and the model's usable window has {self._limits.window}. Lower chunk_sizes, or set distillation=0."
+            )
 
     def _question(self, layout: Layout, asked: QuestionAnswer, where: str) -> SupervisedQuestion:
         """Prompt and answer as in use, with the token that ends a turn."""

@@ -5,9 +5,7 @@ They depend on nothing that learns, so that the same files serve every epoch and
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from hashlib import sha256
 from pathlib import Path
 
 from transformers import __version__ as transformers_version
@@ -16,7 +14,7 @@ from focus_core.cache.chunk_file import ChunkHeader
 from focus_core.cache.chunks import ChunkBlock, ChunkRow
 from focus_core.cache.disk import DiskTier
 from focus_core.cache.keys import ChunkKey, chunk_key
-from focus_core.loading.fingerprint import weights_fingerprint
+from focus_core.loading.fingerprint import key_in_memory
 from focus_core.methods.focus import FocusModel
 from focus_core.text.documents import TokenIds
 
@@ -26,24 +24,29 @@ class KeptChunks:
 
     Args:
         folder: made if it is not there; runs with the same and with other models may share it
+        computed_in: the mixed precision of the passes, which the states depend on
         limit: bytes of the folder; by default half of the disk that is free without it
 
     Raises:
         ConfigError: the folder cannot be made or read
     """
 
-    def __init__(self, folder: Path, model: FocusModel, *, limit: int | None = None) -> None:
+    def __init__(self, folder: Path, model: FocusModel, *, computed_in: str = "no", limit: int | None = None) -> None:
         self._model = model
         software = f"transformers {transformers_version}"
-        self._files = DiskTier(folder, _key_of(model), states=model.state_shape, software=software, limit=limit)
+        key = key_in_memory(model.model, computed_in)
+        self._files = DiskTier(folder, key, states=model.state_shape, software=software, limit=limit)
+        self._example = _Example()
 
     def prefill(self, chunks: Sequence[TokenIds], *, layers: int) -> list[ChunkRow]:
         """Block and row of each chunk, in order, with the keys and values of so many layers at least."""
         keys = [chunk_key(chunk, None) for chunk in chunks]
         tokens = dict(zip(keys, chunks, strict=True))
         rows = dict[ChunkKey, ChunkRow]()
-        self._files.begin(self, keys)
-        found = self._files.find(tokens, tokens.__getitem__, layers=layers)
+        self._example = _Example()  # the chunks of the one before may give way now
+        absent = self._files.touch(self._example, keys)
+        there = [key for key in tokens if key not in absent]
+        found = self._files.find(there, tokens.__getitem__, layers=layers)
         for loaded in self._files.load(found, tokens.__getitem__, self._block):
             rows |= loaded
         self._files.warn_of_unusable()
@@ -58,8 +61,5 @@ class KeptChunks:
         return like.block(chunks, self._model.device)
 
 
-def _key_of(model: FocusModel) -> str:
-    """What keys and values depend on besides a chunk's tokens."""
-    config = model.model.config.get_text_config()
-    parts = (weights_fingerprint(model.model, model.parts), str(model.dtype), config.to_dict())
-    return sha256(json.dumps(("training", *parts), sort_keys=True, default=repr).encode()).hexdigest()
+class _Example:
+    """As long as it is held, its chunks stay."""

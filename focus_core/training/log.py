@@ -104,9 +104,14 @@ class LossLog:
     def best(self) -> tuple[int, int]:
         """The step whose held-out loss was the lowest, and how many evaluations followed it; 0 without any."""
         rows = [row for row in read_rows(self._config.output / EVALUATION) if row["name"] == HELD_OUT_LOSS]
-        values = {int(row["step"]): float(row["value"]) for row in rows}
+        values = {int(row["step"]): _comparable(float(row["value"])) for row in rows}
         step = min(values, key=lambda step: values[step], default=0)
         return step, sum(later > step for later in values)
+
+    def would_be_best(self, results: dict[str, float]) -> bool:
+        """Whether no evaluation so far has a held-out loss as low as that of `results`."""
+        rows = [row for row in read_rows(self._config.output / EVALUATION) if row["name"] == HELD_OUT_LOSS]
+        return all(_comparable(results[HELD_OUT_LOSS]) < _comparable(float(row["value"])) for row in rows)
 
     def evaluated(self, done: int, results: dict[str, float]) -> None:
         """Write the results of an evaluation."""
@@ -138,6 +143,11 @@ class LossLog:
         if not self._console.is_terminal:
             self._console.file.write(json.dumps(line) + "\n")
             self._console.file.flush()
+
+
+def _comparable(loss: float) -> float:
+    """A loss that is not a number is worse than any."""
+    return math.inf if math.isnan(loss) else loss
 
 
 def _by_objective(examples: list[tuple[str, float, int]]) -> list[dict[str, Any]]:

@@ -97,19 +97,25 @@ def record_of(where: str, values: Any) -> Record:
     """
     if not isinstance(values, Mapping):
         raise ConfigError(f"{where}: must be a JSON object, not {type(values).__name__}.")
+    values = _there(values)
     _refuse_others(where, values)
     if "text" in values:
         return Record(where, text=_text(where, values, "text"))
     if "documents" not in values:
         raise ConfigError(f"{where}: needs the field 'text' or the field 'documents'; it has {shown(sorted(values))}.")
     documents = values["documents"]
-    if not isinstance(documents, list) or not documents:
+    if not isinstance(documents, list | tuple) or not documents:
         raise ConfigError(f"{where}: field 'documents' must be a list of at least one text.")
     texts = [_text(where, {f"documents[{i}]": text}, f"documents[{i}]") for i, text in enumerate(documents)]
     asked = values.get("questions", [values])
-    if not isinstance(asked, list) or not asked:
+    if not isinstance(asked, list | tuple) or not asked:
         raise ConfigError(f"{where}: field 'questions' must be a list of at least one question.")
     return Record(where, documents=tuple(texts), questions=tuple(_asked(where, one, len(texts)) for one in asked))
+
+
+def _there(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Without fields that are null, as rows of a dataset have them where other rows have a value."""
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _refuse_others(where: str, values: Mapping[str, Any]) -> None:
@@ -126,7 +132,8 @@ def _refuse_others(where: str, values: Mapping[str, Any]) -> None:
 
 
 def _asked(where: str, values: Any, documents: int) -> QuestionAnswer:
-    if not isinstance(values, dict) or ("question" in values) == ("prompt" in values):
+    values = _there(values) if isinstance(values, Mapping) else {}
+    if ("question" in values) == ("prompt" in values):
         raise ConfigError(f"{where}: a question needs either the field 'question' or the field 'prompt', and 'answer'.")
     name = "question" if "question" in values else "prompt"
     gold = _gold(where, values.get("gold", []), documents)
@@ -134,7 +141,9 @@ def _asked(where: str, values: Any, documents: int) -> QuestionAnswer:
 
 
 def _gold(where: str, numbers: Any, documents: int) -> tuple[int, ...]:
-    if not isinstance(numbers, list) or not all(type(number) is int and 0 <= number < documents for number in numbers):
+    if not isinstance(numbers, list | tuple) or not all(
+        type(number) is int and 0 <= number < documents for number in numbers
+    ):
         raise ConfigError(
             f"{where}: field 'gold' is {shown(numbers)}: must be a list of numbers of documents, 0 to {documents - 1}."
         )

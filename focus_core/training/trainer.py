@@ -97,7 +97,7 @@ def rehearse(
     model: PreTrainedModel | FocusModel | None = None,
     examples: Examples | None = None,
 ) -> Rehearsal:
-    """What a run would take, measured on its first examples; nothing is saved.
+    """What a run would take, measured on its first examples; nothing is saved but what goes to a `store`.
 
     Raises:
         ConfigError: settings that cannot work
@@ -150,6 +150,12 @@ def _with_validation(run: _Run, evaluate: Evaluate | None) -> Evaluate:
 
     validation = Validation(run.config, run.focus, run.base_id)
     return lambda focus: {**validation(focus), **(evaluate(focus) if evaluate else {})}
+
+
+def _kept_chunks(config: TrainingConfig, focus: FocusModel) -> KeptChunks | None:
+    if config.store is None:
+        return None
+    return KeptChunks(config.store, focus, computed_in=config.mixed_precision, limit=config.store_limit)
 
 
 def learning_rate(config: TrainingConfig, step: int) -> float:
@@ -213,7 +219,7 @@ class _Run:
             recompute=config.recompute,
             distillation=config.distillation,
             temperature=config.temperature,
-            kept=KeptChunks(config.store, focus) if config.store else None,
+            kept=_kept_chunks(config, focus),
         )
         self.loss, *self.optimizers = accelerator.prepare(loss, *_optimizers(config, list(loss.parameters())))
 
@@ -228,6 +234,8 @@ class _Run:
                 self._judge(first, evaluate, log)  # the run stopped before it
             for step in range(first, self.config.steps):
                 if self._out_of_patience(step, log):
+                    if step > self._saved_after:
+                        self._save(step, log.unwritten())
                     break
                 with naming_lack_of_memory(_LEARN_FROM_LESS):
                     self._step(step, ready, log)
@@ -312,8 +320,8 @@ class _Run:
             "unwritten": asdict(unwritten),
         }
         try:
+            self._save_adapter(ADAPTER)  # first: of a run that is killed between the two, the step is done again
             replace_file(self.config.output / RESUME_STATE, lambda path: torch.save(state, path))
-            self._save_adapter(ADAPTER)
         except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors do not say OSError
             raise FocusError(
                 f"Step {done} could not be saved in {self.config.output} ({error}). Make room there, and go on from "
@@ -383,9 +391,10 @@ class _Run:
 
     def _judge(self, done: int, evaluate: Evaluate, log: LossLog) -> None:
         """Evaluate, and keep the adapter if there was no better one."""
-        log.evaluated(done, self._evaluate(evaluate))
-        if self.config.validation and log.best()[0] == done:
-            self._save_adapter(BEST)
+        results = self._evaluate(evaluate)
+        if self.config.validation and log.would_be_best(results):
+            self._save_adapter(BEST)  # before the row is written: a run that is killed between the two evaluates again
+        log.evaluated(done, results)
 
     def _write_cards(self, log: LossLog) -> None:
         """Of the last adapter, and of the best."""

@@ -6,10 +6,13 @@ documents, of those of another record, and of a chunk that says nothing. Only th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from itertools import islice
 
 import torch
 
+from focus_core.errors import warn
 from focus_core.methods.focus import FocusModel
 from focus_core.training.config import TrainingConfig
 from focus_core.training.data import FileExamples
@@ -33,13 +36,18 @@ class Validation:
         )
         make = FileExamples.open(held_out, focus, tokenizer_id)
         own = make.different(config.validation_examples)
-        others = [*own[1:], own[0]]
         nothing = make.chunks_of(_NOTHING)
         self.examples = {
             HELD_OUT_LOSS: own,
-            "other documents": [replace(one, chunks=other.chunks) for one, other in zip(own, others, strict=True)],
+            "other documents": [other for number in range(len(own)) for other in _about_others(own, number)],
             "no documents": [replace(one, chunks=nothing) for one in own],
         }
+        if not self.examples["other documents"]:
+            del self.examples["other documents"]
+            warn(
+                "validation: all questions are about the same documents, so that there is no control with other ones. "
+                "Hold out records with different documents."
+            )
 
     def __call__(self, focus: FocusModel) -> dict[str, float]:
         """The mean loss of a target, of all and of each answer's first token, with right documents and without."""
@@ -50,6 +58,13 @@ class Validation:
             found[name] = losses.mean().item()
             found[f"{name}, first token"] = losses[first.to(losses.device)].mean().item()
         return found
+
+
+def _about_others(own: Sequence[TrainingExample], number: int) -> list[TrainingExample]:
+    """An example with the documents of the next one that has others, or nothing."""
+    one = own[number]
+    others = (other.chunks for other in (*own[number + 1 :], *own[:number]) if other.chunks != one.chunks)
+    return [replace(one, chunks=chunks) for chunks in islice(others, 1)]
 
 
 def _is_first(example: TrainingExample) -> list[bool]:

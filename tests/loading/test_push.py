@@ -70,7 +70,13 @@ def test_what_is_no_adapter_is_not_sent(adapter: Path, hub: Hub, tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    "error", [LocalTokenNotFoundError("no token"), HFValidationError("bad name"), ConnectionError("no network")]
+    "error",
+    [
+        LocalTokenNotFoundError("no token"),
+        HFValidationError("bad name"),
+        ConnectionError("no network"),
+        type("ConnectError", (Exception,), {"__module__": "httpx._exceptions"})("nobody answers"),
+    ],
 )
 def test_what_the_hub_refuses_is_said_with_a_way_out(adapter: Path, hub: Hub, error: Exception) -> None:
     hub.error = error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from focus_core.config import FocusConfig
 from focus_core.errors import ConfigError
 from focus_core.training.config import TrainingConfig
 from focus_core.training.examples import TrainingExample
-from focus_core.training.records import read_records
+from focus_core.training.records import read_records, record_of
 from tests.training.cases import examples, ids, text
 
 
@@ -268,3 +269,28 @@ def test_wrong_settings_are_named(tmp_path: Path, line: str, message: str) -> No
     with pytest.raises(ConfigError) as raised:
         TrainingConfig.from_toml(tmp_path / "train.toml")
     assert message in str(raised.value)
+
+
+def test_null_is_no_field_and_any_sequence_a_list() -> None:
+    """Rows of a dataset have all columns, and nothing where others have a value."""
+    row = {"text": None, "documents": ("a b", "c"), "question": None, "questions": None, "gold": None}
+    record = record_of("row 1", {**row, "prompt": "Who?", "answer": "a"})
+    assert (record.documents, record.questions[0].text, record.questions[0].gold) == (("a b", "c"), "Who?", ())
+    asked = MappingProxyType({"question": "Who?", "prompt": None, "answer": "a", "gold": (1,)})
+    assert record_of("row 2", {**row, "questions": (asked,)}).questions[0].gold == (1,)
+    assert record_of("row 3", {"text": "a b", "documents": None, "answer": None}).text == "a b"
+
+
+def test_a_teacher_must_see_its_whole_row(tmp_path: Path) -> None:
+    record = {"documents": [text(16)], "question": " ".join(["w1"] * 90), "answer": "w2 w3"}
+    assert examples(tmp_path, record)(0)  # the memory needs the question's end alone
+    sizes = {"local_lengths": (6, 120), "chunk_sizes": (16,), "distillation": 0.5}
+    made = examples(tmp_path, {**record, "question": " ".join(["w1"] * 110)}, **sizes)
+    with pytest.raises(ConfigError, match=r"line 1: the teacher would read 1\d\d tokens, .* window has 128"):
+        made(0)
+
+
+def test_layout_chat_needs_a_chat_template(tmp_path: Path) -> None:
+    record = {"documents": [text(16)], "prompt": "w1", "answer": "w2"}
+    with pytest.raises(ConfigError, match=r"layout='chat': the model has no chat template\. Set layout='raw'"):
+        examples(tmp_path, record, template=None, layout="chat")

@@ -86,6 +86,41 @@ def test_a_damaged_file_is_named_and_read_anew(tmp_path: Path, monkeypatch: pyte
         torch.testing.assert_close(found[name], gradient, rtol=1e-5, atol=1e-6)
 
 
+def test_no_weight_is_too_small_to_make_another_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sample of the weights, which tells adapters' models apart, has none of the norms."""
+    model = focus_model()
+    example = example_for(model)
+    FocusLoss(model, kept=KeptChunks(tmp_path, model))(example)
+    with torch.no_grad():
+        model.model.model.layers[0].input_layernorm.weight.mul_(3)
+    expected = FocusLoss(model)(example).item()
+    assert FocusLoss(model, kept=KeptChunks(tmp_path, model))(example).item() == pytest.approx(expected)
+
+
+def test_another_precision_of_the_passes_reads_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = focus_model()
+    example = example_for(model)
+    FocusLoss(model, kept=KeptChunks(tmp_path, model, computed_in="bf16"))(example)
+    read = chunks_read(model, monkeypatch)
+    FocusLoss(model, kept=KeptChunks(tmp_path, model))(example)
+    assert read == [len(example.chunks)]
+
+
+def test_what_was_not_used_for_longest_gives_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = focus_model()
+    chunks = [[1, *range(2 + number, 12 + number)] for number in range(8)]
+    KeptChunks(tmp_path, model).prefill(chunks[:1], layers=2)
+    (first,) = tmp_path.rglob("*.safetensors")
+    kept = KeptChunks(tmp_path, model, limit=first.stat().st_size * 4)
+    for chunk in chunks:
+        kept.prefill([chunk], layers=2)
+        kept.prefill(chunks[:1], layers=2)  # used all the time
+    read = chunks_read(model, monkeypatch)
+    kept.prefill([chunks[0], chunks[7]], layers=2)
+    kept.prefill([chunks[1]], layers=2)
+    assert read == [0, 1]
+
+
 def test_a_run_with_a_store_is_the_run_without(tmp_path: Path) -> None:
     losses = []
     for name, store in (("without", None), ("first", tmp_path / "store"), ("second", tmp_path / "store")):
@@ -101,6 +136,9 @@ def test_the_folder_is_relative_to_the_file(tmp_path: Path) -> None:
     path = tmp_path / "train.toml"
     path.write_text('output = "run"\nstore = "chunks"\n')
     assert TrainingConfig.from_toml(path).store == tmp_path / "chunks"
+    path.write_text('output = "run"\nstore = ""\n')
+    with pytest.raises(ConfigError, match="store='': must be the name of a folder"):
+        TrainingConfig.from_toml(path)
     path.write_text('output = "run"\nstore = ["chunks"]\n')
     with pytest.raises(ConfigError, match=r"store=\['chunks'\]: must be the name of a folder"):
         TrainingConfig.from_toml(path)

@@ -194,8 +194,9 @@ def test_arms_differ_in_one_thing_and_have_the_data_for_it(tmp_path: Path) -> No
 
 def test_an_arm_says_what_it_reached_and_is_not_trained_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = save_tiny_model(tmp_path / "model")
-    records = [{"documents": ["a b", "c d e"], "questions": [{"prompt": "Who?", "answer": "a b", "gold": [0]}]}]
-    data.write(tmp_path / "questions.jsonl", records * 3)
+    asked = [{"prompt": "Who?", "answer": "a b", "gold": [0]}]
+    records = [{"documents": ["a b", other], "questions": asked} for other in ("c d e", "e d c", "d")]
+    data.write(tmp_path / "questions.jsonl", records)
     base = TrainingConfig(
         output=tmp_path / "runs" / "base",
         model=str(folder),
@@ -221,7 +222,8 @@ def test_an_arm_says_what_it_reached_and_is_not_trained_twice(tmp_path: Path, mo
 def test_an_answer_is_followed_from_its_chunk_to_the_end(tmp_path: Path) -> None:
     folder = save_tiny_model(tmp_path / "model")
     asked = [{"prompt": "Who?", "answer": "a b c", "gold": [0]}, {"prompt": "What?", "answer": "e d", "gold": [0, 1]}]
-    data.write(tmp_path / "held_out.jsonl", [{"documents": ["a b", "c d e", "f"], "questions": asked}])
+    other = {"documents": ["g"], "questions": [{"prompt": "Who?", "answer": "g", "gold": [0]}]}
+    data.write(tmp_path / "held_out.jsonl", [{"documents": ["a b", "c d e", "f"], "questions": asked}, other])
     config = TrainingConfig(
         output=tmp_path,
         model=str(folder),
@@ -242,7 +244,7 @@ def test_an_answer_is_followed_from_its_chunk_to_the_end(tmp_path: Path) -> None
     assert trained["plain row"] == pytest.approx(untrained["plain row"], abs=1e-5)  # no hook is left
     assert trained["candidate itself"] != pytest.approx(trained["plain row"], abs=1e-3)
     record = {"documents": ["a b", "c d e", "f"], "questions": [{**asked[0], "gold": [0, 1, 2]}]}
-    data.write(tmp_path / "held_out.jsonl", [record])
+    data.write(tmp_path / "held_out.jsonl", [record, other])
     everywhere = stages.measure(focus, config)
     assert everywhere["right chunks"] == pytest.approx(everywhere["all chunks"], abs=1e-5)
 

@@ -13,7 +13,10 @@ import pytest
 import torch
 
 from focus_core import ConfigError, FocusModel
+from focus_core.errors import FocusWarning
+from focus_core.training import trainer
 from focus_core.training.config import TrainingConfig
+from focus_core.training.log import LossLog
 from focus_core.training.loss import FocusLoss
 from focus_core.training.trainer import train
 from focus_core.training.validation import Validation
@@ -142,6 +145,70 @@ def test_a_run_without_patience_left_ends_and_stays_ended(
     assert len(judged) == 4
     train(replace(made, patience=3))  # more of it, and the run goes on
     assert evaluations(made.output)["loss"] == [3.0, 2.0, 4.0, 5.0, 1.0, 6.0]
+
+
+def test_a_run_that_ends_early_is_saved_where_it_ended(
+    tmp_path: Path, model_folder: Path, judged: list[dict[str, torch.Tensor]]
+) -> None:
+    made = config(tmp_path, model_folder, steps=6, patience=2, save_every=100)
+    assert train(made) == made.output / "best"
+    last = _saved(model_folder, made.output / "adapter")
+    assert all(torch.equal(last[name], tensor) for name, tensor in judged[3].items())
+    assert "4 of 6 steps" in (made.output / "adapter" / "README.md").read_text()
+    assert train(made) == made.output / "best"  # and stays ended
+    assert len(judged) == 4
+
+
+@pytest.mark.parametrize("killed_at", ["best", "adapter"])
+def test_a_run_that_is_killed_between_two_files_ends_like_one_that_is_not(
+    tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch, killed_at: str
+) -> None:
+    made = config(tmp_path, model_folder, steps=3, save_every=1)
+    expected = train(replace(made, output=tmp_path / "straight")).parent
+    save = trainer.save_adapter
+
+    def killed(folder: Path, *given: Any, **named: Any) -> None:
+        if (made.output / "evaluation.csv").read_text().count("\n") > 7 and Path(folder).name == killed_at:
+            raise SystemExit  # in the second step
+        save(folder, *given, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "save_adapter", killed)
+        patch.setattr(LossLog, "would_be_best", lambda self, results: True)
+        with pytest.raises(SystemExit):
+            train(made)
+    train(made)
+    assert evaluations(made.output) == evaluations(expected)
+    for name in ("adapter", "best"):
+        one, other = (_saved(model_folder, folder / name) for folder in (made.output, expected))
+        assert all(torch.equal(one[key], tensor) for key, tensor in other.items())
+
+
+def test_a_loss_that_is_no_number_is_not_the_best(
+    tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = iter([float("nan"), 2.0, float("nan"), 1.0])
+    monkeypatch.setattr(Validation, "__call__", lambda self, focus: {"loss": next(values)})
+    made = config(tmp_path, model_folder)
+    assert "| loss | 1.000 |" in (train(made) / "README.md").read_text()
+
+
+def test_documents_that_are_the_same_are_no_control(tmp_path: Path, model_folder: Path, focus: FocusModel) -> None:
+    made = config(tmp_path, model_folder)
+    lines = made.validation[0].read_text().splitlines()
+    made.validation[0].write_text("\n".join([lines[0], lines[0].replace("owl 5", "dog"), lines[1]]))
+    examples = Validation(replace(made, max_documents=0), focus, str(model_folder)).examples
+    for own, other in zip(examples["loss"], examples["other documents"], strict=True):
+        assert own.chunks != other.chunks
+    made.validation[0].write_text(lines[0])
+    with pytest.warns(FocusWarning, match="no control with other ones"):
+        found = Validation(made, focus, str(model_folder))(focus)
+    assert set(found) == {one for name in ("loss", "no documents") for one in (name, f"{name}, first token")}
+
+
+def test_patience_needs_evaluations(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="patience=2: needs validation, and evaluate_every above 0"):
+        config_for(tmp_path, patience=2)
 
 
 def test_what_cannot_be_held_out_is_refused(tmp_path: Path, model_folder: Path) -> None:
