@@ -18,7 +18,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from focus_core.config import ResolvedConfig
-from focus_core.errors import ConfigError, ContextOverflowError
+from focus_core.errors import ConfigError, ContextOverflowError, shown
 from focus_core.loading.gguf import gguf_path, load_gguf_tokenizer
 from focus_core.loading.named import named_model
 from focus_core.methods.focus import FocusModel
@@ -287,6 +287,10 @@ class FileExamples:
     def _question(self, layout: Layout, asked: QuestionAnswer, where: str) -> SupervisedQuestion:
         """Prompt and answer as in use, with the token that ends a turn."""
         tokens, end = list(self._text.parse(self._answer(asked, where))), self._tokenizer.eos_token_id
+        if not tokens:
+            raise ConfigError(
+                f"{where}: field 'answer' is {shown(asked.answer)}, which the tokenizer makes no token of."
+            )
         if end in tokens:
             tokens = tokens[: tokens.index(end) + 1]
         elif end is not None:

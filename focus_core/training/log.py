@@ -166,11 +166,11 @@ def _by_objective(examples: list[tuple[str, float, int]]) -> list[dict[str, Any]
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
-    """The rows of a CSV of a run; none, where there is no file."""
+    """The rows of a CSV of a run, without one that was cut short; none, where there is no file."""
     if not path.exists():
         return []
     with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+        return [row for row in csv.DictReader(file) if row["step"].isdigit() and None not in row.values()]
 
 
 def _open_csv(path: Path, columns: tuple[str, ...], first: int) -> None:

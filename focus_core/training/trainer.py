@@ -244,6 +244,8 @@ class _Run:
                 if done % self.config.save_every == 0 or done == self.config.steps or stopping:
                     self._save(done, log.unwritten())
                 if stopping:
+                    if self.accelerator.is_main_process:
+                        self._write_cards(log)
                     raise KeyboardInterrupt(f"Stopped and saved after step {done} of {self.config.steps}.")
                 if evaluate is not None and self._evaluates_after(done):
                     self._judge(done, evaluate, log)
@@ -402,7 +404,8 @@ class _Run:
         if self.config.validation:
             steps[BEST] = log.best()[0]
         for name, step in steps.items():
-            write_card(self.config.output / name, self.config, self.base_id, step)
+            if (self.config.output / name).is_dir():  # of a run that is stopped before an evaluation there is no best
+                write_card(self.config.output / name, self.config, self.base_id, step)
 
     def _out_of_patience(self, step: int, log: LossLog) -> bool:
         """Whether the held-out loss has not fallen for so long that the run ends before this step."""

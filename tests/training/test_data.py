@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from focus_core.config import FocusConfig
 from focus_core.errors import ConfigError
+from focus_core.text.tokenizer import TextTokenizer
 from focus_core.training.config import TrainingConfig
 from focus_core.training.examples import TrainingExample
 from focus_core.training.records import read_records, record_of
@@ -294,3 +295,9 @@ def test_layout_chat_needs_a_chat_template(tmp_path: Path) -> None:
     record = {"documents": [text(16)], "prompt": "w1", "answer": "w2"}
     with pytest.raises(ConfigError, match=r"layout='chat': the model has no chat template\. Set layout='raw'"):
         examples(tmp_path, record, template=None, layout="chat")
+
+
+def test_an_answer_without_tokens_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TextTokenizer, "parse", lambda self, text: [])
+    with pytest.raises(ConfigError, match="line 1: field 'answer' is 'w2', which the tokenizer makes no token of"):
+        examples(tmp_path, {"documents": [text(16)], "prompt": "w1", "answer": "w2"})(0)

@@ -130,6 +130,9 @@ def test_stopped_and_resumed_is_bitwise_the_run_without_a_stop(
     with pytest.raises(KeyboardInterrupt, match="saved after step"):
         train(config_for(tmp_path), model=focus_model(), examples=StopsAt(7))
     assert 0 < len(losses(tmp_path)) < 12
+    assert "of 6 steps" in (tmp_path / "adapter" / "README.md").read_text()  # could be pushed as it is
+    with (tmp_path / "losses.csv").open("a") as file:
+        file.write("9,answ")  # a row that was cut short
     resumed = focus_model()  # with fresh projections: everything comes from the resume state
     train(config_for(tmp_path), model=resumed, examples=numbered)
     for name, tensor in weights(straight[0]).items():
