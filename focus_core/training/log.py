@@ -95,7 +95,7 @@ class LossLog:
 
     def unwritten(self) -> Unwritten:
         """What a resume state must hold; every process has to ask, and the main one gets the examples of all."""
-        return replace(self._unwritten, examples=gather_object(self._unwritten.examples))
+        return replace(self._unwritten, examples=list(gather_object(self._unwritten.examples)))
 
     def has_evaluation(self, done: int) -> bool:
         """Whether an evaluation after step `done` has been written."""

@@ -104,6 +104,8 @@ def rehearse(
         OutOfMemoryError: an example does not fit the device
     """
     with _started(config, model, examples) as (run, made):
+        if run.config.validation:
+            _with_validation(run, None)  # reads it, so that what cannot be held out is found now
         return run.rehearse(made)
 
 
@@ -237,7 +239,7 @@ class _Run:
                     if step > self._saved_after:
                         self._save(step, log.unwritten())
                     break
-                with naming_lack_of_memory(_LEARN_FROM_LESS):
+                with naming_lack_of_memory(_LEARN_FROM_LESS), self._saved_if_examples_end(step, log):
                     self._step(step, ready, log)
                 done = step + 1
                 stopping = self._any_process(stop.is_set())
@@ -271,6 +273,20 @@ class _Run:
             steps=self.config.steps,
             peak_bytes=peak_bytes(self.focus.device),
         )
+
+    @contextmanager
+    def _saved_if_examples_end(self, step: int, log: LossLog) -> Iterator[None]:
+        """Save the state before this step if its examples cannot be made; other processes may still make theirs."""
+        if self.accelerator.num_processes > 1:
+            yield
+            return
+        unwritten = log.unwritten()
+        try:
+            yield
+        except ConfigError:
+            if step > self._saved_after:
+                self._save(step, unwritten)
+            raise
 
     def _step(self, step: int, ready: Iterator[TrainingExample], log: LossLog) -> None:
         """One optimizer step over `accumulation` examples."""

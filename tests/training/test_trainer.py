@@ -140,6 +140,16 @@ def test_stopped_and_resumed_is_bitwise_the_run_without_a_stop(
     assert losses(tmp_path) == losses(straight[1])
 
 
+def test_examples_that_end_early_lose_no_step(straight: tuple[FocusModel, Path], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="examples end before number 7"):
+        train(config_for(tmp_path), model=focus_model(), examples=[numbered(number) for number in range(7)])
+    resumed = focus_model()
+    train(config_for(tmp_path), model=resumed, examples=numbered)
+    for name, tensor in weights(straight[0]).items():
+        assert torch.equal(weights(resumed)[name], tensor), name
+    assert losses(tmp_path) == losses(straight[1])
+
+
 def _rows(folder: Path) -> list[dict[str, str]]:
     """All of the log but the time."""
     with (folder / "losses.csv").open(newline="") as file:

@@ -206,6 +206,14 @@ def test_documents_that_are_the_same_are_no_control(tmp_path: Path, model_folder
     assert set(found) == {one for name in ("loss", "no documents") for one in (name, f"{name}, first token")}
 
 
+def test_a_rehearsal_reads_what_is_held_out(tmp_path: Path, model_folder: Path) -> None:
+    made = config(tmp_path, model_folder)
+    assert trainer.rehearse(made).steps == 4
+    made.validation[0].unlink()
+    with pytest.raises(ConfigError, match=r"there is no file .*held_out\.jsonl"):
+        trainer.rehearse(made)
+
+
 def test_patience_needs_evaluations(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="patience=2: needs validation, and evaluate_every above 0"):
         config_for(tmp_path, patience=2)
