@@ -12,7 +12,6 @@ from weakref import WeakSet, WeakValueDictionary
 
 import torch
 from transformers import PreTrainedTokenizerBase
-from transformers import __version__ as transformers_version
 
 from focus_core.attention.candidates import CandidateProjections
 from focus_core.cache.bus import Bus
@@ -24,7 +23,7 @@ from focus_core.engine.calibration import Calibration
 from focus_core.engine.scheduler import Scheduler
 from focus_core.errors import ConfigError
 from focus_core.loading.adapters import fresh_projections
-from focus_core.loading.fingerprint import model_key, weights_content
+from focus_core.loading.fingerprint import SOFTWARE, model_key, weights_content
 from focus_core.loading.gguf import gguf_path, load_gguf_tokenizer
 from focus_core.loading.hub import is_folder
 from focus_core.loading.models import LoadedModel, load_model
@@ -132,8 +131,7 @@ class SharedModel:
                 f"{self.loaded.model_id} was handed over loaded, or its files were not found. Load it by its name, "
                 "with FocusEngine.from_pretrained."
             )
-        software = f"transformers {transformers_version}"
-        return DiskTier(folder, self.key, states=states, software=software, limit=limit)
+        return DiskTier(folder, self.key, states=states, software=SOFTWARE, limit=limit)
 
     @property
     def tiers(self) -> list[DeviceTier]:

@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import __version__ as transformers_version
 
 from focus_core.attention.modules import DecoderParts, decoder_parts
 from focus_core.errors import ConfigError
@@ -20,6 +21,7 @@ from focus_core.loading.file_hashes import file_hashes
 from focus_core.loading.gguf import gguf_path
 from focus_core.loading.hub import is_folder, local_folder, snapshot_commit
 
+SOFTWARE = f"transformers {transformers_version}"  # what computes keys and values
 KEY_FORMAT = 1  # part of every model key: raise it when prefill computes something else from the same model
 
 _SAMPLED_WEIGHTS = 4  # of every matrix, to tell base models apart
@@ -146,8 +148,7 @@ def model_key(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, weight
         "sample": weights_fingerprint(model, decoder_parts(model)),
         "tokenizer": _tokenizer_content(tokenizer),
         "dtype": str(model.dtype),
-        "config": {name: value for name, value in config.to_dict().items() if name not in _NO_NUMBER},
-        "implementations": [getattr(config, name, None) for name in _IMPLEMENTATIONS],
+        **_settings_of(config),
     }
     return sha256(json.dumps(parts, sort_keys=True, default=repr).encode()).hexdigest()
 
@@ -165,8 +166,7 @@ def key_in_memory(model: PreTrainedModel, computed_in: str) -> str:
     parts = {
         "format": KEY_FORMAT,
         "computed in": computed_in,
-        "config": {name: value for name, value in config.to_dict().items() if name not in _NO_NUMBER},
-        "implementations": [getattr(config, name, None) for name in _IMPLEMENTATIONS],
+        **_settings_of(config),
     }
     digest.update(json.dumps(parts, sort_keys=True, default=repr).encode())
     try:
@@ -176,6 +176,14 @@ def key_in_memory(model: PreTrainedModel, computed_in: str) -> str:
     except (RuntimeError, NotImplementedError, TypeError) as error:
         raise ConfigError(f"Nothing can be kept of this model: its weights have no bytes to read ({error}).") from error
     return digest.hexdigest()
+
+
+def _settings_of(config: PreTrainedConfig) -> dict[str, Any]:
+    """What keys and values depend on in a text model's config."""
+    return {
+        "config": {name: value for name, value in config.to_dict().items() if name not in _NO_NUMBER},
+        "implementations": [getattr(config, name, None) for name in _IMPLEMENTATIONS],
+    }
 
 
 def weights_content(name: str, arguments: Mapping[str, Any]) -> dict[str, str]:

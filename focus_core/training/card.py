@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from hashlib import sha256
 from itertools import pairwise
@@ -100,13 +100,10 @@ def _toml(value: Any) -> str:
 def _data(config: TrainingConfig) -> str:
     if not config.data:
         return "## Data\n\nExamples that were made in Python.\n"
-    rows = "".join([*_files(config.data, "trained"), *_files(config.validation, "held out")])
+    files = [*((path, "trained") for path in config.data), *((path, "held out") for path in config.validation)]
+    rows = "".join(_file(Path(path), use) for path, use in files)
     head = "| file | use | lines | SHA-256 |\n|---|---|---:|---|\n"
     return f"## Data\n\n{head}{rows}\n{config.data_notes or _NO_NOTES}\n"
-
-
-def _files(paths: Sequence[Path], use: str) -> list[str]:
-    return [_file(path, use) for path in map(Path, paths)]
 
 
 def _file(path: Path, use: str) -> str:

@@ -8,13 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from transformers import __version__ as transformers_version
-
 from focus_core.cache.chunk_file import ChunkHeader
 from focus_core.cache.chunks import ChunkBlock, ChunkRow
 from focus_core.cache.disk import DiskTier
 from focus_core.cache.keys import ChunkKey, chunk_key
-from focus_core.loading.fingerprint import key_in_memory
+from focus_core.loading.fingerprint import SOFTWARE, key_in_memory
 from focus_core.methods.focus import FocusModel
 from focus_core.text.documents import TokenIds
 
@@ -33,10 +31,8 @@ class KeptChunks:
 
     def __init__(self, folder: Path, model: FocusModel, *, computed_in: str = "no", limit: int | None = None) -> None:
         self._model = model
-        software = f"transformers {transformers_version}"
         key = key_in_memory(model.model, computed_in)
-        self._files = DiskTier(folder, key, states=model.state_shape, software=software, limit=limit)
-        self._example = _Example()
+        self._files = DiskTier(folder, key, states=model.state_shape, software=SOFTWARE, limit=limit)
 
     def prefill(self, chunks: Sequence[TokenIds], *, layers: int) -> list[ChunkRow]:
         """Block and row of each chunk, in order, with the keys and values of so many layers at least."""

@@ -103,15 +103,18 @@ class LossLog:
 
     def best(self) -> tuple[int, int]:
         """The step whose held-out loss was the lowest, and how many evaluations followed it; 0 without any."""
-        rows = [row for row in read_rows(self._config.output / EVALUATION) if row["name"] == HELD_OUT_LOSS]
-        values = {int(row["step"]): _comparable(float(row["value"])) for row in rows}
+        values = self._held_out_losses()
         step = min(values, key=lambda step: values[step], default=0)
         return step, sum(later > step for later in values)
 
     def would_be_best(self, results: dict[str, float]) -> bool:
         """Whether no evaluation so far has a held-out loss as low as that of `results`."""
+        return all(_comparable(results[HELD_OUT_LOSS]) < loss for loss in self._held_out_losses().values())
+
+    def _held_out_losses(self) -> dict[int, float]:
+        """By the step after which they were measured."""
         rows = [row for row in read_rows(self._config.output / EVALUATION) if row["name"] == HELD_OUT_LOSS]
-        return all(_comparable(results[HELD_OUT_LOSS]) < _comparable(float(row["value"])) for row in rows)
+        return {int(row["step"]): _comparable(float(row["value"])) for row in rows}
 
     def evaluated(self, done: int, results: dict[str, float]) -> None:
         """Write the results of an evaluation."""

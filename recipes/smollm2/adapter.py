@@ -15,6 +15,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from focus_core.evaluation.tasks.records import read_records
 from focus_core.loading.named import SMOLLM2, SMOLLM2_ADAPTER, smollm2_file
 from focus_core.training.config import TrainingConfig
@@ -159,6 +161,14 @@ def wider(config: TrainingConfig, files: Sequence[Path], *, steps: int, adapter:
     )
 
 
+def require_model(threads: int | None = None) -> None:
+    """End with a sentence if SmolLM2 is not there; compute with so many threads, or all."""
+    if smollm2_file() is None:
+        raise SystemExit("SmolLM2 is not there. Fetch it with `make models`.")
+    if threads:
+        torch.set_num_threads(threads)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write the data, and train."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -172,8 +182,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--texts", type=Path, nargs="+", help="plain texts of other kinds")
     parser.add_argument("--adapter", type=Path, default=SMOLLM2_ADAPTER, help="(default: that of the package)")
     given = parser.parse_args(arguments)
-    if smollm2_file() is None:
-        raise SystemExit("SmolLM2 is not there. Fetch it with `make models`.")
+    require_model()
     files, held_out = write_data(given.data, given.output)
     config = config_for(given.output, files, held_out, steps=given.steps, rank=given.rank or None)
     if given.wider:

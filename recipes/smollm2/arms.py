@@ -20,18 +20,15 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from focus_core.disk import replace_file
 from focus_core.evaluation.tasks.records import read_records
-from focus_core.loading.named import smollm2_file
 from focus_core.methods.focus import FocusModel
 from focus_core.training.config import TrainingConfig
 from focus_core.training.log import LOSSES
 from focus_core.training.trainer import rehearse, train
 from focus_core.training.validation import Validation
 from recipes.smollm2 import data
-from recipes.smollm2.adapter import config_for, write_data
+from recipes.smollm2.adapter import config_for, require_model, write_data
 
 _FULL = {"rank": None, "learning_rate": 3e-4}
 _PLAIN_TEXT = ("continuation", "reconstruction")
@@ -103,10 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--judge", type=Path, action="append", help="only the losses of this adapter; several times")
     parser.add_argument("--threads", type=int, help="(default: all)")
     given = parser.parse_args(arguments)
-    if smollm2_file() is None:
-        raise SystemExit("SmolLM2 is not there. Fetch it with `make models`.")
-    if given.threads:
-        torch.set_num_threads(given.threads)
+    require_model(given.threads)
     files, held_out = write_data(given.data, given.output)
     stories = ({"text": "\n\n".join(story.sections)} for story in read_records(given.data / "train.jsonl"))
     data.write(given.output / _STORIES, stories)

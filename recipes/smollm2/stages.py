@@ -27,14 +27,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from focus_core.attention.candidates import LowRankChange
-from focus_core.loading.named import SMOLLM2_ADAPTER, smollm2_file
+from focus_core.loading.named import SMOLLM2_ADAPTER
 from focus_core.methods.focus import FocusModel
 from focus_core.training.config import TrainingConfig
 from focus_core.training.examples import SupervisedQuestion, TrainingExample
 from focus_core.training.log import HELD_OUT_LOSS
 from focus_core.training.loss import FocusLoss
 from focus_core.training.validation import Validation
-from recipes.smollm2.adapter import config_for, write_data
+from recipes.smollm2.adapter import config_for, require_model, write_data
 
 STAGES = ("plain row", "candidate itself", "right chunks", "all chunks")
 
@@ -112,10 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--adapter", type=Path, action="append", help="several times (default: that of the package)")
     parser.add_argument("--threads", type=int, help="(default: all)")
     given = parser.parse_args(arguments)
-    if smollm2_file() is None:
-        raise SystemExit("SmolLM2 is not there. Fetch it with `make models`.")
-    if given.threads:
-        torch.set_num_threads(given.threads)
+    require_model(given.threads)
     config = config_for(given.output, *write_data(given.data, given.output), steps=1, rank=32)
     for adapter in given.adapter or [SMOLLM2_ADAPTER]:
         focus = FocusModel.from_pretrained(config.model, adapter=adapter, device="cpu", dtype="float32")
