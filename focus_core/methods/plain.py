@@ -17,9 +17,11 @@ from focus_core.methods.hidden_tokens import RowEvidence
 from focus_core.methods.limits import Lengths, PlainLimits
 from focus_core.text.chunking import Chunk
 
+_WORTH_A_PASS = 256  # tokens: what many rows begin with is read once if so many need not be read again
+
 
 class PlainDecoding:
-    """The model as it is, for a batch of rows.
+    """The model as it is, for a batch of rows. What they all begin with (documents, a system prompt) is read once.
 
     Args:
         rows: token ids of each row
@@ -29,12 +31,17 @@ class PlainDecoding:
 
     def __init__(self, decoder: Decoder, rows: Sequence[Sequence[int]], prefixes: Sequence[ChunkRow] = ()) -> None:
         self._model = decoder.model
-        self._rows, padding = pad_left(rows)
+        lengths, shared = [len(row) for row in rows], 0 if prefixes else shared_beginning(rows)
+        own = max(lengths) - shared  # tokens of each row that are read for it alone
+        self._beginning = rows[0][:shared]
+        self._rows, _ = pad_left([row[-own:] for row in rows])
         self._cache = DynamicCache()  # given no config, so that it never drops what a sliding window could not see
-        self._length = max((block.tokens for block, _ in prefixes), default=0)
+        self._length = max((block.tokens for block, _ in prefixes), default=shared)
         if prefixes:
             padding = [self._length - block.tokens for block, _ in prefixes]
             self._fill(prefixes)
+        else:
+            padding = [max(lengths) - length for length in lengths]
         self._set_padding(padding)
 
     def _fill(self, prefixes: Sequence[ChunkRow]) -> None:
@@ -52,6 +59,8 @@ class PlainDecoding:
         return [None] * len(self._padding)
 
     def start(self) -> Tensor:
+        if self._beginning:
+            self._read_beginning()
         return self._append(self._rows)
 
     def step(self, tokens: Tensor) -> Tensor:
@@ -77,6 +86,20 @@ class PlainDecoding:
             joined.update(keys, values, layer)
         self._set_padding([columns + length - part._length for part in parts for columns in part._padding])
         self._cache, self._length = joined, length
+
+    @torch.no_grad()
+    def _read_beginning(self) -> None:
+        """Read once what all rows begin with; a shorter row has less of it in the cache, behind its padding."""
+        read, token_ids = DynamicCache(), torch.tensor([self._beginning], device=self._model.device)
+        self._model.get_decoder()(input_ids=token_ids, past_key_values=read, use_cache=True)
+        length, self._beginning = len(self._beginning), ()
+        for layer, of_layer in enumerate(read.layers):
+            keys, values = (
+                torch.cat([_padded(states[..., : length - columns, :], length) for columns in self._padding])
+                for states in (of_layer.keys, of_layer.values)
+            )
+            of_layer.keys = of_layer.values = None  # no more than one layer's keys exist twice
+            self._cache.update(keys, values, layer)
 
     def _set_padding(self, padding: list[int]) -> None:
         """Unused columns at the left of each row, also as `[rows, 1]` on the device."""
@@ -113,6 +136,15 @@ class PlainDecoding:
         seen = used[:, None, None] & (columns <= columns[self._length :, None])
         lowest = torch.finfo(torch.float32).min
         return torch.zeros(seen.shape, dtype=torch.float64, device=seen.device).masked_fill(~seen, lowest)
+
+
+def shared_beginning(rows: Sequence[Sequence[int]]) -> int:
+    """Tokens that all rows begin with, if reading them once is worth a pass; each row has something of its own."""
+    first, last = min(rows, key=list), max(rows, key=list)  # in the order of tokens: what these two share, all share
+    limit = min(map(len, rows)) - 1
+    shared = next((place for place in range(limit) if first[place] != last[place]), limit)
+    own = max(map(len, rows)) - shared
+    return shared if own <= limit and (len(rows) - 1) * (limit + 1 - own) >= _WORTH_A_PASS else 0
 
 
 def _padded(states: Tensor, length: int) -> Tensor:

@@ -10,7 +10,7 @@ import random
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import lru_cache, partial
+from functools import lru_cache
 from hashlib import sha256
 from itertools import accumulate
 from typing import Any
@@ -25,13 +25,13 @@ from focus_core.methods.focus import FocusModel
 from focus_core.methods.limits import FocusLimits, Lengths
 from focus_core.progress import Report
 from focus_core.text.chunking import Chunk
-from focus_core.text.documents import TokenIds, TokenizedDocument
+from focus_core.text.documents import Document, TokenIds, TokenizedDocument
 from focus_core.text.layout import Layout
 from focus_core.text.template import render
 from focus_core.text.tokenizer import TextTokenizer, load_tokenizer
 from focus_core.training.config import TrainingConfig
 from focus_core.training.examples import SupervisedQuestion, TrainingExample
-from focus_core.training.records import QuestionAnswer, Record, read_records, record_of
+from focus_core.training.records import Gold, QuestionAnswer, Record, read_records, record_of
 
 _TEXTS_REMEMBERED = 64  # tokenized texts kept, because one long text gives many samples
 _TRIES = 16  # draws for each record that is to differ from those before
@@ -78,8 +78,6 @@ class FileExamples:
         contents = [replace(record, where="", file="") for record in records]  # files may be moved
         self.data_digest = sha256(repr(contents).encode("utf-8", "surrogatepass")).hexdigest()
         self._tokens = lru_cache(maxsize=_TEXTS_REMEMBERED)(self._text.tokenize)
-        self._tokenize_document = partial(self._text.tokenize, in_turn=config.layout != "raw")
-        self._document_tokens = lru_cache(maxsize=_TEXTS_REMEMBERED)(self._tokenize_document)
 
     @classmethod
     def open(cls, config: TrainingConfig, focus: FocusModel, tokenizer_id: str) -> FileExamples:
@@ -131,7 +129,7 @@ class FileExamples:
             report(done, len(records))
 
     def _check_answering(self, record: Record) -> None:
-        documents = [self._tokenize_document(text) for text in record.documents]
+        documents = [self._document(text) for text in record.documents]
         if self._draws_documents(record):
             self._require_gold_fits(record)
             documents = sorted(documents, key=len)[-self._config.max_documents :]  # the most that may be drawn
@@ -145,7 +143,7 @@ class FileExamples:
         return record.marked and 0 < self._config.max_documents < len(record.documents)
 
     def _require_gold_fits(self, record: Record) -> None:
-        most = max(len(set(question.gold)) for question in record.questions)
+        most = max(len(question.gold_documents) for question in record.questions)
         if most > self._config.max_documents:
             raise ConfigError(
                 f"{record.where}: a question has {most} gold documents, but max_documents="
@@ -184,7 +182,10 @@ class FileExamples:
     def chunks_of(self, text: str) -> list[TokenIds]:
         """A short text as chunks."""
         layout = self._layout(max(self._config.chunk_sizes), max(self._config.dynamic_prompts))
-        return [chunk.row for chunk in layout.document_chunks(TokenizedDocument.of_tokens(self._document_tokens(text)))]
+        return [chunk.row for chunk in layout.document_chunks(self._document(text))]
+
+    def _document(self, text: str) -> TokenizedDocument:
+        return self._text.document(Document(text), in_turn=self._config.layout != "raw")
 
     # --- the objectives -----------------------------------------------------------------------------------------------
 
@@ -217,12 +218,12 @@ class FileExamples:
 
     def _answering(self, draw: random.Random, record: Record) -> TrainingExample:
         asked, numbers = self._drawn(draw, record)
-        documents = [self._document_tokens(record.documents[number]) for number in numbers]
+        documents = [self._document(record.documents[number]) for number in numbers]
         size = draw.choice(self._fitting_sizes(documents, record))
         layout = self._layout(size, draw.choice(self._config.dynamic_prompts))
         questions = [self._question(layout, one, record.where) for one in asked]
         drawn = [self._with_drawn_targets(draw, one) for one in questions]
-        gold = [[numbers.index(number) for number in one.gold] for one in asked]
+        gold = [[replace(one, document=numbers.index(one.document)) for one in question.gold] for question in asked]
         return self._example(record, documents, drawn, layout, gold)
 
     def _drawn(self, draw: random.Random, record: Record) -> tuple[Sequence[QuestionAnswer], Sequence[int]]:
@@ -235,7 +236,7 @@ class FileExamples:
         documents = draw.randint(1, self._config.max_documents)
         asked, gold = list[QuestionAnswer](), set[int]()
         for question in draw.sample(record.questions, len(record.questions)):
-            together = gold.union(question.gold)
+            together = gold.union(question.gold_documents)
             if len(asked) < most and (not asked or len(together) <= documents):
                 asked.append(question)
                 gold = together
@@ -251,21 +252,20 @@ class FileExamples:
     def _example(
         self,
         record: Record,
-        documents: Sequence[TokenIds],
+        documents: Sequence[TokenizedDocument],
         questions: Sequence[SupervisedQuestion],
         layout: Layout,
-        gold: Sequence[Sequence[int]] = (),
+        gold: Sequence[Sequence[Gold]] = (),
     ) -> TrainingExample:
-        """An example; the chunks of a question's `gold` documents are its teachers."""
-        listed = [TokenizedDocument.of_tokens(tokens) for tokens in documents]
-        cut = layout.chunks_of(listed)
+        """An example; the chunks in which a question's answer stands are its teachers."""
+        cut = layout.chunks_of(documents)
         chunks = [chunk.row for chunk in cut]
         for question in questions:
             self._check_room(record, chunks, question)
         return TrainingExample(
             chunks,
             [
-                replace(question, teachers=_chunks_of([listed[number] for number in of_one], cut))
+                replace(question, teachers=_chunks_with(of_one, cut))
                 for question, of_one in zip(questions, gold or [()] * len(questions), strict=True)
             ],
         )
@@ -324,7 +324,7 @@ class FileExamples:
             return Layout(limits, self._text.bos)
         return Layout(limits, self._text.bos, self._text.separator, self._text.turn_opening)
 
-    def _fitting_sizes(self, documents: Sequence[TokenIds], record: Record) -> list[int]:
+    def _fitting_sizes(self, documents: Sequence[TokenizedDocument], record: Record) -> list[int]:
         """Chunk sizes that cut the documents into at most `max_chunks`."""
         counts = {size: sum(-(-len(d) // size) for d in documents) for size in self._config.chunk_sizes}
         fitting = [size for size, count in counts.items() if count <= self._config.max_chunks]
@@ -355,11 +355,12 @@ class FileExamples:
             )
 
 
-def _chunks_of(documents: Sequence[TokenizedDocument], chunks: Sequence[Chunk]) -> tuple[int, ...]:
-    """Numbers of the chunks that are of these documents."""
-    wanted = {id(document.document) for document in documents}
+def _chunks_with(golds: Sequence[Gold], chunks: Sequence[Chunk]) -> tuple[int, ...]:
+    """Numbers of the chunks in which an answer stands."""
     return tuple(
-        number for number, chunk in enumerate(chunks) if wanted & {id(part.document) for part in chunk.document_parts}
+        number
+        for number, chunk in enumerate(chunks)
+        if any(gold.is_in(part) for gold in golds for part in chunk.document_parts)
     )
 
 

@@ -4,17 +4,41 @@
 {"documents": ["…", "…"], "question": "…", "answer": "…"}              answering
 {"documents": ["…"], "questions": [{"question": "…", "answer": "…"}, {"prompt": "…", "answer": "…"}]}
 {"documents": ["…", "…"], "question": "…", "answer": "…", "gold": [1]}  the answer is in the second document
+{…, "gold": [{"document": 1, "start": 812, "stop": 840}]}              … in these characters of it
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from focus_core.errors import ConfigError, shown
 from focus_core.parsing import parse_json
+from focus_core.text.chunking import Chunk
+
+
+@dataclass(frozen=True)
+class Gold:
+    """Where an answer stands: in a document, and if that is known in which of its characters.
+
+    Attributes:
+        document: its number, from 0
+        characters: the first, and the one after the last
+    """
+
+    document: int
+    characters: tuple[int, int] | None = None
+
+    def is_in(self, chunk: Chunk) -> bool:
+        """Whether some of it is in a chunk of one document; all of its document's chunks count if nobody knows."""
+        if chunk.document_index != self.document:
+            return False
+        if self.characters is None or chunk.characters is None:
+            return True
+        (first, last), (start, stop) = self.characters, chunk.characters
+        return first < stop and start < last
 
 
 @dataclass(frozen=True)
@@ -22,13 +46,18 @@ class QuestionAnswer:
     """A question as written: through the chat template, or a prompt that is continued as it stands.
 
     Attributes:
-        gold: numbers of the documents in which the answer stands; none if they are not marked
+        gold: where the answer stands; nothing if that is not marked
     """
 
     text: str
     answer: str
     templated: bool
-    gold: tuple[int, ...] = ()
+    gold: tuple[Gold, ...] = ()
+
+    @property
+    def gold_documents(self) -> tuple[int, ...]:
+        """Numbers of the documents in which the answer stands, each once."""
+        return tuple(dict.fromkeys(gold.document for gold in self.gold))
 
 
 @dataclass(frozen=True)
@@ -110,7 +139,7 @@ def record_of(where: str, values: Any) -> Record:
     asked = values.get("questions", [values])
     if not isinstance(asked, list | tuple) or not asked:
         raise ConfigError(f"{where}: field 'questions' must be a list of at least one question.")
-    return Record(where, documents=tuple(texts), questions=tuple(_asked(where, one, len(texts)) for one in asked))
+    return Record(where, documents=tuple(texts), questions=tuple(_asked(where, one, texts) for one in asked))
 
 
 def _there(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -131,23 +160,37 @@ def _refuse_others(where: str, values: Mapping[str, Any]) -> None:
         raise ConfigError(f"{where}: has the field {beside!r} and {found[0]!r} beside it. Make two records of it.")
 
 
-def _asked(where: str, values: Any, documents: int) -> QuestionAnswer:
+def _asked(where: str, values: Any, documents: Sequence[str]) -> QuestionAnswer:
     values = _there(values) if isinstance(values, Mapping) else {}
     if ("question" in values) == ("prompt" in values):
         raise ConfigError(f"{where}: a question needs either the field 'question' or the field 'prompt', and 'answer'.")
     name = "question" if "question" in values else "prompt"
-    gold = _gold(where, values.get("gold", []), documents)
+    gold = _golds(where, values.get("gold", []), documents)
     return QuestionAnswer(_text(where, values, name), _text(where, values, "answer"), name == "question", gold)
 
 
-def _gold(where: str, numbers: Any, documents: int) -> tuple[int, ...]:
-    if not isinstance(numbers, list | tuple) or not all(
-        type(number) is int and 0 <= number < documents for number in numbers
-    ):
+def _golds(where: str, marks: Any, documents: Sequence[str]) -> tuple[Gold, ...]:
+    found = [_gold(mark, documents) for mark in marks] if isinstance(marks, list | tuple) else [None]
+    golds = tuple(dict.fromkeys(gold for gold in found if gold is not None))
+    if None in found:
         raise ConfigError(
-            f"{where}: field 'gold' is {shown(numbers)}: must be a list of numbers of documents, 0 to {documents - 1}."
+            f"{where}: field 'gold' is {shown(marks)}: must be a list of numbers of documents, 0 to "
+            f"{len(documents) - 1}, or of characters in them, as {{'document': 0, 'start': 0, 'stop': 9}}."
         )
-    return tuple(dict.fromkeys(numbers))
+    return golds
+
+
+def _gold(mark: Any, documents: Sequence[str]) -> Gold | None:
+    """What a mark says; `None` if that is nowhere in the documents."""
+    values = mark if isinstance(mark, Mapping) else {"document": mark}
+    number, start, stop = (values.get(name) for name in ("document", "start", "stop"))
+    if type(number) is not int or not 0 <= number < len(documents):
+        return None
+    if start is None and stop is None:
+        return Gold(number)
+    if type(start) is not int or type(stop) is not int or not 0 <= start < stop <= len(documents[number]):
+        return None
+    return Gold(number, (start, stop))
 
 
 def _text(where: str, values: Mapping[str, Any], name: str) -> str:

@@ -253,6 +253,7 @@ class _Run:
                     self._judge(done, evaluate, log)
             if self.accelerator.is_main_process:
                 self._write_cards(log)
+        self.accelerator.wait_for_everyone()  # else others would return a folder that is still being written
         self.accelerator.end_training()
         return self.config.output / (BEST if self.config.validation else ADAPTER)
 

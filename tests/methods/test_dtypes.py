@@ -10,7 +10,7 @@ from torch import Tensor
 
 from focus_core.methods.base import Decoding
 from focus_core.methods.focus import FocusDecoding, FocusModel
-from focus_core.methods.plain import PlainDecoding
+from focus_core.methods.plain import PlainDecoding, shared_beginning
 from tests.cases import CASE, focus_model, forced, prefilled
 from tests.model_zoo import FAMILIES, build, random_projections, random_tokens
 
@@ -38,6 +38,24 @@ def test_padding_changes_nothing_in_any_dtype(family: str, dtype: torch.dtype) -
     torch.testing.assert_close(together, alone, atol=TOLERANCE[dtype], rtol=0.0)
     together, alone = _batch_and_alone(lambda rows: FocusDecoding(focus, chunks, rows, [row[-9:] for row in rows]))
     torch.testing.assert_close(together, alone, atol=TOLERANCE[dtype], rtol=0.0)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_rows_begin_with_is_read_once_and_changes_nothing(family: str, dtype: torch.dtype) -> None:
+    """Rows of other lengths have less of it in the cache, so that their ends go through the model together."""
+    focus = FocusModel(build(family).to(dtype))
+    document = random_tokens(70, seed=7)
+    ends = [random_tokens(length, seed=length) for length in (12, 5, 1, 9, 3, 8, 10)]
+    rows = [[*document, *end] for end in ends]
+    assert shared_beginning(rows) == len(document)
+    together, alone = PlainDecoding(focus, rows), [PlainDecoding(focus, [row]) for row in rows]
+    wanted = torch.cat([one.start() for one in alone])
+    torch.testing.assert_close(together.start(), wanted, atol=TOLERANCE[dtype], rtol=0.0)
+    together.keep([2, 5])
+    later = together.step(torch.tensor([3, 4]))
+    wanted = torch.cat([alone[2].step(torch.tensor([3])), alone[5].step(torch.tensor([4]))])
+    torch.testing.assert_close(later, wanted, atol=TOLERANCE[dtype], rtol=0.0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)

@@ -26,7 +26,7 @@ from focus_core.config import FocusConfig
 from focus_core.errors import ConfigError, OutOfMemoryError
 from focus_core.methods.continuation import continue_tokens
 from focus_core.methods.focus import FocusDecoding, FocusModel
-from focus_core.methods.plain import PlainDecoding
+from focus_core.methods.plain import PlainDecoding, shared_beginning
 from tests.cases import (
     ANSWERS,
     CASE,
@@ -443,6 +443,32 @@ def test_plain_decoding(family: str) -> None:
     decoding.keep([3, 1])
     alive = [3, 1]
     check(decoding.step(torch.tensor([ANSWERS[i][1] for i in alive])), 2)
+
+
+def test_questions_about_a_text_in_the_window_read_it_once(focus: FocusModel) -> None:
+    text, passed = random_tokens(100, seed=3), list[int]()
+    rows = [[*text, *random_tokens(length, seed=length)] for length in (12, 9, 11, 12)]
+    embeddings = focus.model.get_input_embeddings()
+    handle = embeddings.register_forward_pre_hook(lambda _, args: passed.append(args[0].numel()))
+    PlainDecoding(focus, rows).start()
+    handle.remove()
+    assert passed == [100, 4 * 12]
+
+
+@pytest.mark.parametrize(
+    ("rows", "shared"),
+    [
+        ([[1] * 400], 0),  # nothing to share it with
+        ([[1] * 300, [1] * 300], 299),  # each has a token of its own
+        ([[1] * 250 + [2] * 9, [1] * 250 + [3] * 9], 0),  # not worth a pass
+        ([[1] * 300 + [2] * 9, [1] * 300 + [3] * 9], 300),
+        ([[1] * 300 + [2] * 400, [1] * 300 + [3] * 9], 0),  # the short row would have less than nothing of it
+        ([[2] + [1] * 300, [1] * 300], 0),
+        ([[1] * 300 + [2], [1] * 300 + [3], [1] * 200 + [2]], 0),
+    ],
+)
+def test_which_beginnings_are_shared(rows: list[list[int]], shared: int) -> None:
+    assert shared_beginning(rows) == shared
 
 
 def test_long_answers(focus: FocusModel, reference: Reference) -> None:

@@ -17,7 +17,7 @@ from focus_core.errors import ConfigError
 from focus_core.text.tokenizer import TextTokenizer
 from focus_core.training.config import TrainingConfig
 from focus_core.training.examples import TrainingExample
-from focus_core.training.records import read_records, record_of
+from focus_core.training.records import Gold, read_records, record_of
 from tests.training.cases import examples, ids, text
 
 
@@ -278,7 +278,7 @@ def test_null_is_no_field_and_any_sequence_a_list() -> None:
     record = record_of("row 1", {**row, "prompt": "Who?", "answer": "a"})
     assert (record.documents, record.questions[0].text, record.questions[0].gold) == (("a b", "c"), "Who?", ())
     asked = MappingProxyType({"question": "Who?", "prompt": None, "answer": "a", "gold": (1,)})
-    assert record_of("row 2", {**row, "questions": (asked,)}).questions[0].gold == (1,)
+    assert record_of("row 2", {**row, "questions": (asked,)}).questions[0].gold == (Gold(1),)
     assert record_of("row 3", {"text": "a b", "documents": None, "answer": None}).text == "a b"
 
 

@@ -102,6 +102,24 @@ def test_the_teachers_are_the_chunks_of_the_gold_documents(tmp_path: Path) -> No
     assert question.plain_prompt == ids("<bos> user w1 bot")
 
 
+@pytest.mark.parametrize(
+    ("start", "stop", "teachers"),
+    [
+        (0, 2, (0,)),
+        (text(12).index("w9"), text(12).index("w9") + 2, (1,)),
+        (text(12).index("w7"), text(12).index("w8") + 2, (0, 1)),  # over a border
+        (0, len(text(20)), (0, 1, 2)),
+    ],
+)
+def test_the_teachers_are_the_chunks_of_a_gold_span(
+    tmp_path: Path, start: int, stop: int, teachers: tuple[int, ...]
+) -> None:
+    """Of a long document, the chunks in which the marked characters stand; the same words elsewhere are not marked."""
+    asked = {"question": "w1", "answer": "w2", "gold": [{"document": 1, "start": start, "stop": stop}]}
+    example = examples(tmp_path, {"documents": [text(10), text(20)], **asked}, chunk_sizes=(8,), max_chunks=6)(0)
+    assert example.questions[0].teachers == tuple(2 + number for number in teachers)
+
+
 def test_a_run_learns_from_a_teacher(tmp_path: Path) -> None:
     settings = {"steps": 8, "distillation": 0.5, "temperature": 2.0}
     model = focus_model()

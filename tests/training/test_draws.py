@@ -159,7 +159,23 @@ def test_a_question_of_more_gold_documents_than_may_be_drawn_is_refused(tmp_path
         make.check(lambda done, all_: None)
 
 
-@pytest.mark.parametrize("gold", [[6], [-1], ["1"], [True], 1])
+@pytest.mark.parametrize(
+    "gold",
+    [
+        [6],
+        [-1],
+        ["1"],
+        [True],
+        1,
+        [{}],
+        [{"document": 6}],
+        [{"document": 0, "start": 1}],
+        [{"document": 0, "start": 1, "stop": 1}],
+        [{"document": 0, "start": -1, "stop": 1}],
+        [{"document": 0, "start": 0, "stop": 3}],
+        [{"document": 0, "start": 0.0, "stop": 1}],
+    ],
+)
 def test_marks_that_name_no_document_are_refused(tmp_path: Path, gold: object) -> None:
     record = {"documents": ["w1"] * 6, "question": "w2", "answer": "w3", "gold": gold}
     with pytest.raises(ConfigError, match=r"line 1: field 'gold' is .*numbers of documents, 0 to 5"):
