@@ -91,4 +91,4 @@ def test_the_lines_of_training_data_are_read(tmp_path: Path) -> None:
     ((_, lines),) = blocks((ROOT / "docs/training.md").read_text(encoding="utf-8"), "json")
     (tmp_path / "data.jsonl").write_text(lines, encoding="utf-8")
     objectives = [record.objectives for record in read_records(tmp_path / "data.jsonl")]
-    assert objectives == [("continuation", "reconstruction"), *[("answering",)] * 3]
+    assert objectives == [("continuation", "reconstruction"), *[("answering",)] * 4]

@@ -29,6 +29,8 @@ _ROUNDING = 0.02  # bfloat16 rounds by 0.004 at most
 _RELATED = 0.5  # cosine of all samples
 _SMALLEST = 1e-6  # float16 rounds weights of this size to zero
 
+_LATER = ("head_dim", "intermediate_size")  # of a shape; adapters from before do not have them
+
 _WEIGHT_FILES = ("*.safetensors", "*.bin", "*.index.json")
 _NO_NUMBER = (  # fields of a config that change no key and no value; the dtype is taken from the model
     *("_name_or_path", "transformers_version", "architectures", "dtype", "use_cache", "return_dict"),
@@ -48,7 +50,8 @@ def weights_fingerprint(model: PreTrainedModel, parts: DecoderParts) -> dict[str
     """
     config = model.config.get_text_config()
     shape = {name: getattr(config, name) for name in ("model_type", "hidden_size", "num_hidden_layers", "vocab_size")}
-    shape |= {"num_attention_heads": config.num_attention_heads, "kv_heads": parts.kv_heads}
+    shape |= {"num_attention_heads": config.num_attention_heads, "kv_heads": parts.kv_heads, "head_dim": parts.head_dim}
+    shape |= {"intermediate_size": getattr(config, "intermediate_size", None)}
     sampled = {"embedding": [model.get_input_embeddings().weight]}
     for index, layer in enumerate(model.get_decoder().layers):
         named = layer.named_parameters()  # scales of quantised weights are matrices too, by another name
@@ -59,12 +62,12 @@ def weights_fingerprint(model: PreTrainedModel, parts: DecoderParts) -> dict[str
 def other_shapes(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
     """How the shape of an adapter's model (`theirs`) differs from that of the loaded one (`ours`), each by name.
 
-    Both are a `weights_fingerprint`.
+    Both are a `weights_fingerprint`; one of an older adapter does not have all of these numbers.
     """
     return [
         f"{name}: adapter {theirs['shape'].get(name)}, model {value}"
         for name, value in ours["shape"].items()
-        if theirs["shape"].get(name) != value
+        if theirs["shape"].get(name, value if name in _LATER else None) != value
     ]
 
 

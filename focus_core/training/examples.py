@@ -82,3 +82,10 @@ class TrainingExample:
     @property
     def num_targets(self) -> int:
         return sum(len(question.targets) for question in self.questions)
+
+    @property
+    def tokens_read(self) -> int:
+        """Tokens that pass the model: chunks, what follows each of them, and the rows of local context."""
+        followed = sum(len(question.dynamic_prompt) + len(question.answer) for question in self.questions)
+        local = sum((len(one.local_context) + len(one.answer)) * len(one.targets) for one in self.questions)
+        return sum(map(len, self.chunks)) + len(self.chunks) * followed + local

@@ -51,7 +51,7 @@ RESUME_STATE = "checkpoint.pt"  # the name that the file has had since the first
 ADAPTER = "adapter"
 BEST = "best"  # the adapter with the lowest loss on the held-out questions
 _STATE = ("done", "config", "identity", "projections", "optimizers", "scaler")  # in a resume state
-_REHEARSED = 3  # examples; the first is slower than those that follow
+_LOOKED_AT = 64  # examples of a rehearsal, at most; a large one among few small ones decides on the memory
 _LEARN_FROM_LESS = (
     "Set recompute=true, lower max_chunks, the largest of chunk_sizes or targets_per_span, or use dtype='bfloat16'."
 )
@@ -97,7 +97,7 @@ def rehearse(
     model: PreTrainedModel | FocusModel | None = None,
     examples: Examples | None = None,
 ) -> Rehearsal:
-    """What a run would take, measured on its first examples; nothing is saved but what goes to a `store`.
+    """What a run would take, by the sizes of its first examples; nothing is saved but what goes to a `store`.
 
     Raises:
         ConfigError: settings that cannot work
@@ -258,19 +258,24 @@ class _Run:
         return self.config.output / (BEST if self.config.validation else ADAPTER)
 
     def rehearse(self, examples: Examples) -> Rehearsal:
-        """Losses and gradients of the first examples, without a step."""
-        seconds, parameters = list[float](), list(self.loss.parameters())
-        with prefetched(examples, range(_REHEARSED)) as ready, naming_lack_of_memory(_LEARN_FROM_LESS):
-            for example in ready:
+        """Losses and gradients of an example of middle size, twice, and of the largest one; without a step."""
+        first = range(min(_LOOKED_AT, self.config.steps * self.config.accumulation))
+        with prefetched(examples, first) as ready:
+            by_size = sorted(ready, key=lambda example: example.tokens_read)
+        middle = by_size[len(by_size) // 2]
+        a_token, parameters = list[float](), list(self.loss.parameters())
+        with naming_lack_of_memory(_LEARN_FROM_LESS):
+            for example in (middle, middle, by_size[-1]):  # the first is slower than those that follow
                 began = time.monotonic()
                 self.accelerator.backward(self.loss(example))
                 if self.focus.device.type == "cuda":
                     torch.cuda.synchronize(self.focus.device)
-                seconds.append(time.monotonic() - began)
+                a_token.append((time.monotonic() - began) / example.tokens_read)
+        tokens = statistics.mean(example.tokens_read for example in by_size)
         return Rehearsal(
             parameters=sum(parameter.numel() for parameter in parameters),
             adapter_bytes=sum(parameter.nbytes for parameter in parameters),
-            seconds_per_step=statistics.median(seconds) * self.config.accumulation,
+            seconds_per_step=statistics.median(a_token) * tokens * self.config.accumulation,
             steps=self.config.steps,
             peak_bytes=peak_bytes(self.focus.device),
         )

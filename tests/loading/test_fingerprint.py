@@ -34,6 +34,18 @@ def test_an_adapter_of_another_shape_is_refused(adapter: Path, base: PreTrainedM
         load_adapter(adapter, base)
 
 
+def test_an_adapter_of_other_layers_is_refused_and_one_from_before_is_not(adapter: Path, base: PreTrainedModel) -> None:
+    """Adapters did not always remember how wide the layers of their model are."""
+    base.config.intermediate_size += 1
+    with pytest.raises(AdapterError, match=r"another shape \(intermediate_size: adapter \d+, model \d+\)"):
+        load_adapter(adapter, base)
+    description = json.loads((adapter / ADAPTER_CONFIG).read_text())
+    for name in ("head_dim", "intermediate_size"):
+        del description["fingerprint"]["shape"][name]
+    (adapter / ADAPTER_CONFIG).write_text(json.dumps(description))
+    load_adapter(adapter, base)
+
+
 @pytest.mark.parametrize("name", ["self_attn.q_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.down_proj"])
 def test_one_other_matrix_is_another_base(adapter: Path, base: PreTrainedModel, name: str) -> None:
     """Of the same size, as those of any model that was trained alike."""

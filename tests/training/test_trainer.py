@@ -28,9 +28,9 @@ from focus_core.training import start as start_module
 from focus_core.training.config import TrainingConfig
 from focus_core.training.examples import TrainingExample
 from focus_core.training.loss import FocusLoss
-from focus_core.training.trainer import RESUME_STATE, learning_rate, train
+from focus_core.training.trainer import RESUME_STATE, learning_rate, rehearse, train
 from tests.model_zoo import build
-from tests.training.cases import config_for, focus_model, gradients, numbered, text, tokenizer
+from tests.training.cases import config_for, example_for, focus_model, gradients, numbered, text, tokenizer
 
 
 def weights(model: FocusModel) -> dict[str, Tensor]:
@@ -519,3 +519,32 @@ def test_a_gpu_by_number_is_refused_with_the_way_to_it(tmp_path: Path, monkeypat
     monkeypatch.setattr(start_module, "choose_device", torch.device)
     with pytest.raises(ConfigError, match=r"device='cuda:1'.*CUDA_VISIBLE_DEVICES=1"):
         train(config_for(tmp_path, device="cuda:1"), model=focus_model(), examples=numbered)
+
+
+def test_a_rehearsal_measures_the_largest_of_its_examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One large example among many decides on the memory, and its share of the examples on the time."""
+    small, large = (example_for(focus_model(), targets=(0,)) for _ in range(2))
+    large = replace(large, chunks=large.chunks * 9)
+    measured, forward = list[TrainingExample](), FocusLoss.forward
+
+    def noting(self: FocusLoss, example: TrainingExample) -> Tensor:
+        measured.append(example)
+        return forward(self, example)
+
+    monkeypatch.setattr(FocusLoss, "forward", noting)
+    monkeypatch.setattr(time, "monotonic", iter([0.0, 5.0, 5.0, 6.0, 6.0, 9.0]).__next__)
+    settings = config_for(tmp_path, steps=20, accumulation=2)
+    found = rehearse(settings, model=focus_model(), examples=lambda number: large if number == 31 else small)
+    assert measured == [small, small, large]
+    a_token = sorted([5 / small.tokens_read, 1 / small.tokens_read, 3 / large.tokens_read])[1]
+    mean = (39 * small.tokens_read + large.tokens_read) / 40
+    assert found.seconds_per_step == pytest.approx(2 * a_token * mean)
+
+
+def test_the_tokens_of_an_example_are_those_that_pass_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, passed = focus_model(), list[int]()
+    example = example_for(model, targets=(0, 2))
+    model.model.get_input_embeddings().register_forward_pre_hook(lambda _, args: passed.append(args[0].numel()))
+    FocusLoss(model)(example)
+    padded = sum(passed)  # answers end before their last token, which nothing is predicted from
+    assert 0.7 * padded < example.tokens_read < 1.3 * padded
