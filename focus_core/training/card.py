@@ -14,7 +14,7 @@ from focus_core import __version__
 from focus_core.config import FocusConfig
 from focus_core.loading.adapters import ADAPTER_CARD
 from focus_core.training.config import TrainingConfig
-from focus_core.training.log import EVALUATION, LOSSES, read_rows
+from focus_core.training.log import EVALUATION, FIRST_TOKEN, HELD_OUT, LOSSES, read_rows
 
 _ELSEWHERE = ("license", "data_notes")  # stand by themselves
 _NO_NOTES = "Where the data come from, and under which licence, was not said (`data_notes`)."
@@ -35,19 +35,23 @@ _SCORES = """## Scores
 Held-out questions: the mean loss of a token of the answer (nats), with the right documents, and as controls with those
 of another record and with an empty page. What lies between them is reading; the rest is how answers sound.
 
-| | |
-|---|---:|
 """
+_OTHER_SCORES = """## Other figures
+
+What the run's own evaluation (`evaluate=`) found.
+
+"""
+_TABLE = "| | |\n|---|---:|\n"
 
 
 def write_card(folder: Path, config: TrainingConfig, base_id: str, step: int) -> None:
     """Write the card of the adapter in `folder`, which is that after `step` steps of a run."""
     parts = [
         _front_matter(config, base_id),
-        _HEAD.format(name=Path(base_id).name, base=base_id),
+        _HEAD.format(name=Path(base_id).name, base=_without_folders(base_id)),
         _training(config, step),
         _data(config),
-        _scores(config.output / EVALUATION, step),
+        _scores(config, step),
     ]
     (folder / ADAPTER_CARD).write_text("\n".join(part for part in parts if part), encoding="utf-8")
 
@@ -77,12 +81,18 @@ def _training(config: TrainingConfig, step: int) -> str:
 def _changed(config: TrainingConfig) -> dict[str, Any]:
     """The settings that are not the default, as TOML has them; of files the names."""
     usual = TrainingConfig(config.output)
-    return {
+    found = {
         field.name: getattr(config, field.name)
         for field in fields(config)
         if field.name not in _ELSEWHERE
         and (field.default is MISSING or getattr(config, field.name) != getattr(usual, field.name))
     }
+    return found | {name: _without_folders(found[name]) for name in ("model", "adapter") if name in found}
+
+
+def _without_folders(name: str) -> str:
+    """A hub id as it is, of a path the last part: where it lies on the machine that trained is nobody's business."""
+    return Path(name).name if Path(name).exists() else name
 
 
 def _toml(value: Any) -> str:
@@ -98,12 +108,11 @@ def _toml(value: Any) -> str:
 
 
 def _data(config: TrainingConfig) -> str:
-    if not config.data:
-        return "## Data\n\nExamples that were made in Python.\n"
     files = [*((path, "trained") for path in config.data), *((path, "held out") for path in config.validation)]
     rows = "".join(_file(Path(path), use) for path, use in files)
-    head = "| file | use | lines | SHA-256 |\n|---|---|---:|---|\n"
-    return f"## Data\n\n{head}{rows}\n{config.data_notes or _NO_NOTES}\n"
+    table = f"| file | use | lines | SHA-256 |\n|---|---|---:|---|\n{rows}\n" if files else ""
+    from_python = "" if config.data else "Examples that were made in Python.\n\n"
+    return f"## Data\n\n{from_python}{table}{config.data_notes or _NO_NOTES}\n"
 
 
 def _file(path: Path, use: str) -> str:
@@ -114,6 +123,13 @@ def _file(path: Path, use: str) -> str:
     return f"| {path.name} | {use} | {len(content.splitlines()):,} | `{sha256(content).hexdigest()[:16]}…` |\n"
 
 
-def _scores(path: Path, step: int) -> str:
-    rows = [row for row in read_rows(path) if int(row["step"]) == step]
-    return _SCORES + "".join(f"| {row['name']} | {float(row['value']):.3f} |\n" for row in rows) if rows else ""
+def _scores(config: TrainingConfig, step: int) -> str:
+    """What was held out, and apart from it what the user's own evaluation measured."""
+    rows = [row for row in read_rows(config.output / EVALUATION) if int(row["step"]) == step]
+    losses = [row for row in rows if config.validation and row["name"].removesuffix(FIRST_TOKEN) in HELD_OUT]
+    parts = ((_SCORES, losses), (_OTHER_SCORES, [row for row in rows if row not in losses]))
+    return "\n".join(head + _TABLE + "".join(map(_score, found)) for head, found in parts if found)
+
+
+def _score(row: Mapping[str, str]) -> str:
+    return f"| {row['name']} | {float(row['value']):.3f} |\n"

@@ -22,6 +22,9 @@ from focus_core.training.config import TrainingConfig
 LOSSES = "losses.csv"
 EVALUATION = "evaluation.csv"
 HELD_OUT_LOSS = "loss"  # name of the evaluation by which the best adapter is kept
+OTHERS, NOTHING = "other documents", "no documents"  # its controls
+HELD_OUT = (HELD_OUT_LOSS, OTHERS, NOTHING)
+FIRST_TOKEN = ", first token"  # behind each of these names
 _LOSS_COLUMNS = ("step", "objective", "loss", "examples", "targets", "learning_rate", "gradient_norm", "seconds")
 _EVALUATION_COLUMNS = ("step", "name", "value")
 

@@ -17,10 +17,10 @@ from focus_core.methods.focus import FocusModel
 from focus_core.training.config import TrainingConfig
 from focus_core.training.data import FileExamples
 from focus_core.training.examples import TrainingExample
-from focus_core.training.log import HELD_OUT_LOSS
+from focus_core.training.log import FIRST_TOKEN, HELD_OUT_LOSS, NOTHING, OTHERS
 from focus_core.training.loss import FocusLoss
 
-_NOTHING = "This page was left empty."
+_EMPTY_PAGE = "This page was left empty."
 
 
 class Validation:
@@ -36,14 +36,14 @@ class Validation:
         )
         make = FileExamples.open(held_out, focus, tokenizer_id)
         own = make.different(config.validation_examples)
-        nothing = make.chunks_of(_NOTHING)
+        nothing = make.chunks_of(_EMPTY_PAGE)
         self.examples = {
             HELD_OUT_LOSS: own,
-            "other documents": [other for number in range(len(own)) for other in _about_others(own, number)],
-            "no documents": [replace(one, chunks=nothing) for one in own],
+            OTHERS: [other for number in range(len(own)) for other in _about_others(own, number)],
+            NOTHING: [replace(one, chunks=nothing) for one in own],
         }
-        if not self.examples["other documents"]:
-            del self.examples["other documents"]
+        if not self.examples[OTHERS]:
+            del self.examples[OTHERS]
             warn(
                 "validation: all questions are about the same documents, so that there is no control with other ones. "
                 "Hold out records with different documents."
@@ -56,7 +56,7 @@ class Validation:
             losses = torch.cat([loss.target_losses(example) for example in examples])
             first = torch.tensor([position for example in examples for position in _is_first(example)])
             found[name] = losses.mean().item()
-            found[f"{name}, first token"] = losses[first.to(losses.device)].mean().item()
+            found[f"{name}{FIRST_TOKEN}"] = losses[first.to(losses.device)].mean().item()
         return found
 
 

@@ -54,7 +54,7 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
     },
 }
 _STORIES = "stories.jsonl"
-_RESULT = "arm.json"
+_RESULT, _STEPS = "arm.json", "steps.txt"
 
 
 def config_of(arm: str, base: TrainingConfig) -> TrainingConfig:
@@ -75,13 +75,23 @@ def run(arm: str, base: TrainingConfig, minutes: float) -> dict[str, Any]:
     if kept.is_file():
         found: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8"))
         return found
-    steps = max(round(60 * minutes / rehearse(config).seconds_per_step), 1)
+    steps = _steps(config, minutes)
     losses = judged(train(replace(config, steps=steps, validation=())), base)
     a_step = {int(row["step"]): float(row["seconds"]) for row in _rows(config.output / LOSSES)}
     seconds = sum(a_step[step] * (step - before) for before, step in pairwise([0, *sorted(a_step)]))
     found = {"arm": arm, "steps": steps, "seconds": round(seconds), **losses}
     replace_file(kept, lambda path: path.write_text(json.dumps(found, indent=2), encoding="utf-8"))
     return found
+
+
+def _steps(config: TrainingConfig, minutes: float) -> int:
+    """How many the time is enough for; an arm that was stopped goes on with those that it began with."""
+    kept = config.output / _STEPS
+    if not kept.is_file():
+        steps = max(round(60 * minutes / rehearse(config).seconds_per_step), 1)
+        config.output.mkdir(parents=True, exist_ok=True)
+        replace_file(kept, lambda path: path.write_text(str(steps), encoding="utf-8"))
+    return int(kept.read_text(encoding="utf-8"))
 
 
 def judged(adapter: Path, base: TrainingConfig) -> dict[str, float]:

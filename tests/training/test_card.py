@@ -15,6 +15,7 @@ from focus_core.training.card import write_card
 from focus_core.training.config import TrainingConfig
 from focus_core.training.trainer import train
 from tests.training.cases import config_for, focus_model, numbered
+from tests.training.test_stream import row
 from tests.training.test_validation import config, evaluations
 
 
@@ -53,7 +54,9 @@ def test_the_settings_of_a_card_are_those_of_the_run(run: TrainingConfig, tmp_pa
     path.write_text(card.split("```toml\n")[1].split("```")[0])
     again = TrainingConfig.from_toml(path)
     ours, theirs = run.settings_digest(), again.settings_digest()
-    assert ours == theirs
+    assert theirs == ours
+    assert again.model == Path(run.model or "").name
+    assert str(Path(run.model or "").parent) not in card  # where it lay is nobody's business
     assert [one.name for one in (*again.data, *again.validation)] == ["train.jsonl", "held_out.jsonl"]
 
 
@@ -69,6 +72,24 @@ def test_a_run_of_examples_made_in_python_has_a_card(tmp_path: Path) -> None:
     card = (folder / "README.md").read_text()
     assert "made in Python" in card
     assert "## Scores" not in card
+    assert "was not said (`data_notes`)" in card
     rows = (tmp_path / "run" / "losses.csv").read_text().splitlines()[1:]
     assert f"{sum(int(row.split(',')[4]) for row in rows)} supervised tokens" in card
     assert json.loads((folder / "focusllm_adapter.json").read_text())["format"] == "focusllm-adapter"
+
+
+def test_rows_of_a_dataset_have_their_notes_and_figures_of_ones_own_stand_apart(
+    tmp_path: Path, model_folder: Path
+) -> None:
+    """Held-out losses are nats; what `evaluate` measures may be anything."""
+    made = replace(config(tmp_path, model_folder), data=(), data_notes="Rows of a set, CC0.", steps=1, accumulation=1)
+    folder = train(made, records=[row(1)], evaluate=lambda focus: {"right": 0.25, "loss of another kind": 7.0})
+    card = (folder / "README.md").read_text()
+    assert "Rows of a set, CC0." in card
+    assert "| held_out.jsonl | held out | 4 |" in card
+    scores, others = card.split("## Scores")[1].split("## Other figures")
+    assert "| loss |" in scores
+    assert "| no documents, first token |" in scores
+    assert "| right | 0.250 |" in others
+    assert "| loss of another kind | 7.000 |" in others
+    assert "right" not in scores.split("|---")[1]

@@ -215,6 +215,9 @@ def test_an_arm_says_what_it_reached_and_is_not_trained_twice(tmp_path: Path, mo
     found = arms.run("rank 8", base, minutes=1)
     assert (found["arm"], found["steps"]) == ("rank 8", 3)
     assert {"loss", "loss, first token", "other documents", "no documents"} <= found.keys()
+    (base.output.with_name("rank_8") / "arm.json").unlink()  # stopped before it was judged, and then less busy
+    monkeypatch.setattr(arms, "rehearse", lambda config: SimpleNamespace(seconds_per_step=5.0))
+    assert arms.run("rank 8", base, minutes=1) == found
     monkeypatch.setattr(arms, "train", None)
     assert arms.run("rank 8", base, minutes=1) == found
 
