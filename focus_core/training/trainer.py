@@ -33,7 +33,7 @@ from focus_core.device import naming_lack_of_memory, peak_bytes
 from focus_core.disk import replace_file
 from focus_core.errors import ConfigError, FocusError
 from focus_core.loading.adapters import save_adapter
-from focus_core.loading.fingerprint import weights_fingerprint
+from focus_core.loading.fingerprint import other_shapes, weights_fingerprint
 from focus_core.methods.focus import FocusModel
 from focus_core.progress import progress_bar
 from focus_core.training.ahead import Examples, prefetched
@@ -385,7 +385,7 @@ class _Run:
                 "or delete it to start again."
             )
         for name, ours_now in self.identity.items():
-            if state["identity"].get(name) != ours_now:
+            if not _same(state["identity"].get(name), ours_now):
                 other = {
                     "dtype": f"dtype of the base model ({state['identity'].get('dtype')}, now {ours_now})",
                     "model": "base model",
@@ -448,6 +448,13 @@ class _Run:
             return flag
         flags = torch.tensor([int(flag)], device=self.accelerator.device)
         return bool(self.accelerator.gather(flags).any())
+
+
+def _same(theirs: Any, ours: Any) -> bool:
+    """Whether a part of two runs' identities is the same; older fingerprints of a model have fewer numbers."""
+    if isinstance(theirs, Mapping) and isinstance(ours, Mapping):
+        return not other_shapes(theirs, ours) and theirs["weights"] == ours["weights"]
+    return bool(theirs == ours)
 
 
 @contextmanager
