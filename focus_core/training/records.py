@@ -19,7 +19,7 @@ from focus_core.parsing import parse_json
 from focus_core.text.chunking import Chunk
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Gold:
     """Where an answer stands: in a document, and if that is known in which of its characters.
 
@@ -30,6 +30,10 @@ class Gold:
 
     document: int
     characters: tuple[int, int] | None = None
+
+    def __repr__(self) -> str:
+        """As it is written; runs are known by that of their records, also those from before there were characters."""
+        return str(self.document) if self.characters is None else f"{self.document}:{self.characters}"
 
     def is_in(self, chunk: Chunk) -> bool:
         """Whether some of it is in a chunk of one document; all of its document's chunks count if nobody knows."""
