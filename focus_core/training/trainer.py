@@ -150,7 +150,7 @@ def _started(
 def _with_validation(run: _Run, evaluate: Evaluate | None) -> Evaluate:
     from focus_core.training.validation import Validation  # needs a tokenizer
 
-    validation = Validation(run.config, run.focus, run.base_id)
+    validation = Validation(run.config, run.focus, run.base_id, kept=run.kept)
     return lambda focus: {**validation(focus), **(evaluate(focus) if evaluate else {})}
 
 
@@ -216,12 +216,13 @@ class _Run:
             "processes": accelerator.num_processes,
         }
         self._unwritten = Unwritten()
+        self.kept = _kept_chunks(config, focus)
         loss = FocusLoss(
             focus,
             recompute=config.recompute,
             distillation=config.distillation,
             temperature=config.temperature,
-            kept=_kept_chunks(config, focus),
+            kept=self.kept,
         )
         self.loss, *self.optimizers = accelerator.prepare(loss, *_optimizers(config, list(loss.parameters())))
 

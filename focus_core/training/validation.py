@@ -17,6 +17,7 @@ from focus_core.methods.focus import FocusModel
 from focus_core.training.config import TrainingConfig
 from focus_core.training.data import FileExamples
 from focus_core.training.examples import TrainingExample
+from focus_core.training.kept import KeptChunks
 from focus_core.training.log import FIRST_TOKEN, HELD_OUT_LOSS, NOTHING, OTHERS
 from focus_core.training.loss import FocusLoss
 
@@ -28,9 +29,13 @@ class Validation:
 
     Args:
         config: with `validation`, its files
+        kept: where the chunks' keys and values are looked for; the same chunks come with every evaluation
     """
 
-    def __init__(self, config: TrainingConfig, focus: FocusModel, tokenizer_id: str) -> None:
+    def __init__(
+        self, config: TrainingConfig, focus: FocusModel, tokenizer_id: str, *, kept: KeptChunks | None = None
+    ) -> None:
+        self._kept = kept
         held_out = replace(
             config, data=config.validation, mixture={}, objectives={"answering": 1.0}, seed=config.seed + 1
         )
@@ -51,7 +56,7 @@ class Validation:
 
     def __call__(self, focus: FocusModel) -> dict[str, float]:
         """The mean loss of a target, of all and of each answer's first token, with right documents and without."""
-        found, loss = dict[str, float](), FocusLoss(focus)
+        found, loss = dict[str, float](), FocusLoss(focus, kept=self._kept)
         for name, examples in self.examples.items():
             losses = torch.cat([loss.target_losses(example) for example in examples])
             first = torch.tensor([position for example in examples for position in _is_first(example)])

@@ -16,11 +16,13 @@ from focus_core import ConfigError, FocusModel
 from focus_core.errors import FocusWarning
 from focus_core.training import trainer
 from focus_core.training.config import TrainingConfig
+from focus_core.training.kept import KeptChunks
 from focus_core.training.log import LossLog
 from focus_core.training.loss import FocusLoss
 from focus_core.training.trainer import train
 from focus_core.training.validation import Validation
 from tests.training.cases import config_for
+from tests.training.test_kept import chunks_read
 
 NAMES = ["loss", "other documents", "no documents"]
 
@@ -226,3 +228,22 @@ def test_what_cannot_be_held_out_is_refused(tmp_path: Path, model_folder: Path) 
         train(replace(config(tmp_path, model_folder), validation=[texts]))
     with pytest.raises(ConfigError, match=r"there is no file .*none\.jsonl"):
         train(replace(config(tmp_path, model_folder), validation=[tmp_path / "none.jsonl"]))
+
+
+def test_the_chunks_of_held_out_questions_are_read_once_if_there_is_a_store(
+    tmp_path: Path, model_folder: Path, focus: FocusModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They come again with every evaluation."""
+    made = config(tmp_path, model_folder)
+    expected, read = Validation(made, focus, str(model_folder))(focus), chunks_read(focus, monkeypatch)
+    kept = KeptChunks(tmp_path / "store", focus)
+    for _ in range(2):
+        found = Validation(made, focus, str(model_folder), kept=kept)(focus)
+        assert found == pytest.approx(expected, rel=1e-6)
+    kinds = Validation(made, focus, str(model_folder)).examples.values()
+    assert sum(read) == len({tuple(chunk) for examples in kinds for one in examples for chunk in one.chunks})
+    stored, plain = (
+        evaluations(train(replace(made, output=tmp_path / name, store=store)).parent)
+        for name, store in (("stored", tmp_path / "store"), ("plain", None))
+    )
+    assert stored["loss"] == pytest.approx(plain["loss"], rel=1e-5)
