@@ -54,6 +54,7 @@ class Validation:
                 "Hold out records with different documents."
             )
 
+    @torch.no_grad()
     def __call__(self, focus: FocusModel) -> dict[str, float]:
         """The mean loss of a target, of all and of each answer's first token, with right documents and without."""
         found, loss = dict[str, float](), FocusLoss(focus, kept=self._kept)

@@ -247,3 +247,16 @@ def test_the_chunks_of_held_out_questions_are_read_once_if_there_is_a_store(
         for name, store in (("stored", tmp_path / "store"), ("plain", None))
     )
     assert stored["loss"] == pytest.approx(plain["loss"], rel=1e-5)
+
+
+def test_a_validation_keeps_nothing_for_gradients(
+    tmp_path: Path, model_folder: Path, focus: FocusModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also outside of a run: what all of its examples computed would be held at once."""
+    losses, found = FocusLoss.target_losses, list[torch.Tensor]()
+    monkeypatch.setattr(
+        FocusLoss, "target_losses", lambda self, example: found.append(losses(self, example)) or found[-1]
+    )
+    Validation(config(tmp_path, model_folder), focus, str(model_folder))(focus)
+    assert found
+    assert not any(one.requires_grad for one in found)
