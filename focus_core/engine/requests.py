@@ -70,6 +70,9 @@ class QuestionRequest(Request):
         stop_tokens: end the answer and are not shown
         tokens: generated so far
         scores: what the method made of each chunk, once the question has started
+        local_length: tokens of the local context
+        documents_in_row: those that stand in the question's own row, because its method reads no chunks
+        row_length: tokens of the local context and of these documents
     """
 
     def __init__(
@@ -90,6 +93,9 @@ class QuestionRequest(Request):
         self._stop_tokens, self._text = stop_tokens, text
         self._token_shares: list[tuple[float, ...]] = []  # of tokens whose text is not out yet
         self.local_length = len(plan.question.local_context)
+        in_row = () if plan.method.cached_layers else plan.question.documents
+        self.documents_in_row = tuple(tokenized.document for tokenized in in_row)
+        self.row_length = self.local_length + sum(map(len, in_row))
 
     def ends_with(self, notice: Notice) -> bool:
         return isinstance(notice, Failed | Finished)
@@ -155,3 +161,12 @@ class QuestionRequest(Request):
             return None
         evidence, self._token_shares = LiveEvidence(tuple(self._token_shares), self._places), []
         return evidence
+
+
+def tokens_together(requests: Sequence[QuestionRequest]) -> int:
+    """Tokens of the pass in which these questions start together, in rows as long as the longest.
+
+    Documents that stand in the rows of all of them are read once, before that.
+    """
+    shared = len({request.documents_in_row for request in requests}) == 1
+    return len(requests) * max(request.local_length if shared else request.row_length for request in requests)

@@ -26,7 +26,16 @@ from focus_core.cache.chunks import ChunkSet
 from focus_core.cache.keys import ChunkKey
 from focus_core.device import naming_lack_of_memory, require_memory, tokens_per_pass
 from focus_core.engine.prefill import ChunkPrefill
-from focus_core.engine.requests import AnyRequest, Failed, Notice, Progress, QuestionRequest, Ready, Request
+from focus_core.engine.requests import (
+    AnyRequest,
+    Failed,
+    Notice,
+    Progress,
+    QuestionRequest,
+    Ready,
+    Request,
+    tokens_together,
+)
 from focus_core.engine.sampling import choose
 from focus_core.errors import OutOfMemoryError
 from focus_core.methods.base import Decoding, Method, PlanKey
@@ -307,8 +316,7 @@ class Scheduler:
 
     def _into_group(self, groups: list[list[QuestionRequest]], request: QuestionRequest) -> None:
         for group in groups:
-            longest = max(one.local_length for one in (*group, request))
-            if (len(group) + 1) * longest <= tokens_per_pass(self._model):
+            if tokens_together([*group, request]) <= tokens_per_pass(self._model):
                 group.append(request)
                 return
         groups.append([request])

@@ -31,6 +31,7 @@ from focus_core.engine.options import CheckedOptions
 from focus_core.engine.prefill import ChunkPrefill
 from focus_core.engine.sampling import Sampler
 from focus_core.methods.focus import FocusDecoding
+from focus_core.methods.plain import PlainDecoding
 from tests.engines import QUESTION, A, B, C, cold, make_engine
 
 
@@ -168,6 +169,29 @@ def test_a_batch_too_large_for_one_pass_is_divided(engine: FocusEngine, monkeypa
     divided = engine.generate(questions, [A], max_new_tokens=6)
     assert [answer.text for answer in divided] == [answer.text for answer in whole]
     assert max(sizes) == 3
+
+
+def test_questions_about_texts_in_the_window_start_together_if_they_share_them(
+    engine: FocusEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows with texts of their own, all in one pass, would take memory that nobody reckons with."""
+    questions = [f"Question {number}?" for number in range(4)]
+    texts, begun, made = [A, A, B, C], list[int](), PlainDecoding.__init__
+    alone = [engine.generate(q, [d], max_new_tokens=6, method="plain") for q, d in zip(questions, texts, strict=True)]
+
+    def noting(self: PlainDecoding, decoder: Any, rows: Any, *prefixes: Any) -> None:
+        begun.append(len(rows))
+        made(self, decoder, rows, *prefixes)
+
+    monkeypatch.setattr(PlainDecoding, "__init__", noting)
+    four = 4 * engine.count_question_tokens(questions[0])
+    monkeypatch.setattr(scheduler_module, "tokens_per_pass", lambda _: four)
+    together = engine.generate(questions, [[text] for text in texts], max_new_tokens=6, method="plain")
+    assert [answer.tokens for answer in together] == [answer.tokens for answer in alone]
+    assert begun == [2, 1, 1]
+    begun.clear()
+    engine.generate(questions, [A], max_new_tokens=6, method="plain")
+    assert begun == [4]
 
 
 def test_a_part_of_a_batch_that_ends_at_once_leaves_the_others_their_chunks(
