@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -144,10 +144,12 @@ def evaluate(
         from focus_core.evaluation.plan import Plan
         from focus_core.evaluation.report import checked_against
         from focus_core.evaluation.tasks.table import LOOK_UPS
-        from focus_core.evaluation.trials import Run
+        from focus_core.evaluation.trials import Run, joined
     show = partial(_show, against=against, score=score, report=report, picture=picture)
     if compare:
-        show({str(path): Run.read(path) for path in compare})
+        runs = joined({str(path): Run.read(path) for path in compare})
+        show(runs)
+        _say_what_differs(next(iter(runs.values())).conditions)
         return
     plan = Plan(
         tasks=tuple(task or LOOK_UPS),
@@ -220,6 +222,15 @@ def _show(
         report.write_text(json.dumps(found_in, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     if picture is not None:
         draw(rows, picture)
+
+
+def _say_what_differs(conditions: Mapping[str, Any]) -> None:
+    """Between the files that one table is made of."""
+    from focus_core.evaluation.trials import DIFFERING
+
+    for file, own in conditions.get(DIFFERING, {}).items():
+        if own:
+            typer.echo(f"{file}: {', '.join(f'{name} {value}' for name, value in own.items())}", err=True)
 
 
 def _require_writable(*paths: Path | None) -> None:

@@ -18,6 +18,10 @@ from focus_core.engine.engine import FocusEngine
 from focus_core.errors import ConfigError, warn
 
 Conditions = Mapping[str, Any]
+
+DIFFERING = "differing"
+# Conditions that make questions and scores others; all others may differ between contenders in one table.
+_OF_THE_QUESTIONS = ("tasks", "lengths", "texts", "data", "arrange", "seed", "instruction", "max_new_tokens")
 Key = tuple[str, int | None, str, str]
 
 
@@ -132,6 +136,35 @@ class Run:
         except (OSError, KeyError, TypeError, ValueError) as error:
             raise ConfigError(f"{path} holds no run of `focusllm eval`: {type(error).__name__} {error}.") from error
         return cls(conditions, trials, path)
+
+
+def joined(runs: Mapping[str, Run]) -> dict[str, Run]:
+    """By file name. Runs of the same questions by different contenders become one, so that all are compared with each
+    other; runs of other questions, or in which a contender occurs twice, stay as they are.
+
+    The conditions of the one run are those that all share, and under `DIFFERING` by file those that differ.
+    """
+    asked = [{name: run.conditions.get(name) for name in _OF_THE_QUESTIONS} for run in runs.values()]
+    contenders = [name for run in runs.values() for name in run.contenders]
+    if len(runs) < 2 or len(set(contenders)) < len(contenders) or any(one != asked[0] for one in asked):
+        return dict(runs)
+    flat = {file: _flat(run.conditions) for file, run in runs.items()}
+    first = next(iter(flat.values()))
+    same = {
+        name: value for name, value in first.items() if all(name in one and one[name] == value for one in flat.values())
+    }
+    differing = {file: {name: value for name, value in one.items() if name not in same} for file, one in flat.items()}
+    trials = [trial for run in runs.values() for trial in run.trials]
+    return {", ".join(runs): Run({**same, DIFFERING: differing}, trials)}
+
+
+def _flat(conditions: Conditions) -> dict[str, Any]:
+    """`{"config": {"chunk_size": 256}}` as `{"config.chunk_size": 256}`."""
+    found: dict[str, Any] = {}
+    for name, value in conditions.items():
+        parts = {f"{name}.{part}": one for part, one in value.items()} if isinstance(value, Mapping) else {name: value}
+        found |= parts
+    return found
 
 
 def differences(old: Conditions, new: Conditions) -> dict[str, tuple[Any, Any]]:

@@ -68,6 +68,21 @@ def test_runs_are_compared_without_a_model(
     assert "rouge_l (%)" in (tmp_path / "chunks.svg").read_text()
 
 
+def test_runs_of_different_contenders_are_one_table_and_one_picture(
+    evaluated: Focusllm, focusllm: Focusllm, tmp_path: Path
+) -> None:
+    pytest.importorskip("matplotlib")
+    for contender, size in (("focus", "16"), ("none", "32")):
+        evaluated("--contenders", contender, "--chunk-size", size, "--out", tmp_path / f"{contender}.jsonl")
+    both = ("--compare", tmp_path / "focus.jsonl", "--compare", tmp_path / "none.jsonl")
+    result = focusllm("eval", *both, "--picture", tmp_path / "both.svg")
+    assert result.exit_code == 0, result.output
+    assert [line.split()[0] for line in result.stdout.splitlines()][1:] == ["contender", "focus", "none"]
+    assert "vs focus" in result.stdout
+    assert "none.jsonl: config.chunk_size 32" in result.stderr
+    assert "chunks of the documents" not in (tmp_path / "both.svg").read_text()
+
+
 def test_ctrl_c_keeps_and_shows_what_is_done(
     evaluated: Focusllm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from focus_core import ConfigError, FocusWarning
-from focus_core.evaluation.trials import Run, conditions_of, differences
+from focus_core.evaluation.report import summarise
+from focus_core.evaluation.trials import DIFFERING, Run, conditions_of, differences, joined
 from tests.engines import make_engine
 from tests.evaluation.cases import trial
 
@@ -34,6 +35,38 @@ def test_other_conditions_are_refused_with_the_difference(tmp_path: Path) -> Non
     with pytest.raises(ConfigError, match=r"budget: 512 there, 1024 now\. Name another file"):
         Run.start({**CONDITIONS, "budget": 1024}, tmp_path / "run.jsonl")
     assert differences({"a": 1, "b": 2}, {"b": 2, "c": 3}) == {"a": (1, None), "c": (None, 3)}
+
+
+def test_runs_of_the_same_questions_become_one(tmp_path: Path) -> None:
+    """Contenders that need other settings, or that were asked later, are compared with each other."""
+    asked = {**CONDITIONS, "seed": 0, "data": {"name": "a.jsonl", "sha256": "12"}}
+    focus = Run(asked, [trial("focus", "0", 1.0), trial("focus", "1", 0.0)])
+    other = {**asked, "budget": None, "config": {"chunk_size": 128}}
+    gold = Run(other, [trial("gold", "0", 0.5)])
+    (name, both), *more = joined({"a.jsonl": focus, "b.jsonl": gold}).items()
+    assert (name, more) == ("a.jsonl, b.jsonl", [])
+    assert both.trials == [*focus.trials, *gold.trials]
+    assert both.conditions["seed"] == 0
+    assert both.conditions[DIFFERING] == {
+        "a.jsonl": {"budget": 512, "config.chunk_size": 64},
+        "b.jsonl": {"budget": None, "config.chunk_size": 128},
+    }
+    (row,) = [row for row in summarise(both) if row.contender == "gold"]
+    assert row.comparison is not None
+    assert (row.comparison.against, row.comparison.questions, row.comparison.difference) == ("focus", 1, -0.5)
+
+
+@pytest.mark.parametrize("changed", [{"seed": 1}, {"instruction": "Be short."}, {"data": {"sha256": "13"}}])
+def test_runs_of_other_questions_stay_apart(changed: dict[str, object]) -> None:
+    one, two = Run({"seed": 0}, [trial("focus", "0", 1.0)]), Run({"seed": 0, **changed}, [trial("gold", "0", 1.0)])
+    assert joined({"a": one, "b": two}) == {"a": one, "b": two}
+    assert joined({"a": one}) == {"a": one}
+
+
+def test_runs_with_a_contender_in_common_stay_apart() -> None:
+    """Of two chunk sizes, for example."""
+    one, two = (Run({"config": {"chunk_size": size}}, [trial("focus", "0", 1.0)]) for size in (1, 2))
+    assert joined({"a": one, "b": two}) == {"a": one, "b": two}
 
 
 def test_half_a_line_is_dropped_and_made_again(tmp_path: Path) -> None:
