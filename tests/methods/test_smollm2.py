@@ -59,7 +59,20 @@ def test_answers_are_those_of_transformers_on_the_templated_text(method: str, sy
 def test_its_adapter_comes_with_the_package() -> None:
     assert engine().focus.trained
     assert settings_on_disk("smollm2", None, CONFIG) == engine().config
-    assert (engine().config.focus_up_to, engine().config.layout) == (64, "chat")
+    config = engine().config
+    assert (config.plain_up_to, config.focus_up_to, config.layout) == (2048, 64, "chat")
+
+
+@needs_model("smollm2")
+@pytest.mark.parametrize(("tokens", "method"), [(1500, "plain"), (4000, "focus"), (30_000, "select")])
+def test_the_method_is_the_one_that_was_measured_to_answer_best(tokens: int, method: str) -> None:
+    plan = FocusEngine(engine().shared, config=FocusConfig()).plan([_words(tokens)], QUESTION, max_new_tokens=8, calibrate=False)
+    assert plan.method == method
+
+
+def _words(tokens: int) -> str:
+    text = STORY.read_text(encoding="utf-8")
+    return (text * 20)[: tokens * len(text) // engine().count_tokens(text)]
 
 
 @needs_model("smollm2")

@@ -263,7 +263,7 @@ def test_the_best_adapter_goes_into_the_package_in_half_of_the_bytes(
     size = export.export(tmp_path / "run", tmp_path / "out")
     assert size == sum(file.stat().st_size for file in (tmp_path / "out").iterdir())
     projections, settings = load_adapter(tmp_path / "out", focus.model)
-    assert settings == replace(trained_with, chunk_size=256, boundaries="paragraph", focus_up_to=64)
+    assert settings == replace(trained_with, chunk_size=256, boundaries="paragraph", plain_up_to=2048, focus_up_to=64)
     assert json.loads((tmp_path / "out" / ADAPTER_CONFIG).read_text())["base_model"] == "smollm2"
     for one, other in zip(projections.parameters(), focus.projections.parameters(), strict=True):
         assert torch.allclose(one, other, rtol=2**-8)
