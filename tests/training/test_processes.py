@@ -16,6 +16,13 @@ from focus_core.training.trainer import train
 from tests.training.cases import config_for, focus_model, numbered
 
 ROOT = Path(__file__).parents[2]
+# One that hangs, which was seen once, says where; the processes that it starts say so before.
+TORCHRUN = """
+import faulthandler, sys
+faulthandler.dump_traceback_later(210, exit=True)
+from torch.distributed.run import main
+main(sys.argv[1:])
+"""
 
 
 @pytest.mark.slow
@@ -27,7 +34,7 @@ def test_two_processes_learn_what_one_does(tmp_path: Path) -> None:
     """
     script = ["tests.training.two_processes", str(tmp_path / "two"), "1"]
     done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", *script],
+        [sys.executable, "-c", TORCHRUN, "--standalone", "--nproc_per_node=2", "-m", *script],
         capture_output=True,
         text=True,
         cwd=ROOT,
