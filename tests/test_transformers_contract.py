@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, DynamicCache, PreTrainedModel
-from transformers.cache_utils import CacheLayerMixin
+from transformers.cache_utils import Cache, CacheLayerMixin
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 
 from focus_core.attention.candidates import candidate_model
@@ -22,6 +22,7 @@ from focus_core.attention.chunk_pass import CHUNK_ATTENTION
 from focus_core.attention.memory import Memory
 from focus_core.attention.modules import decoder_parts
 from focus_core.attention.passes import PassCache, until_done
+from focus_core.methods.plain import RoomyLayer
 from tests.cases import assert_equal_logits, computed, expected, focus_model, random_case
 from tests.model_zoo import FAMILIES, build, random_projections, random_tokens
 from tests.reference import Reference
@@ -200,14 +201,15 @@ def test_memory_equals_an_ordinary_cache(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", ["mistral", "gemma2", "gemma3"])
-def test_cache_made_without_config_drops_nothing(family: str) -> None:
+def test_cache_of_our_layers_drops_nothing(family: str) -> None:
     """The plain model would forget what a sliding window no longer sees, and batches could not be rearranged."""
     model = build(family, sliding_window=8)
-    cache = DynamicCache()
+    cache = Cache(layer_class_to_replicate=RoomyLayer)
     with torch.no_grad():
         model(IDS, past_key_values=cache)
     assert cache.get_seq_length() == 12
-    assert all(layer.keys.shape[2] == 12 for layer in cache.layers), "DynamicCache() slides: change decoding.py"
+    assert all(type(layer) is RoomyLayer for layer in cache.layers), "other layers: change methods/plain.py"
+    assert all(layer.keys.shape[2] == 12 for layer in cache.layers), "the cache slides: change methods/plain.py"
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "cohere", "granite"])

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
+from transformers.cache_utils import Cache, DynamicLayer
 
 from focus_core.cache.chunks import ChunkRow, ChunkRun, ChunkSet
 from focus_core.methods.base import ChunkScore, Prefilling, Reading, TokenizedQuestion, pad_left
@@ -17,7 +17,39 @@ from focus_core.methods.hidden_tokens import RowEvidence
 from focus_core.methods.limits import Lengths, PlainLimits
 from focus_core.text.chunking import Chunk
 
+_ROOM = 128  # tokens behind a row's keys and values, so that the next ones copy none of those before
 _WORTH_A_PASS = 256  # tokens: what many rows begin with is read once if so many need not be read again
+
+
+class RoomyLayer(DynamicLayer):
+    """One layer's keys and values, with room behind them: transformers' own copies all of them for every token."""
+
+    keys: Tensor
+    values: Tensor
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Append `[rows, heads, tokens, dim]`; returns all, as views of what is kept."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        self.keys, self.values = _appended(self.keys, key_states), _appended(self.values, value_states)
+        return self.keys, self.values
+
+
+def _appended(held: Tensor, new: Tensor) -> Tensor:
+    """`new` behind `held`: in the memory that `held` is the beginning of, if that has room, else in a larger one."""
+    length = held.shape[-2] if held.numel() else 0
+    memory, end = held._base, length + new.shape[-2]
+    if memory is None or memory.shape[:-2] != new.shape[:-2] or memory.shape[-2] < end:
+        memory = new.new_empty((*new.shape[:-2], end + _ROOM, new.shape[-1]))
+        if length:
+            memory[..., :length, :] = held
+    memory[..., length:end, :] = new
+    return memory[..., :end, :]
+
+
+def _empty_cache() -> Cache:
+    """Given no config, so that it never drops what a sliding window could not see."""
+    return Cache(layer_class_to_replicate=RoomyLayer)
 
 
 class PlainDecoding:
@@ -35,7 +67,7 @@ class PlainDecoding:
         own = max(lengths) - shared  # tokens of each row that are read for it alone
         self._beginning = rows[0][:shared]
         self._rows, _ = pad_left([row[-own:] for row in rows])
-        self._cache = DynamicCache()  # given no config, so that it never drops what a sliding window could not see
+        self._cache = _empty_cache()
         self._length = max((block.tokens for block, _ in prefixes), default=shared)
         if prefixes:
             padding = [self._length - block.tokens for block, _ in prefixes]
@@ -74,7 +106,7 @@ class PlainDecoding:
         """Layer by layer, so that no more than one layer's keys exist twice; nothing is left of the others."""
         parts = (self, *others)
         length = max(part._length for part in parts)
-        joined = DynamicCache()
+        joined = _empty_cache()
         for layer in range(len(self._cache.layers)):
             of_parts = [part._cache.layers[layer] for part in parts]
             keys = torch.cat([_padded(one.keys, length) for one in of_parts])
@@ -90,7 +122,7 @@ class PlainDecoding:
     @torch.no_grad()
     def _read_beginning(self) -> None:
         """Read once what all rows begin with; a shorter row has less of it in the cache, behind its padding."""
-        read, token_ids = DynamicCache(), torch.tensor([self._beginning], device=self._model.device)
+        read, token_ids = _empty_cache(), torch.tensor([self._beginning], device=self._model.device)
         self._model.get_decoder()(input_ids=token_ids, past_key_values=read, use_cache=True)
         length, self._beginning = len(self._beginning), ()
         for layer, of_layer in enumerate(read.layers):

@@ -455,6 +455,26 @@ def test_questions_about_a_text_in_the_window_read_it_once(focus: FocusModel) ->
     assert passed == [100, 4 * 12]
 
 
+def test_a_token_of_the_plain_model_copies_none_of_those_before(focus: FocusModel) -> None:
+    """But where the room behind them is used up, once in many tokens, and where questions leave."""
+    decoding = PlainDecoding(focus, [random_tokens(50, seed=3), random_tokens(40, seed=4)])
+    decoding.start()
+    layer = decoding._cache.layers[0]
+    room, moved = layer.keys._base.shape[-2] - 50, 0
+    assert room > 60
+    for _ in range(room + 1):
+        before = layer.keys.data_ptr()
+        decoding.step(torch.tensor([1, 2]))
+        moved += layer.keys.data_ptr() != before
+    assert moved == 1
+    decoding.keep([1])
+    decoding.step(torch.tensor([1]))
+    before = layer.keys.data_ptr()
+    decoding.step(torch.tensor([1]))
+    assert layer.keys.data_ptr() == before
+    assert layer.keys.shape == (1, *layer.keys.shape[1:2], 50 + room + 3, layer.keys.shape[-1])
+
+
 @pytest.mark.parametrize(
     ("rows", "shared"),
     [
