@@ -1,4 +1,7 @@
-"""Put the best adapter of a run into the package: `python -m recipes.smollm2.export runs/smollm2/rank32`."""
+"""Put the best adapter of a run into the package, or the mean of those of several runs.
+
+python -m recipes.smollm2.export runs/smollm2/rank32_cooled runs/smollm2/wider runs/smollm2/mixed
+"""
 
 from __future__ import annotations
 
@@ -19,11 +22,18 @@ LIMIT = 10_000_000  # bytes that the package may carry
 USED_WITH = FocusConfig(chunk_size=256, boundaries="paragraph", plain_up_to=2048, focus_up_to=64)
 
 
-def export(run: Path, target: Path) -> int:
-    """Write the best adapter of the run in folder `run`; returns its bytes."""
+def export(runs: Sequence[Path], target: Path) -> int:
+    """Write the mean of the best adapters of some runs; returns its bytes.
+
+    Runs that went on from the same adapter with other data lie near each other, and their mean is better than each of
+    them (Wortsman et al., 2022, "Model soups").
+    """
     path, _ = named_model(SMOLLM2)
     base = load_model(path, device="cpu", dtype="float32").model
-    projections, trained_with = load_adapter(run / "best", base)
+    loaded = [load_adapter(run / "best", base) for run in runs]
+    projections, trained_with = loaded[0]
+    states = [one.state_dict() for one, _ in loaded]
+    projections.load_state_dict({name: torch.stack([one[name] for one in states]).mean(0) for name in states[0]})
     settings = USED_WITH.filled_from(trained_with)
     save_adapter(target, projections, base, trained_with=settings, base_id=SMOLLM2, dtype=torch.bfloat16)
     written = sorted(target.glob("focusllm_adapter.*"))
@@ -34,11 +44,11 @@ def export(run: Path, target: Path) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Export, and refuse what is too large."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("run", type=Path)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=Path, nargs="+")
     parser.add_argument("--out", type=Path, default=SMOLLM2_ADAPTER)
     given = parser.parse_args(arguments)
-    size = export(given.run, given.out)
+    size = export(given.runs, given.out)
     print(f"{size:,} bytes in {given.out}")
     if size > LIMIT:
         raise SystemExit(f"That is more than the {LIMIT:,} bytes that the package may carry.")

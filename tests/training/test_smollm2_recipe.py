@@ -260,10 +260,18 @@ def test_the_best_adapter_goes_into_the_package_in_half_of_the_bytes(
     trained_with = FocusConfig(chunk_size=512, dynamic_prompt=64, layout="chat")
     save_adapter(tmp_path / "run" / "best", focus.projections, focus.model, trained_with=trained_with, base_id="x")
     monkeypatch.setattr(export, "named_model", lambda name: (str(folder), None))
-    size = export.export(tmp_path / "run", tmp_path / "out")
+    size = export.export([tmp_path / "run"], tmp_path / "out")
     assert size == sum(file.stat().st_size for file in (tmp_path / "out").iterdir())
     projections, settings = load_adapter(tmp_path / "out", focus.model)
     assert settings == replace(trained_with, chunk_size=256, boundaries="paragraph", plain_up_to=2048, focus_up_to=64)
     assert json.loads((tmp_path / "out" / ADAPTER_CONFIG).read_text())["base_model"] == "smollm2"
     for one, other in zip(projections.parameters(), focus.projections.parameters(), strict=True):
         assert torch.allclose(one, other, rtol=2**-8)
+    with torch.no_grad():
+        for parameter in focus.projections.parameters():
+            parameter.mul_(3)
+    save_adapter(tmp_path / "later" / "best", focus.projections, focus.model, trained_with=trained_with, base_id="x")
+    export.export([tmp_path / "run", tmp_path / "later"], tmp_path / "mean")
+    mean, _ = load_adapter(tmp_path / "mean", focus.model)
+    for one, three_times in zip(mean.parameters(), focus.projections.parameters(), strict=True):
+        assert torch.allclose(one, three_times * 2 / 3, rtol=2**-7)
