@@ -326,7 +326,7 @@ class FileExamples:
 
     def _fitting_sizes(self, documents: Sequence[TokenizedDocument], record: Record) -> list[int]:
         """Chunk sizes that cut the documents into at most `max_chunks`."""
-        counts = {size: sum(-(-len(d) // size) for d in documents) for size in self._config.chunk_sizes}
+        counts = {size: self._chunk_count(documents, size) for size in self._config.chunk_sizes}
         fitting = [size for size, count in counts.items() if count <= self._config.max_chunks]
         if not fitting:
             size = max(counts)
@@ -335,6 +335,12 @@ class FileExamples:
                 f"max_chunks={self._config.max_chunks}. Raise max_chunks or chunk_sizes, or shorten the documents."
             )
         return fitting
+
+    def _chunk_count(self, documents: Sequence[TokenizedDocument], size: int) -> int:
+        """As they are cut in use: an adapter may say that chunks end at paragraphs, and then there are more of them."""
+        if self._limits.boundaries in (None, "tokens"):
+            return sum(-(-len(document) // size) for document in documents)
+        return len(self._layout(size, size).chunks_of(documents))
 
     def _check_window(self) -> None:
         config, window, size = self._config, self._limits.window, max(self._config.chunk_sizes)

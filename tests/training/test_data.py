@@ -16,9 +16,10 @@ from focus_core.config import FocusConfig
 from focus_core.errors import ConfigError
 from focus_core.text.tokenizer import TextTokenizer
 from focus_core.training.config import TrainingConfig
+from focus_core.training.data import FileExamples
 from focus_core.training.examples import TrainingExample
 from focus_core.training.records import Gold, read_records, record_of
-from tests.training.cases import examples, ids, text
+from tests.training.cases import WORDS, examples, ids, text, tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -301,3 +302,19 @@ def test_an_answer_without_tokens_is_named(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(TextTokenizer, "parse", lambda self, text: [])
     with pytest.raises(ConfigError, match="line 1: field 'answer' is 'w2', which the tokenizer makes no token of"):
         examples(tmp_path, {"documents": [text(16)], "prompt": "w1", "answer": "w2"})(0)
+
+
+def test_chunks_end_where_those_in_use_do(tmp_path: Path) -> None:
+    """An adapter may say that they end at paragraphs; then there are more of them, and fewer sizes fit."""
+    paragraphs = "\n\n".join(" ".join(WORDS[5 * part : 5 * part + 5]) for part in range(4))
+    record = {"documents": [paragraphs], "question": "w1", "answer": "w2"}
+    made = examples(tmp_path, record, chunk_sizes=(8,), max_chunks=4)
+    assert [len(chunk) - 1 for chunk in made(0).chunks] == [8, 8, 4]
+    limits = FocusConfig(chunk_size=8, dynamic_prompt=5, boundaries="paragraph").resolve(128)
+    read = read_records(tmp_path / "data.jsonl")
+    settings = {"chunk_sizes": (8,), "dynamic_prompts": (5,), "local_lengths": (6, 20), "targets_per_span": 3}
+    config = TrainingConfig(output=tmp_path, max_chunks=4, **settings)
+    cut = FileExamples(config, read, tokenizer(), limits)(0)
+    assert [len(chunk) - 1 for chunk in cut.chunks] == [5, 5, 5, 5]
+    with pytest.raises(ConfigError, match=r"makes 4 chunks of 8 tokens, but max_chunks=3"):
+        FileExamples(replace(config, max_chunks=3), read, tokenizer(), limits)(0)
