@@ -149,11 +149,10 @@ def joined(runs: Mapping[str, Run]) -> dict[str, Run]:
     if len(runs) < 2 or len(set(contenders)) < len(contenders) or any(one != asked[0] for one in asked):
         return dict(runs)
     flat = {file: _flat(run.conditions) for file, run in runs.items()}
-    first = next(iter(flat.values()))
-    same = {
-        name: value for name, value in first.items() if all(name in one and one[name] == value for one in flat.values())
-    }
-    differing = {file: {name: value for name, value in one.items() if name not in same} for file, one in flat.items()}
+    first, *others = flat.values()
+    changed = {name for other in others for name in differences(first, other)}
+    same = {name: value for name, value in first.items() if name not in changed}
+    differing = {file: {name: value for name, value in one.items() if name in changed} for file, one in flat.items()}
     trials = [trial for run in runs.values() for trial in run.trials]
     return {", ".join(runs): Run({**same, DIFFERING: differing}, trials)}
 
@@ -162,8 +161,10 @@ def _flat(conditions: Conditions) -> dict[str, Any]:
     """`{"config": {"chunk_size": 256}}` as `{"config.chunk_size": 256}`."""
     found: dict[str, Any] = {}
     for name, value in conditions.items():
-        parts = {f"{name}.{part}": one for part, one in value.items()} if isinstance(value, Mapping) else {name: value}
-        found |= parts
+        if isinstance(value, Mapping):
+            found |= {f"{name}.{part}": one for part, one in value.items()}
+        else:
+            found[name] = value
     return found
 
 

@@ -31,9 +31,13 @@ from recipes.smollm2 import data
 from recipes.smollm2.adapter import config_for, require_model, write_data
 
 _FULL = {"rank": None, "learning_rate": 3e-4}
-_PLAIN_TEXT = ("continuation", "reconstruction")
-# A step of what is continued or repeated is to take about as long as one of answers; the paper has up to 2,048 tokens.
-_SHORT_SPANS = {"local_lengths": (30, 256), "targets_per_span": 8}
+
+
+def _objectives(*names: str) -> dict[str, Any]:
+    """Alike, on short spans: a step is to take about as long as one of answers. The paper has up to 2,048 tokens."""
+    return {"objectives": dict.fromkeys(names, 1.0), "local_lengths": (30, 256), "targets_per_span": 8}
+
+
 ARMS: Mapping[str, Mapping[str, Any]] = {
     "rank 32": {},  # as the adapter in the package was trained; the others differ from it in what stands here
     "full copies": _FULL,
@@ -45,13 +49,10 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
     "first target only": {"targets_per_answer": 1},
     "Muon": {"optimizer": "muon"},
     # The objectives of the paper (its Table 4), on the same stories without their questions.
-    "continuation": {"objectives": {"continuation": 1.0}, **_SHORT_SPANS},
-    "reconstruction": {"objectives": {"reconstruction": 1.0}, **_SHORT_SPANS},
-    "continuation, reconstruction": {"objectives": dict.fromkeys(_PLAIN_TEXT, 1.0), **_SHORT_SPANS},
-    "continuation, reconstruction, answering": {
-        "objectives": dict.fromkeys((*_PLAIN_TEXT, "answering"), 1.0),
-        **_SHORT_SPANS,
-    },
+    "continuation": _objectives("continuation"),
+    "reconstruction": _objectives("reconstruction"),
+    "continuation, reconstruction": _objectives("continuation", "reconstruction"),
+    "continuation, reconstruction, answering": _objectives("continuation", "reconstruction", "answering"),
 }
 _STORIES = "stories.jsonl"
 _RESULT, _STEPS = "arm.json", "steps.txt"

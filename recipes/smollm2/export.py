@@ -1,6 +1,8 @@
 """Put the best adapter of a run into the package, or the mean of those of several runs.
 
-python -m recipes.smollm2.export runs/smollm2/rank32_cooled runs/smollm2/wider runs/smollm2/mixed
+    python -m recipes.smollm2.export runs/smollm2/rank32_cooled runs/smollm2/wider runs/smollm2/mixed
+
+The mean is of runs that went on from the same adapter.
 """
 
 from __future__ import annotations
@@ -25,8 +27,8 @@ USED_WITH = FocusConfig(chunk_size=256, boundaries="paragraph", plain_up_to=2048
 def export(runs: Sequence[Path], target: Path) -> int:
     """Write the mean of the best adapters of some runs; returns its bytes.
 
-    Runs that went on from the same adapter with other data lie near each other, and their mean is better than each of
-    them (Wortsman et al., 2022, "Model soups").
+    Runs that went on from the same adapter with other data lie near each other, and their mean may be better than each
+    of them (Wortsman et al., 2022, "Model soups").
     """
     path, _ = named_model(SMOLLM2)
     base = load_model(path, device="cpu", dtype="float32").model
