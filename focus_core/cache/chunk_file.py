@@ -111,7 +111,9 @@ def read_header(path: Path) -> ChunkHeader:
         UnusableFile: it is damaged, cut off, or something else
     """
     try:
-        with safe_open(path, framework="pt") as file:  # compares the file's size with what the header promises
+        # The file's size is compared with what the header promises. For "pt", the file would be opened once more by
+        # its path, where another process may have removed it by now: a RuntimeError.
+        with safe_open(path, framework="np") as file:
             metadata = file.metadata() or {}
             part = file.get_slice("keys")
             layers, kv_heads, tokens, dim = part.get_shape()

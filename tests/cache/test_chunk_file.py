@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -61,6 +64,37 @@ def test_others_can_read_it(written: tuple[bytes, ChunkHeader, ChunkBlock, Path]
     tensors = load_file(path)
     assert torch.equal(tensors["values"], block.values[:, 0])
     assert tensors["token_ids"].tolist() == TOKENS
+
+
+_COMES_AND_GOES = """
+import os, sys
+path, other = sys.argv[1:]
+while True:
+    os.link(path, other)
+    os.unlink(other)
+"""
+
+
+def test_a_file_that_another_process_removes_is_there_or_not(
+    written: tuple[bytes, ChunkHeader, ChunkBlock, Path],
+) -> None:
+    """safetensors opens a file twice for torch: one in six of such reads failed with a RuntimeError."""
+    _, header, _, path = written
+    other = path.with_name("comes_and_goes")
+    seen = Counter[bool]()
+    with subprocess.Popen([sys.executable, "-c", _COMES_AND_GOES, str(path), str(other)]) as process:
+        try:
+            while min(seen[True], seen[False]) < 300:
+                assert process.poll() is None
+                try:
+                    found = read_header(other)
+                except FileNotFoundError:
+                    seen[False] += 1
+                else:
+                    assert found == header
+                    seen[True] += 1
+        finally:
+            process.kill()
 
 
 def _check(written: tuple[bytes, ChunkHeader, ChunkBlock, Path], content: bytes) -> None:
