@@ -153,7 +153,7 @@ def _projection(base: nn.Module, rank: int | None, dtype: torch.dtype | None) ->
     if rank is None:
         return copy.deepcopy(linear).requires_grad_(True)
     if rank > linear.in_features:
-        raise ConfigError(f"rank={rank}: a map has {linear.in_features} inputs. Leave it out for full copies.")
+        raise ConfigError(f"rank={rank}: a map has {linear.in_features} inputs. Lower it.")
     return LowRankChange(linear, rank)
 
 

@@ -54,7 +54,7 @@ def _show(found: Rehearsal) -> None:
         "parameters that learn": f"{found.parameters:,}",
         "the adapter's file": shown_bytes(found.adapter_bytes),
         "seconds per step": f"{found.seconds_per_step:,.1f}",
-        f"hours for {found.steps:,} steps": f"{found.hours:,.1f}",
+        f"hours for {found.steps:,} steps": f"{found.hours:,.1f}, without evaluations",
         "memory": f"{shown_bytes(found.peak_bytes)}, and up to {shown_bytes(optimizer)} for the optimizer",
     }
     for name, value in rows.items():

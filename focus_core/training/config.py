@@ -15,6 +15,8 @@ from focus_core.loading.hub import is_folder
 from focus_core.parsing import parse_toml
 
 OBJECTIVES = ("continuation", "reconstruction", "answering")
+RANK = 32  # of projections that start from the model's own maps, if none is set (docs/results/smollm2.md)
+_LOW_RANK_RATE, _FULL_RATE = 1e-3, 5e-5
 _PRECISIONS = ("no", "bf16", "fp16")
 _OPTIMIZERS = ("adamw", "muon")
 # These may differ between a run and its continuation. The content of model and data is compared apart.
@@ -34,11 +36,11 @@ class TrainingConfig:
     data: tuple[Path, ...] = ()  # JSONL files; see `data.read_records`
     distillation: float = 0.0  # share of the loss that follows the plain model over the gold chunk, not the answer
     temperature: float = 1.0  # of both distributions in that share
-    rank: int | None = None  # low-rank projections instead of full copies
+    rank: int | None = None  # of the projections; 0: full copies; by default 32, or that of `adapter`
     adapter: str | None = None  # start from these projections instead of the model's own maps
 
     steps: int = 10_000
-    learning_rate: float = 5e-5
+    learning_rate: float | None = None  # by default 1e-3 for low rank, 5e-5 for full copies
     warm_up: int = 100
     final_share: float = 0.0  # of the learning rate, at the end of the cosine
     weight_decay: float = 0.0
@@ -84,10 +86,11 @@ class TrainingConfig:
         if self.store is not None:
             object.__setattr__(self, "store", Path(self.store))
         for name in _NUMBERS:
-            _require(
-                _is_finite(getattr(self, name)), f"{name}={shown(getattr(self, name))}: must be a number, and finite."
-            )
-            object.__setattr__(self, name, float(getattr(self, name)))
+            value = getattr(self, name)
+            if value is None and name == "learning_rate":
+                continue
+            _require(_is_finite(value), f"{name}={shown(value)}: must be a number, and finite.")
+            object.__setattr__(self, name, float(value))
         for name in _COUNTS:
             value = getattr(self, name)
             _require(
@@ -109,10 +112,11 @@ class TrainingConfig:
         for name in ("warm_up", "weight_decay", "evaluate_every", "final_share", "patience", *_DRAWN):
             _require(getattr(self, name) >= 0, f"{name}={getattr(self, name)}: must be 0 or more.")
         _require(0 <= self.seed < 2**63, f"seed={self.seed}: must lie between 0 and {2**63 - 1}.")
-        _require(self.rank is None or self.rank >= 1, f"rank={self.rank}: must be at least 1.")
+        _require(self.rank is None or self.rank >= 0, f"rank={self.rank}: must be at least 1, or 0 for full copies.")
         _require(0 <= self.distillation <= 1, f"distillation={self.distillation}: must lie between 0 and 1.")
         for name in ("learning_rate", "max_gradient_norm", "temperature"):
-            _require(getattr(self, name) > 0, f"{name}={getattr(self, name)}: must be above 0.")
+            value = getattr(self, name)
+            _require(value is None or value > 0, f"{name}={value}: must be above 0.")
         _require(all(0 <= beta < 1 for beta in self.betas), f"betas={list(self.betas)}: each must be 0 to below 1.")
         for name in ("chunk_sizes", "dynamic_prompts"):
             sizes = getattr(self, name)
@@ -210,9 +214,23 @@ class TrainingConfig:
             layout=layout,
         )
 
+    def with_rank(self, rank: int | None, *, fresh: bool) -> TrainingConfig:
+        """With what follows from the rank that the projections have.
+
+        Args:
+            rank: `None` for full copies
+            fresh: they start from the model's own maps; the rank of others is not a setting of the run
+        """
+        rate = self.learning_rate or (_FULL_RATE if rank is None else _LOW_RANK_RATE)
+        return replace(self, rank=rank or 0 if fresh else self.rank, learning_rate=rate)
+
     def settings_digest(self) -> dict[str, Any]:
         """The settings that must be equal for a run to go on as if it had never stopped."""
-        return {name: str(value) for name, value in asdict(self).items() if name not in _FREE_TO_CHANGE}
+        return {name: str(value) for name, value in self.plain().items() if name not in _FREE_TO_CHANGE}
+
+    def plain(self) -> dict[str, Any]:
+        """All settings, tables as dicts."""
+        return asdict(self)
 
 
 _TUPLES: dict[str, tuple[tuple[type, ...], int | None]] = {  # type of the elements, and how many there are

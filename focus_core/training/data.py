@@ -18,7 +18,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from focus_core.config import ResolvedConfig
-from focus_core.errors import ConfigError, ContextOverflowError, shown
+from focus_core.errors import ConfigError, ContextOverflowError, shown, warn
 from focus_core.loading.gguf import gguf_path, load_gguf_tokenizer
 from focus_core.loading.named import named_model
 from focus_core.methods.focus import FocusModel
@@ -49,6 +49,7 @@ class FileExamples:
 
     Attributes:
         data_digest: digest of the records' content
+        asked: all questions with their documents
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class FileExamples:
                 raise ConfigError(f"objectives: {name} is on, but no record of the data has {needed}.")
         self._check_window()
         contents = [replace(record, where="", file="") for record in records]  # files may be moved
+        self.asked = {(record.documents, asked.text) for record in records for asked in record.questions}
         self.data_digest = sha256(repr(contents).encode("utf-8", "surrogatepass")).hexdigest()
         self._tokens = lru_cache(maxsize=_TEXTS_REMEMBERED)(self._text.tokenize)
 
@@ -96,20 +98,33 @@ class FileExamples:
         gguf = gguf_path(path, {})
         tokenizer = load_gguf_tokenizer(gguf) if gguf else load_tokenizer(path)
         vocabulary = focus.model.get_input_embeddings().weight.shape[0]
-        return cls(config, records, tokenizer, focus.config, vocabulary=vocabulary)
+        boundaries = (config.used_with and config.used_with.boundaries) or focus.config.boundaries
+        limits = replace(focus.config, boundaries=boundaries)  # chunks are trained as they are used
+        return cls(config, records, tokenizer, limits, vocabulary=vocabulary)
 
     @classmethod
     def stream(
         cls, config: TrainingConfig, rows: Iterable[Mapping[str, Any]], focus: FocusModel, tokenizer_id: str
     ) -> Iterator[TrainingExample]:
-        """One example of each row of a dataset, in order; rows whose objectives are off give none."""
+        """One example of each row of a dataset, in order.
+
+        Rows whose objectives are off give none, and those that do not fit, with a warning for some of them.
+        """
         made = cls._with_tokenizer(replace(config, objectives={}, mixture={}), [], focus, tokenizer_id)
+        unnamed, passed_over = 0.0 if config.objectives else 1.0, 0
         for number, values in enumerate(rows):
             record, draw = record_of(f"record {number}", values), random.Random(f"{config.seed}/{number}")
-            unnamed = 0.0 if config.objectives else 1.0
             weights = [config.objectives.get(name, unnamed) for name in record.objectives]
-            if any(weights):
-                yield made.example_of(draw, record, draw.choices(record.objectives, weights)[0])
+            if not any(weights):
+                continue
+            try:
+                example = made.example_of(draw, record, draw.choices(record.objectives, weights)[0])
+            except ConfigError as error:  # a file is checked before the first step; of a stream nobody knows the rows
+                passed_over += 1
+                if passed_over.bit_count() == 1:  # the first, second, fourth, eighth, …
+                    warn(f"{error} The row is passed over, number {passed_over:,} of its kind.")
+            else:
+                yield example
 
     def check(self, report: Report) -> None:
         """Look at the records before the first step: do they fit, however their sizes are drawn?

@@ -96,6 +96,11 @@ class LossLog:
         if done % self._config.log_every == 0 or done == self._config.steps:
             self._write(done, rate)
 
+    def end(self, done: int, rate: float) -> None:
+        """The run ends here, before its last step: write what there is."""
+        if self._unwritten.steps:
+            self._write(done, rate)
+
     def unwritten(self) -> Unwritten:
         """What a resume state must hold; every process has to ask, and the main one gets the examples of all."""
         return replace(self._unwritten, examples=list(gather_object(self._unwritten.examples)))

@@ -36,7 +36,7 @@ from focus_core.device import tokens_per_pass
 from focus_core.methods.base import pad_left, without_unused
 from focus_core.methods.focus import FocusModel
 from focus_core.text.documents import TokenIds
-from focus_core.training.examples import TrainingExample
+from focus_core.training.examples import SupervisedQuestion, TrainingExample
 from focus_core.training.kept import KeptChunks
 
 
@@ -221,19 +221,20 @@ class _Method:
         """What the plain model says in the place of each target after one chunk alone: `[targets, vocab]`.
 
         That chunk is the one, of those in which the answer stands (of all, where that is not known), after whose text
-        the answer is likeliest.
+        question and answer are likeliest.
         """
-        found = []
-        for question in example.questions:
-            numbers = question.teachers or range(len(chunks))
-            rows = ChunkSet.of([chunks.rows[number] for number in numbers])
-            row = torch.tensor([[*question.plain_prompt, *question.answer[:-1]]])
-            appended = self.model.new_appended(rows, [0], layers=self._parts.num_layers)
-            logits = self.model.append(rows, row, appended, logits_of=len(question.answer))[:, 0]
-            answer = torch.tensor(question.answer, device=logits.device).expand(len(rows), -1)
-            likelihoods = logits.float().log_softmax(-1).gather(-1, answer[..., None]).sum((1, 2))
-            found.append(logits[likelihoods.argmax(), list(question.targets)])
-        return torch.cat(found)
+        return torch.cat([self._taught(chunks, question) for question in example.questions])
+
+    def _taught(self, chunks: ChunkSet, question: SupervisedQuestion) -> Tensor:
+        """`teacher_logits` of one question."""
+        row = torch.tensor([[*question.plain_prompt, *question.answer]])
+        rows = ChunkSet.of([chunks.rows[number] for number in question.teachers or range(len(chunks))])
+        if len(rows) > 1:
+            likeliest = int(self.model.likelihoods(rows, row, [0], [(0, row.shape[1])]).argmax())
+            rows = ChunkSet.of([rows.rows[likeliest]])
+        appended = self.model.new_appended(rows, [0], layers=self._parts.num_layers)
+        logits = self.model.append(rows, row[:, :-1], appended, logits_of=len(question.answer))
+        return logits[0, 0, list(question.targets)]
 
     @torch.no_grad()
     def append_prompts(self, chunks: ChunkSet, targets: Targets) -> Prompts:

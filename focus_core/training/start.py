@@ -11,6 +11,7 @@ import torch
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers  # type: ignore[import-untyped]
 from transformers import PreTrainedModel
 
+from focus_core.attention.modules import decoder_parts
 from focus_core.config import FocusConfig
 from focus_core.device import choose_device
 from focus_core.errors import ConfigError
@@ -19,7 +20,7 @@ from focus_core.loading.models import LoadedModel, load_model
 from focus_core.loading.named import named_model
 from focus_core.methods.focus import FocusModel
 from focus_core.methods.limits import check_sizes
-from focus_core.training.config import TrainingConfig
+from focus_core.training.config import RANK, TrainingConfig
 
 
 def chosen_device(config: TrainingConfig) -> torch.device:
@@ -95,13 +96,21 @@ def focus_model_for(
         focus, name = model, model.model.name_or_path
     else:
         loaded = _loaded(config, device, model)
-        projections = loaded.projections or fresh_projections(loaded.model, rank=config.rank)
+        projections = loaded.projections or fresh_projections(loaded.model, rank=_rank(config, loaded.model))
         settings = FocusConfig(bos_per_chunk=config.bos_per_chunk)
         focus = FocusModel(loaded.model, projections, config=settings, trained_with=loaded.trained_with)
         name = loaded.model_id
     _check_precision(config, focus)
     focus.projections.float()  # the projections learn in float32, in whatever dtype the frozen model is kept
     return focus, config.model or name
+
+
+def _rank(config: TrainingConfig, model: PreTrainedModel) -> int | None:
+    """Of projections that start from the model's own maps; `None` for full copies."""
+    if config.rank is not None:
+        return config.rank or None
+    parts = decoder_parts(model)
+    return min(RANK, *(int(getattr(parts.attentions[0], name).in_features) for name in parts.projections))
 
 
 def _check_precision(config: TrainingConfig, focus: FocusModel) -> None:
@@ -128,7 +137,7 @@ def _loaded(config: TrainingConfig, device: torch.device, model: PreTrainedModel
         loaded = load_model(path, adapter=config.adapter, device=str(device), dtype=config.dtype)
     else:
         raise ConfigError("model is missing: a folder or hub id of the base model.")
-    if loaded.projections is not None and config.rank not in (None, loaded.projections.rank):
+    if loaded.projections is not None and config.rank not in (None, loaded.projections.rank or 0):
         kind = f"rank {loaded.projections.rank}" if loaded.projections.rank else "full copies"
         raise ConfigError(
             f"rank={config.rank}, but training starts from the projections of {loaded.adapter_id}, which are {kind}. "

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from datetime import timedelta
 from itertools import islice
 from pathlib import Path
 from pickle import UnpicklingError
@@ -25,7 +26,11 @@ from typing import Any
 import torch
 from accelerate import Accelerator  # type: ignore[import-untyped]
 from accelerate.state import AcceleratorState  # type: ignore[import-untyped]
-from accelerate.utils import GradientAccumulationPlugin  # type: ignore[import-untyped]
+from accelerate.utils import (  # type: ignore[import-untyped]
+    DistributedType,
+    GradientAccumulationPlugin,
+    InitProcessGroupKwargs,
+)
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
@@ -52,6 +57,7 @@ ADAPTER = "adapter"
 BEST = "best"  # the adapter with the lowest loss on the held-out questions
 _STATE = ("done", "config", "identity", "projections", "optimizers", "scaler")  # in a resume state
 _LOOKED_AT = 64  # examples of a rehearsal, at most; a large one among few small ones decides on the memory
+_LONGEST_EVALUATION = timedelta(days=1)  # the main process evaluates, and the others wait for its next gradients
 _LEARN_FROM_LESS = (
     "Set recompute=true, lower max_chunks, the largest of chunk_sizes or targets_per_span, or use dtype='bfloat16'."
 )
@@ -87,7 +93,7 @@ def train(
     """
     with _started(config, model, examples, records) as (run, made):
         if run.config.validation:
-            evaluate = _with_validation(run, evaluate)
+            evaluate = _with_validation(run, evaluate, made)
         return run.to_the_end(made, evaluate)
 
 
@@ -105,8 +111,29 @@ def rehearse(
     """
     with _started(config, model, examples) as (run, made):
         if run.config.validation:
-            _with_validation(run, None)  # reads it, so that what cannot be held out is found now
+            _with_validation(run, None, made)  # reads it, so that what cannot be held out is found now
         return run.rehearse(made)
+
+
+def _require_one_source(
+    config: TrainingConfig, examples: Examples | None, records: Iterable[Mapping[str, Any]] | None
+) -> None:
+    """One of the others would be ignored, and the model card would name it as trained."""
+    given = {"data": bool(config.data), "examples": examples is not None, "records": records is not None}
+    names = [name for name, there in given.items() if there]
+    if len(names) > 1:
+        raise ConfigError(f"{' and '.join(names)} are both given. Leave one of them out.")
+
+
+def _require_whole_model(accelerator: Accelerator) -> None:
+    """Only projections are parameters of the module that is prepared: what shards it would shard nothing else."""
+    kind = accelerator.distributed_type
+    if kind in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+        raise ConfigError(
+            f"distributed_type={kind.value}: each process holds the frozen model as a whole, and the projections are "
+            "too small to be divided. Use MULTI_GPU or MULTI_CPU, and dtype='bfloat16' or a quantised model for less "
+            "memory."
+        )
 
 
 @contextmanager
@@ -117,8 +144,7 @@ def _started(
     records: Iterable[Mapping[str, Any]] | None = None,
 ) -> Iterator[tuple[_Run, Examples]]:
     """A run and its examples; what it changed in this process is put back at the end."""
-    if examples is not None and records is not None:
-        raise ConfigError("examples and records are both given. Hand over one of them.")
+    _require_one_source(config, examples, records)
     accelerator = Accelerator(
         mixed_precision=config.mixed_precision,
         gradient_accumulation_plugin=GradientAccumulationPlugin(
@@ -127,12 +153,16 @@ def _started(
         cpu=chosen_device(config).type == "cpu",
         log_with=checked_trackers(config.trackers) or None,
         project_dir=str(config.output),
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=_LONGEST_EVALUATION)],
     )
     try:
+        _require_whole_model(accelerator)
         make_folder(config.output)
         torch.manual_seed(config.seed)
         random.seed(config.seed)
         focus, base_id = focus_model_for(config, model, accelerator.device)
+        fresh = config.adapter is None and not isinstance(model, FocusModel)
+        config = config.with_rank(focus.projections.rank, fresh=fresh)
         if examples is None:
             used_with = replace(config.for_use(), bos_per_chunk=config.bos_per_chunk)  # as the chunks are trained
             config = usable(config, used_with, focus)
@@ -147,10 +177,12 @@ def _started(
         AcceleratorState._reset_state(reset_partial_state=accelerator.num_processes == 1)
 
 
-def _with_validation(run: _Run, evaluate: Evaluate | None) -> Evaluate:
+def _with_validation(run: _Run, evaluate: Evaluate | None, trained: Examples) -> Evaluate:
     from focus_core.training.validation import Validation  # needs a tokenizer
 
     validation = Validation(run.config, run.focus, run.base_id, kept=run.kept)
+    validation.warn_of(trained)
+    run.identity["held_out"] = validation.digest
     return lambda focus: {**validation(focus), **(evaluate(focus) if evaluate else {})}
 
 
@@ -162,15 +194,17 @@ def _kept_chunks(config: TrainingConfig, focus: FocusModel) -> KeptChunks | None
 
 def learning_rate(config: TrainingConfig, step: int) -> float:
     """In step number `step`, from 0: linear warm-up, then a cosine down to `final_share`."""
+    highest = config.learning_rate
+    assert highest is not None, "a run knows its rank, and so has a rate"
     if step < config.warm_up:
-        return config.learning_rate * (step + 1) / config.warm_up
+        return highest * (step + 1) / config.warm_up
     progress = (step - config.warm_up) / max(config.steps - config.warm_up, 1)
     share = config.final_share + (1 - config.final_share) * 0.5 * (1 + math.cos(math.pi * progress))
-    return config.learning_rate * share
+    return highest * share
 
 
 def _optimizers(config: TrainingConfig, parameters: list[torch.nn.Parameter]) -> list[torch.optim.Optimizer]:
-    rate, decay = config.learning_rate, config.weight_decay
+    rate, decay = learning_rate(config, config.warm_up), config.weight_decay
     matrices = [parameter for parameter in parameters if parameter.ndim == 2 and config.optimizer == "muon"]
     others = [parameter for parameter in parameters if parameter.ndim != 2 or config.optimizer != "muon"]
     chosen: list[torch.optim.Optimizer] = []
@@ -215,7 +249,7 @@ class _Run:
             "model": weights_fingerprint(focus.model, focus.parts),
             "processes": accelerator.num_processes,
         }
-        self._unwritten = Unwritten()
+        self._unwritten, self._identity_is_new = Unwritten(), False
         self.kept = _kept_chunks(config, focus)
         loss = FocusLoss(
             focus,
@@ -231,12 +265,14 @@ class _Run:
         first = self._saved_after = self._resume()
         numbers = self._example_numbers(first)
         log = LossLog(self.config, first, self.accelerator, self._unwritten)
-        self.accelerator.init_trackers(self.config.output.name, config=self.config.settings_digest())
-        with log, _asked_to_stop() as stop, prefetched(examples, numbers) as ready:
+        with self._tracked(), log, _asked_to_stop() as stop, prefetched(examples, numbers) as ready:
+            if self._identity_is_new:
+                self._save(first, log.unwritten())
             if evaluate is not None and first and self._evaluates_after(first) and not log.has_evaluation(first):
                 self._judge(first, evaluate, log)  # the run stopped before it
             for step in range(first, self.config.steps):
                 if self._out_of_patience(step, log):
+                    log.end(step, learning_rate(self.config, step - 1))
                     if step > self._saved_after:
                         self._save(step, log.unwritten())
                     break
@@ -257,6 +293,21 @@ class _Run:
         self.accelerator.wait_for_everyone()  # else others would return a folder that is still being written
         self.accelerator.end_training()
         return self.config.output / (BEST if self.config.validation else ADAPTER)
+
+    @contextmanager
+    def _tracked(self) -> Iterator[None]:
+        """Losses go to the trackers, which end with the run also where it is stopped."""
+        settings = {
+            name: value if isinstance(value, bool | int | float) else str(value)
+            for name, value in self.config.plain().items()
+        }
+        self.accelerator.init_trackers(self.config.output.name, config=settings)
+        try:
+            yield
+        except BaseException:
+            for tracker in self.accelerator.trackers:
+                tracker.finish()
+            raise
 
     def rehearse(self, examples: Examples) -> Rehearsal:
         """Losses and gradients of an example of middle size, twice, and of the largest one; without a step."""
@@ -378,6 +429,8 @@ class _Run:
         ours = self.config.settings_digest()
         # A state from before there was a setting is of a run with its default.
         theirs = {**TrainingConfig(self.config.output).settings_digest(), **state["config"]}
+        if theirs["rank"] == "None" != ours["rank"]:  # how full copies were written while they were the default
+            theirs["rank"] = "0"
         differing = [name for name, value in ours.items() if theirs[name] != value]
         if differing:
             changes = ", ".join(f"{name}: {theirs[name]} there, {ours[name]} now" for name in differing)
@@ -386,17 +439,22 @@ class _Run:
                 "or delete it to start again."
             )
         for name, ours_now in self.identity.items():
+            if name == "held_out" and name not in state["identity"]:
+                self._identity_is_new = True  # the run held nothing out so far
+                continue
             if not _same(state["identity"].get(name), ours_now):
                 other = {
                     "dtype": f"dtype of the base model ({state['identity'].get('dtype')}, now {ours_now})",
                     "model": "base model",
                     "data": "content of the data files",
+                    "held_out": "held-out part (validation, validation_examples)",
                     "processes": f"number of processes ({state['identity'][name]})",
                 }[name]
                 raise ConfigError(
                     f"{path} is of a run with another {other}. Go on with that, choose another output folder, or "
                     "delete it to start again."
                 )
+        self.identity = {**state["identity"], **self.identity}
         self.focus.projections.load_state_dict(state["projections"])
         for optimizer, its_state in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(its_state)

@@ -12,14 +12,16 @@ from itertools import islice
 
 import torch
 
-from focus_core.errors import warn
+from focus_core.errors import ConfigError, warn
 from focus_core.methods.focus import FocusModel
+from focus_core.training.ahead import Examples
 from focus_core.training.config import TrainingConfig
 from focus_core.training.data import FileExamples
 from focus_core.training.examples import TrainingExample
 from focus_core.training.kept import KeptChunks
 from focus_core.training.log import FIRST_TOKEN, HELD_OUT_LOSS, NOTHING, OTHERS
 from focus_core.training.loss import FocusLoss
+from focus_core.training.records import read_records
 
 _EMPTY_PAGE = "This page was left empty."
 
@@ -36,10 +38,16 @@ class Validation:
         self, config: TrainingConfig, focus: FocusModel, tokenizer_id: str, *, kept: KeptChunks | None = None
     ) -> None:
         self._kept = kept
+        records = [record for path in config.validation for record in read_records(path)]
+        if not any(record.questions for record in records):
+            files = ", ".join(map(str, config.validation))
+            raise ConfigError(f"validation: {files} has no questions, only texts. Hold out records with 'documents'.")
         held_out = replace(
             config, data=config.validation, mixture={}, objectives={"answering": 1.0}, seed=config.seed + 1
         )
         make = FileExamples.open(held_out, focus, tokenizer_id)
+        self._asked = make.asked
+        self.digest = f"{make.data_digest}, {config.validation_examples} of them"
         own = make.different(config.validation_examples)
         nothing = make.chunks_of(_EMPTY_PAGE)
         self.examples = {
@@ -52,6 +60,15 @@ class Validation:
             warn(
                 "validation: all questions are about the same documents, so that there is no control with other ones. "
                 "Hold out records with different documents."
+            )
+
+    def warn_of(self, trained: Examples) -> None:
+        """Say so if questions that are held out are trained as well."""
+        both = self._asked & trained.asked if isinstance(trained, FileExamples) else ()
+        if both:
+            warn(
+                f"validation: {len(both):,} of {len(self._asked):,} questions are trained as well, so that their loss "
+                "says nothing about new ones. Take them out of one of the two."
             )
 
     @torch.no_grad()

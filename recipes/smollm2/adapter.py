@@ -54,7 +54,7 @@ def write_data(folder: Path, output: Path) -> tuple[list[Path], Path]:
     return [output / name for name in made], output / "held_out.jsonl"
 
 
-def config_for(output: Path, files: Sequence[Path], held_out: Path, *, steps: int, rank: int | None) -> TrainingConfig:
+def config_for(output: Path, files: Sequence[Path], held_out: Path, *, steps: int, rank: int) -> TrainingConfig:
     """The settings of the run."""
     return TrainingConfig(
         output=output / (f"rank{rank}" if rank else "full"),
@@ -184,7 +184,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     require_model()
     files, held_out = write_data(given.data, given.output)
-    config = config_for(given.output, files, held_out, steps=given.steps, rank=given.rank or None)
+    config = config_for(given.output, files, held_out, steps=given.steps, rank=given.rank)
     if given.wider:
         more = write_wider_data(given.data, given.output)
         config = wider(config, more, steps=given.wider, adapter=given.adapter)

@@ -30,7 +30,7 @@ from focus_core.training.validation import Validation
 from recipes.smollm2 import data
 from recipes.smollm2.adapter import config_for, require_model, write_data
 
-_FULL = {"rank": None, "learning_rate": 3e-4}
+_FULL = {"rank": 0, "learning_rate": 3e-4}
 
 
 def _objectives(*names: str) -> dict[str, Any]:

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from focus_core.config import FocusConfig
 from focus_core.errors import ConfigError
-from focus_core.text.tokenizer import TextTokenizer
+from focus_core.methods.focus import FocusModel
+from focus_core.text.tokenizer import TextTokenizer, load_tokenizer
 from focus_core.training.config import TrainingConfig
 from focus_core.training.data import FileExamples
 from focus_core.training.examples import TrainingExample
@@ -250,7 +251,7 @@ def test_model_and_adapter_beside_the_toml_are_found(tmp_path: Path) -> None:
         ("learning_rat = 1", "train.toml: unknown key 'learning_rat'. Did you mean 'learning_rate'"),
         ('steps = "many"', "steps='many': must be of type int"),
         ("steps = 0", "steps=0: must be at least 1"),
-        ("rank = 0", "rank=0: must be at least 1"),
+        ("rank = -1", "rank=-1: must be at least 1, or 0 for full copies"),
         ('chunk_sizes = ["a"]', "chunk_sizes=['a']: must be a list of int"),
         ("dynamic_prompts = [1.5]", "dynamic_prompts=[1.5]: must be a list of int"),
         ("local_lengths = [1, 2, 3]", "local_lengths=[1, 2, 3]: must be a list of 2 of int"),
@@ -271,6 +272,21 @@ def test_wrong_settings_are_named(tmp_path: Path, line: str, message: str) -> No
     with pytest.raises(ConfigError) as raised:
         TrainingConfig.from_toml(tmp_path / "train.toml")
     assert message in str(raised.value)
+
+
+@pytest.mark.parametrize("boundaries", [None, "tokens", "paragraph"])
+def test_chunks_are_trained_as_they_are_used(tmp_path: Path, model_folder: Path, boundaries: str | None) -> None:
+    path = tmp_path / "data.jsonl"
+    documents = ["the dog sat\n\n" * 8]
+    path.write_text(json.dumps({"documents": documents, "question": "who sat", "answer": "dog"}))
+    sizes: dict[str, Any] = {"chunk_sizes": (32,), "local_lengths": (6, 40), "dynamic_prompts": (8,)}
+    config = TrainingConfig(tmp_path, data=(path,), used_with=FocusConfig(boundaries=boundaries), **sizes)
+    focus = FocusModel.from_pretrained(model_folder, device="cpu")
+    chunks = FileExamples.open(config, focus, str(model_folder))(0).chunks
+    text = load_tokenizer(model_folder).decode
+    at_paragraphs = [text(chunk).endswith("\n\n") for chunk in chunks]
+    assert len(chunks) > 1
+    assert all(at_paragraphs) == (boundaries == "paragraph")
 
 
 def test_null_is_no_field_and_any_sequence_a_list() -> None:

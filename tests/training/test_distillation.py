@@ -30,14 +30,14 @@ def taught(model: FocusModel, teachers: tuple[int, ...] = ()) -> TrainingExample
 
 @torch.no_grad()
 def slow_teacher(model: FocusModel, example: TrainingExample, question: SupervisedQuestion) -> Tensor:
-    """Logits `[answer, vocab]` of the likeliest plain row."""
+    """Logits `[answer, vocab]` of the plain row after whose chunk question and answer are likeliest."""
     best, found = float("-inf"), torch.empty(0)
     for number in question.teachers or range(len(example.chunks)):
-        row = [*example.chunks[number], *question.plain_prompt]
-        logits = model.model(torch.tensor([[*row, *question.answer[:-1]]])).logits[0, len(row) - 1 :]
-        likelihood = sum(float(one.log_softmax(-1)[token]) for one, token in zip(logits, question.answer, strict=True))
+        chunk, asked = example.chunks[number], [*question.plain_prompt, *question.answer]
+        logits = model.model(torch.tensor([[*chunk, *asked]])).logits[0, len(chunk) : -1]
+        likelihood = sum(float(one.log_softmax(-1)[token]) for one, token in zip(logits, asked[1:], strict=True))
         if likelihood > best:
-            best, found = likelihood, logits
+            best, found = likelihood, logits[-len(question.answer) :]
     return found
 
 
@@ -81,8 +81,11 @@ def test_the_likeliest_row_teaches() -> None:
 
 @torch.no_grad()
 def _likelihood(model: FocusModel, example: TrainingExample, question: SupervisedQuestion) -> float:
-    logits = slow_teacher(model, example, question).log_softmax(-1)
-    return float(logits[range(len(question.answer)), question.answer].sum())
+    """Of question and answer after the one chunk that teaches."""
+    (number,) = question.teachers
+    chunk, asked = example.chunks[number], [*question.plain_prompt, *question.answer]
+    logits = model.model(torch.tensor([[*chunk, *asked]])).logits[0, len(chunk) : -1].log_softmax(-1)
+    return float(logits[range(len(asked) - 1), asked[1:]].sum())
 
 
 def test_without_a_share_there_is_no_teacher() -> None:

@@ -185,7 +185,7 @@ def test_arms_differ_in_one_thing_and_have_the_data_for_it(tmp_path: Path) -> No
     configs = {arm: arms.config_of(arm, base) for arm in arms.ARMS}
     assert len({config.output for config in configs.values()}) == len(arms.ARMS)
     assert replace(configs["rank 32"], output=base.output) == base
-    assert (configs["full copies"].rank, configs["rank 8"].rank) == (None, 8)
+    assert (configs["full copies"].rank, configs["rank 8"].rank) == (0, 8)
     assert [path.name for path in configs["continuation"].data] == ["stories.jsonl"]
     everything = configs["continuation, reconstruction, answering"]
     assert sum(everything.mixture.values()) == 20

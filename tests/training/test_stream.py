@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from focus_core import ConfigError
+from focus_core.errors import FocusWarning
 from focus_core.training.config import TrainingConfig
 from focus_core.training.trainer import train
 from tests.training.cases import config_for
@@ -74,6 +75,30 @@ def test_rows_whose_objectives_are_off_are_passed_over(tmp_path: Path, model_fol
 def test_examples_and_records_are_two_ways(tmp_path: Path, model_folder: Path) -> None:
     with pytest.raises(ConfigError, match="examples and records are both given"):
         train(config(tmp_path, model_folder), records=[row(0)], examples=[])
+
+
+@pytest.mark.parametrize("name", ["data", "records"])
+def test_files_beside_other_examples_would_be_ignored(tmp_path: Path, model_folder: Path, name: str) -> None:
+    """And the model card would say that they were trained."""
+    made = config(tmp_path, model_folder, data=(tmp_path / "data.jsonl",))
+    given: dict[str, Any] = {"records": [row(0)]} if name == "records" else {"examples": [], "model": None}
+    with pytest.raises(ConfigError, match=r"data and (records|examples) are both given"):
+        train(made, **given)
+
+
+def test_a_row_that_does_not_fit_is_passed_over(tmp_path: Path, model_folder: Path) -> None:
+    """A run would meet it again however often it went on."""
+    long = row(0) | {"documents": ["the dog sat on the mat " * 500]}
+    made = config(tmp_path / "with", model_folder, steps=2)
+    with pytest.warns(FocusWarning) as told:
+        train(made, records=Rows(row(1), long, row(2), long, long, row(3), row(4)))
+    assert [str(one.message).split(":")[0] for one in told] == ["record 1", "record 3"]
+    assert "Raise max_chunks or chunk_sizes, or shorten the documents. The row is passed over, number 2" in str(
+        told[1].message
+    )
+    without = train(config(tmp_path / "without", model_folder, steps=2), records=[row(n) for n in range(1, 5)]).parent
+    assert weights(made.output).keys() == weights(without).keys()
+    assert len((made.output / "losses.csv").read_text().splitlines()) == 3
 
 
 def test_a_row_that_is_no_record_is_named(tmp_path: Path, model_folder: Path) -> None:

@@ -50,11 +50,29 @@ def test_a_tracker_gets_settings_losses_and_evaluations(tmp_path: Path) -> None:
     kinds = [kind for kind, _ in SEEN]
     assert kinds == ["run", "config", "log", "log", "log", "finish"]
     assert SEEN[0][1] == "otter"
-    assert SEEN[1][1]["learning_rate"] == "0.01"
+    settings = SEEN[1][1]
+    assert (settings["learning_rate"], settings["steps"], settings["recompute"]) == (0.01, 4, False)
+    assert settings["output"] == str(tmp_path / "otter")
+    assert all(isinstance(value, bool | int | float | str) for value in settings.values())
     logged = [value for kind, value in SEEN if kind == "log"]
     assert [step for step, _ in logged] == [2, 4, 4]
     assert set(logged[0][1]) == {"loss/answering", "loss/continuation", "learning_rate", "gradient_norm"}
     assert logged[2][1] == {"evaluation/right": 0.5}
+
+
+@pytest.mark.usefixtures("notebook")
+def test_a_tracker_ends_with_a_run_that_is_stopped(tmp_path: Path) -> None:
+    def evaluate(focus: object) -> dict[str, float]:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(
+            config_for(tmp_path, steps=2, trackers=("notebook",)),
+            model=focus_model(),
+            examples=numbered,
+            evaluate=evaluate,
+        )
+    assert SEEN[-1] == ("finish", None)
 
 
 def test_a_tracker_that_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

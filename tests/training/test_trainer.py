@@ -15,7 +15,9 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from accelerate.state import PartialState
+from accelerate.utils import DistributedType
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
@@ -448,6 +450,39 @@ def test_a_base_model_handed_over_starts_from_the_adapter(model_folder: Path, tm
     found = FocusModel.from_pretrained(model_folder, adapter=train(config, model=model), device="cpu")
     for name, tensor in found.projections.state_dict().items():
         torch.testing.assert_close(tensor, wanted[name], atol=1e-6, rtol=0.0, msg=name)
+
+
+@pytest.mark.parametrize(("given", "rank", "rate"), [(None, 32, 1e-3), (0, None, 5e-5), (4, 4, 1e-3)])
+def test_the_rate_follows_from_the_rank(
+    model_folder: Path, tmp_path: Path, given: int | None, rank: int | None, rate: float
+) -> None:
+    config = data_config(tmp_path, model_folder, rank=given, learning_rate=None, warm_up=0)
+    made = FocusModel.from_pretrained(model_folder, adapter=train(config), device="cpu")
+    assert made.projections.rank == rank
+    card = (config.output / "adapter" / "README.md").read_text()
+    assert f"rank = {rank or 0}\n" in card  # a default of today may be another one tomorrow
+    assert f"learning_rate = {rate}" in card
+
+
+def test_a_run_of_full_copies_from_before_they_had_to_be_named(model_folder: Path, tmp_path: Path) -> None:
+    config = data_config(tmp_path, model_folder, rank=0)
+    train(config)
+    path = config.output / RESUME_STATE
+    state = torch.load(path, weights_only=True)
+    torch.save({**state, "config": {**state["config"], "rank": "None"}}, path)
+    train(config)
+    with pytest.raises(ConfigError, match="rank: 0 there, 32 now"):
+        train(replace(config, rank=None))
+
+
+@pytest.mark.parametrize("kind", [DistributedType.FSDP, DistributedType.DEEPSPEED])
+def test_what_would_shard_the_projections_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: DistributedType
+) -> None:
+    """They would be saved in parts, and the frozen model stay whole."""
+    monkeypatch.setattr(Accelerator, "distributed_type", kind)
+    with pytest.raises(ConfigError, match=f"distributed_type={kind.value}: each process holds the frozen model"):
+        train(config_for(tmp_path), model=focus_model(), examples=numbered)
 
 
 @pytest.mark.parametrize("settings", [{"adapter": "some/adapter"}, {"rank": 2}])

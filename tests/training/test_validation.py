@@ -161,6 +161,46 @@ def test_a_run_that_ends_early_is_saved_where_it_ended(
     assert len(judged) == 4
 
 
+def test_a_run_that_ends_early_writes_the_losses_of_all_its_steps(
+    tmp_path: Path, model_folder: Path, judged: list[dict[str, torch.Tensor]]
+) -> None:
+    """Its card counts their targets and hours."""
+    made = config(tmp_path, model_folder, steps=6, patience=2, log_every=3)
+    for _ in range(2):
+        train(made)
+        with (made.output / "losses.csv").open(newline="") as file:
+            rows = [(int(row["step"]), int(row["targets"])) for row in csv.DictReader(file)]
+        assert [step for step, _ in rows] == [3, 4]
+    last = (made.output / "adapter" / "README.md").read_text()
+    assert f"4 of 6 steps, {sum(targets for _, targets in rows):,} supervised tokens" in last
+
+
+def test_other_held_out_questions_are_another_run(tmp_path: Path, model_folder: Path) -> None:
+    """Their losses would be compared with those before, and the best adapter be that of easier questions."""
+    made = config(tmp_path, model_folder, steps=2, save_every=1)
+    train(replace(made, validation=()))
+    train(made)  # a run may begin to hold something out
+    held_out = made.validation[0].read_text()
+    made.validation[0].write_text(held_out.replace("owl", "dog"))
+    for changed in (made, replace(made, validation_examples=2)):
+        with pytest.raises(ConfigError, match=r"another held-out part \(validation, validation_examples\)"):
+            train(changed)
+    train(replace(made, validation=()))
+    with pytest.raises(ConfigError, match="another held-out part"):  # also after a time without
+        train(made)
+    moved = tmp_path / "moved.jsonl"
+    moved.write_text(held_out)
+    train(replace(made, validation=[moved]))
+
+
+def test_questions_that_are_trained_are_not_held_out(tmp_path: Path, model_folder: Path) -> None:
+    made = config(tmp_path, model_folder, steps=1)
+    own, trained = made.validation[0].read_text(), made.data[0].read_text().splitlines()
+    made.validation[0].write_text("\n".join([own, trained[1]]))
+    with pytest.warns(FocusWarning, match=r"validation: 2 of 10 questions are trained as well"):
+        train(made)
+
+
 @pytest.mark.parametrize("killed_at", ["best", "adapter"])
 def test_a_run_that_is_killed_between_two_files_ends_like_one_that_is_not(
     tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch, killed_at: str
@@ -224,7 +264,7 @@ def test_patience_needs_evaluations(tmp_path: Path) -> None:
 def test_what_cannot_be_held_out_is_refused(tmp_path: Path, model_folder: Path) -> None:
     texts = tmp_path / "texts.jsonl"
     texts.write_text(json.dumps({"text": "a dog and a cat " * 40}))
-    with pytest.raises(ConfigError, match="no record of the data has 'documents'"):
+    with pytest.raises(ConfigError, match=r"validation: .*texts\.jsonl has no questions, only texts"):
         train(replace(config(tmp_path, model_folder), validation=[texts]))
     with pytest.raises(ConfigError, match=r"there is no file .*none\.jsonl"):
         train(replace(config(tmp_path, model_folder), validation=[tmp_path / "none.jsonl"]))
