@@ -1,4 +1,4 @@
-"""The adapter for SmolLM2-135M-Instruct, by one command; the same command goes on with a run that was stopped.
+"""Runs that train an adapter for SmolLM2-135M-Instruct; the same command goes on with one that was stopped.
 
     make models
     python -m recipes.smollm2.adapter --data fairytale/ --output runs/smollm2
@@ -27,6 +27,7 @@ _NOTES = (
     "Stories, questions and answers of FairytaleQA (Xu et al., 2022; Apache 2.0). Numbers that were planted in the "
     "stories and sentences with a word left out were made from its training part by `recipes/smollm2/data.py`."
 )
+_MORE_TEXTS = " Beside them, asked for in the same ways and by the words around them, the plain texts {names}."
 _SIZES = {
     "chunk_sizes": (128, 256, 512),
     "max_chunks": 16,
@@ -132,7 +133,9 @@ def write_mixed_data(folder: Path, texts: Sequence[Path], output: Path) -> dict[
     return {output / f"mixed_{name}.jsonl": share for name, (share, _) in made.items()}
 
 
-def mixed(config: TrainingConfig, shares: Mapping[Path, float], *, steps: int, adapter: Path) -> TrainingConfig:
+def mixed(
+    config: TrainingConfig, shares: Mapping[Path, float], *, texts: Sequence[Path], steps: int, adapter: Path
+) -> TrainingConfig:
     """A run that goes on from an adapter with texts of other kinds beside the stories, and more of each answer."""
     return replace(
         _going_on(config, adapter, "mixed", steps),
@@ -142,6 +145,7 @@ def mixed(config: TrainingConfig, shares: Mapping[Path, float], *, steps: int, a
         warm_up=10,
         seed=config.seed + 3,
         targets_per_answer=4,
+        data_notes=config.data_notes + _MORE_TEXTS.format(names=", ".join(path.name for path in texts)),
     )
 
 
@@ -174,7 +178,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with train.jsonl and val.jsonl")
     parser.add_argument("--output", type=Path, default=Path("runs/smollm2"))
-    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--rank", type=int, default=32, help="0: full copies")
     parser.add_argument("--cool-down", type=int, help="so many steps more, from a run that was stopped, as its end")
     parser.add_argument("--wider", type=int, help="so many steps from --adapter, with up to 64 chunks")
@@ -192,7 +196,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if not given.texts:
             parser.error("--mixed needs --texts: files of plain text.")
         shares = write_mixed_data(given.data, given.texts, given.output)
-        config = mixed(config, shares, steps=given.mixed, adapter=given.adapter)
+        config = mixed(config, shares, texts=given.texts, steps=given.mixed, adapter=given.adapter)
     elif given.cool_down:
         config = cooled(config, given.cool_down)
     print(train(config))

@@ -7,6 +7,7 @@ import random
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -15,9 +16,11 @@ from focus_core import FocusConfig, FocusModel
 from focus_core.evaluation.tasks.records import Record
 from focus_core.evaluation.tasks.records import read_records as read_stories
 from focus_core.loading.adapters import ADAPTER_CONFIG, load_adapter, save_adapter
+from focus_core.loading.named import SMOLLM2_ADAPTER
 from focus_core.training.config import TrainingConfig
+from focus_core.training.log import read_rows
 from focus_core.training.records import read_records
-from recipes.smollm2 import adapter, arms, data, export, stages
+from recipes.smollm2 import adapter, arms, data, export, make, stages
 from tests.tiny import save_tiny_model
 
 LINE = {
@@ -163,7 +166,8 @@ def test_a_run_has_three_files_and_held_out_stories(
     assert wider.validation == config.validation
     (tmp_path / "speech.txt").write_text("\n".join(["In 1947 the house had a budget of 25 billion dollars."] * 300))
     shares = adapter.write_mixed_data(tmp_path, [tmp_path / "speech.txt"], tmp_path / "run")
-    mixed = adapter.mixed(config, shares, steps=9, adapter=tmp_path / "before")
+    mixed = adapter.mixed(config, shares, texts=[tmp_path / "speech.txt"], steps=9, adapter=tmp_path / "before")
+    assert mixed.data_notes == f"{config.data_notes}{adapter._MORE_TEXTS.format(names='speech.txt')}"
     assert (mixed.steps, mixed.output.name, mixed.learning_rate) == (9, "mixed", config.learning_rate)
     assert set(mixed.mixture) == {path.name for path in mixed.data}
     assert len(read_records(tmp_path / "run" / "mixed_quoted.jsonl")) == 1  # the speech says the same all the time
@@ -192,24 +196,29 @@ def test_arms_differ_in_one_thing_and_have_the_data_for_it(tmp_path: Path) -> No
     assert len(everything.data) == 4
 
 
-def test_an_arm_says_what_it_reached_and_is_not_trained_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = save_tiny_model(tmp_path / "model")
+def _tiny(folder: Path, output: Path, **settings: Any) -> TrainingConfig:
+    """A run of a tiny model."""
     asked = [{"prompt": "Who?", "answer": "a b", "gold": [0]}]
     records = [{"documents": ["a b", other], "questions": asked} for other in ("c d e", "e d c", "d")]
-    data.write(tmp_path / "questions.jsonl", records)
-    base = TrainingConfig(
-        output=tmp_path / "runs" / "base",
-        model=str(folder),
-        data=(tmp_path / "questions.jsonl",),
-        validation=(tmp_path / "questions.jsonl",),
-        validation_examples=2,
+    data.write(folder / "questions.jsonl", records)
+    return TrainingConfig(
+        output=output,
+        model=str(save_tiny_model(folder / "model")),
+        data=(folder / "questions.jsonl",),
         chunk_sizes=(8,),
         dynamic_prompts=(8,),
         local_lengths=(2, 16),
         accumulation=1,
         mixed_precision="no",
         dtype="float32",
-        log_every=2,
+        log_every=1,
+        **settings,
+    )
+
+
+def test_an_arm_says_what_it_reached_and_is_not_trained_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = _tiny(
+        tmp_path, tmp_path / "runs" / "base", validation=(tmp_path / "questions.jsonl",), validation_examples=2
     )
     monkeypatch.setattr(arms, "rehearse", lambda config: SimpleNamespace(seconds_per_step=20.0))
     found = arms.run("rank 8", base, minutes=1)
@@ -250,6 +259,50 @@ def test_an_answer_is_followed_from_its_chunk_to_the_end(tmp_path: Path) -> None
     data.write(tmp_path / "held_out.jsonl", [record, other])
     everywhere = stages.measure(focus, config)
     assert everywhere["right chunks"] == pytest.approx(everywhere["all chunks"], abs=1e-5)
+
+
+def test_a_run_is_trained_up_to_a_step_and_no_further(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = _tiny(tmp_path, tmp_path / "run", steps=8, evaluate_every=2, save_every=100)
+    for _ in range(2):
+        make.train_until(config, 5)
+        assert [row["step"] for row in read_rows(config.output / "losses.csv")] == ["1", "2", "3", "4", "5"]
+
+    def interrupted(config: TrainingConfig, **others: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(make, "train", interrupted)
+    with pytest.raises(KeyboardInterrupt):  # of the user
+        make.train_until(config, 7)
+
+
+def test_the_runs_of_the_package_follow_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("train", "val"):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(LINE) + "\n")
+    (tmp_path / "speech.txt").write_text("\n".join(["In 1947 the house had a budget of 25 billion dollars."] * 300))
+    runs, exported = list[TrainingConfig](), list[Any]()
+    monkeypatch.setattr(make, "train_until", lambda config, step: runs.append(config))
+    monkeypatch.setattr(make, "train", lambda config: runs.append(config) or config.output / "best")
+    monkeypatch.setattr(make, "export", lambda *given: exported.append(given))
+    output = tmp_path / "runs"
+    assert make.make(tmp_path, [tmp_path / "speech.txt"], output) == output / "mean"
+    assert [(run.output.name, run.steps) for run in runs] == [
+        ("rank32", 800),
+        ("rank32_cooled", 60),
+        ("wider", 220),
+        ("mixed", 200),
+    ]
+    assert [run.adapter for run in runs] == [
+        None,
+        str(output / "rank32" / "adapter"),
+        *[str(output / "rank32_cooled" / "best")] * 2,
+    ]
+    assert exported == [([output / name for name in ("rank32_cooled", "wider", "mixed")], output / "mean")]
+
+
+def test_the_adapter_of_the_package_is_small_enough_to_carry() -> None:
+    files = {path.name: path.stat().st_size for path in SMOLLM2_ADAPTER.iterdir()}
+    assert set(files) == {"README.md", "focusllm_adapter.json", "focusllm_adapter.safetensors"}
+    assert sum(files.values()) <= export.LIMIT
 
 
 def test_the_best_adapter_goes_into_the_package_in_half_of_the_bytes(
