@@ -36,10 +36,12 @@ def write_gguf(
     keys: Mapping[str, Any] | None = None,
     tensors: Mapping[str, np.ndarray | None] | None = None,
     pre: str = "gpt-2",
+    quantized: gguf.GGMLQuantizationType | None = None,
 ) -> Path:
     """A model and its tokenizer in float32.
 
     Args:
+        quantized: how the matrices are kept whose rows are blocks of 32
         keys: further metadata; a value of `None` leaves a key out
         tensors: further tensors by name; `None` leaves one out
     """
@@ -61,7 +63,11 @@ def write_gguf(
         _add(writer, key, value)
     contents = _tensors(model, permuted=architecture == "llama") | dict(tensors or {})
     for name, tensor in contents.items():
-        if tensor is not None:
+        if tensor is None:
+            continue
+        if quantized is not None and tensor.ndim == 2 and tensor.shape[1] % 32 == 0:
+            writer.add_tensor(name, gguf.quants.quantize(np.ascontiguousarray(tensor), quantized), raw_dtype=quantized)
+        else:
             writer.add_tensor(name, np.ascontiguousarray(tensor))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

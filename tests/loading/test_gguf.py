@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
 import pytest
 import torch
@@ -338,6 +339,17 @@ def test_an_engine_from_a_file_of_the_hub_is_that_of_the_file(
     assert first.usage.cache_creation > second.usage.cache_creation == 0
     assert settings_on_disk(HUB_ID, None, config, gguf_file="tiny.gguf") == hub.config
     assert settings_on_disk(HUB_ID, None, config, gguf_file="third.gguf") is None
+
+
+@pytest.mark.parametrize("precision", ["Q8_0", "Q4_0"])
+def test_an_adapter_goes_with_another_precision_of_its_base(
+    model_folder: Path, base: PreTrainedModel, tmp_path: Path, precision: str
+) -> None:
+    kind = gguf.GGMLQuantizationType[precision]
+    file = write_gguf(tmp_path / f"{precision}.gguf", base, byte_tokenizer(), quantized=kind)
+    with pytest.warns(FocusWarning, match="quantised otherwise"):
+        model = load_model(file, adapter=model_folder / "adapter", device="cpu").model
+    assert not torch.equal(logits(model), logits(base))
 
 
 def test_settings_are_known_before_loading(file: Path) -> None:
