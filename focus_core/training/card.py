@@ -111,8 +111,9 @@ def _data(config: TrainingConfig) -> str:
     files = [*((path, "trained") for path in config.data), *((path, "held out") for path in config.validation)]
     rows = "".join(_file(Path(path), use) for path, use in files)
     table = f"| file | use | lines | SHA-256 |\n|---|---|---:|---|\n{rows}\n" if files else ""
+    share = f"Of the records with questions, {100 * config.held_out:g} % are held out.\n\n" if config.held_out else ""
     from_python = "" if config.data else "Examples that were made in Python.\n\n"
-    return f"## Data\n\n{from_python}{table}{config.data_notes or _NO_NOTES}\n"
+    return f"## Data\n\n{from_python}{table}{share}{config.data_notes or _NO_NOTES}\n"
 
 
 def _file(path: Path, use: str) -> str:
@@ -126,7 +127,7 @@ def _file(path: Path, use: str) -> str:
 def _scores(config: TrainingConfig, step: int) -> str:
     """What was held out, and apart from it what the user's own evaluation measured."""
     rows = [row for row in read_rows(config.output / EVALUATION) if int(row["step"]) == step]
-    losses = [row for row in rows if config.validation and row["name"].removesuffix(FIRST_TOKEN) in HELD_OUT]
+    losses = [row for row in rows if config.holds_out and row["name"].removesuffix(FIRST_TOKEN) in HELD_OUT]
     parts = ((_SCORES, losses), (_OTHER_SCORES, [row for row in rows if row not in losses]))
     return "\n".join(head + _TABLE + "".join(map(_score, found)) for head, found in parts if found)
 

@@ -69,6 +69,7 @@ class TrainingConfig:
     used_with: FocusConfig | None = None  # settings saved with the adapter; by default the largest ones trained
 
     validation: tuple[Path, ...] = ()  # JSONL files of questions that are held out; the best adapter is kept
+    held_out: float = 0.0  # instead of files: this share of the data's records with questions
     validation_examples: int = 16  # records, each with the questions and targets of an example
     patience: int = 0  # evaluations without a better loss after which the run ends; 0: never
 
@@ -138,11 +139,29 @@ class TrainingConfig:
         )
         _require(self.layout in LAYOUTS, f"layout={self.layout!r}: use one of {', '.join(map(repr, LAYOUTS))}.")
         _require(self.store_limit is None or self.store_limit >= 0, f"store_limit={self.store_limit}: 0 or more bytes.")
-        _require(
-            not self.patience or bool(self.validation and self.evaluate_every),
-            f"patience={self.patience}: needs validation, and evaluate_every above 0. Set both, or leave it out.",
-        )
+        self._check_what_is_held_out()
         self._check_shares()
+
+    @property
+    def holds_out(self) -> bool:
+        """Whether there are questions that are not trained."""
+        return bool(self.validation) or self.held_out > 0
+
+    def _check_what_is_held_out(self) -> None:
+        _require(0 <= self.held_out < 1, f"held_out={self.held_out}: must lie between 0 and below 1.")
+        _require(
+            not (self.held_out and self.validation),
+            f"held_out={self.held_out} and validation are both given. Leave one of them out.",
+        )
+        _require(
+            not self.held_out or bool(self.data),
+            f"held_out={self.held_out}: needs data, of which it is a share. Name files in validation.",
+        )
+        _require(
+            not self.patience or (self.holds_out and self.evaluate_every > 0),
+            f"patience={self.patience}: needs validation or held_out, and evaluate_every above 0. Set these, or leave "
+            "it out.",
+        )
 
     def _check_shares(self) -> None:
         files = [Path(path).name for path in self.data]
@@ -242,7 +261,10 @@ _TUPLES: dict[str, tuple[tuple[type, ...], int | None]] = {  # type of the eleme
     "local_lengths": ((int,), 2),
     "dynamic_prompts": ((int,), None),
 }
-_NUMBERS = ("learning_rate", "final_share", "weight_decay", "max_gradient_norm", "distillation", "temperature")
+_NUMBERS = (
+    *("learning_rate", "final_share", "weight_decay", "max_gradient_norm", "distillation", "temperature"),
+    "held_out",
+)
 _DRAWN = ("max_documents", "questions_per_example", "targets_per_answer")
 _COUNTS = (
     *("rank", "steps", "warm_up", "accumulation", "max_chunks", "targets_per_span", "save_every", "log_every"),

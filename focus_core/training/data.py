@@ -13,6 +13,7 @@ from dataclasses import replace
 from functools import lru_cache
 from hashlib import sha256
 from itertools import accumulate
+from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -83,12 +84,24 @@ class FileExamples:
 
     @classmethod
     def open(cls, config: TrainingConfig, focus: FocusModel, tokenizer_id: str) -> FileExamples:
-        """Read all of `config.data`."""
+        """Read all of `config.data` but what it holds out."""
         if not config.data:
             raise ConfigError("data is missing: a list of JSONL files, or hand examples over in Python.")
-        return cls._with_tokenizer(
-            config, [record for path in config.data for record in read_records(path)], focus, tokenizer_id
-        )
+        records = [record for record in _read(config.data) if not record.is_held_out(config.held_out)]
+        return cls._with_tokenizer(config, records, focus, tokenizer_id)
+
+    @classmethod
+    def held_out(cls, config: TrainingConfig, focus: FocusModel, tokenizer_id: str) -> FileExamples:
+        """The questions that are not trained: those of `config.validation`, or a share of the data's records."""
+        files = config.validation or config.data
+        records = [record for record in _read(files) if config.validation or record.is_held_out(config.held_out)]
+        if not any(record.questions for record in records):
+            name = "validation" if config.validation else f"held_out={config.held_out:g}"
+            raise ConfigError(
+                f"{name}: nothing with 'documents' and questions of {', '.join(map(str, files))} is held out."
+            )
+        alike = replace(config, mixture={}, objectives={"answering": 1.0}, seed=config.seed + 1)
+        return cls._with_tokenizer(alike, records, focus, tokenizer_id)
 
     @classmethod
     def _with_tokenizer(
@@ -374,6 +387,10 @@ class FileExamples:
                 f"max_chunks={config.max_chunks} and local_lengths={list(config.local_lengths)} need up to "
                 f"{limits.local_row} positions, but the model's usable window has {window}. Lower one of the two."
             )
+
+
+def _read(files: Sequence[Path]) -> list[Record]:
+    return [record for path in files for record in read_records(path)]
 
 
 def _chunks_with(golds: Sequence[Gold], chunks: Sequence[Chunk]) -> tuple[int, ...]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,13 @@ class Record:
     def marked(self) -> bool:
         """Whether every question marks its gold documents."""
         return bool(self.questions) and all(question.gold for question in self.questions)
+
+    def is_held_out(self, share: float) -> bool:
+        """Whether it is among this share of the records with questions; all about the same documents are, or none."""
+        if not self.questions:
+            return False
+        digest = sha256(repr(self.documents).encode("utf-8", "surrogatepass")).digest()
+        return int.from_bytes(digest[:8]) < share * 2**64
 
     @property
     def objectives(self) -> tuple[str, ...]:

@@ -80,7 +80,7 @@ def train(
         records: instead of files, the rows of a dataset, which may be streamed: with the fields of a line, in a fixed
             order that begins anew with each iteration, one example of each
         evaluate: called every `evaluate_every` steps and at the end; its results are logged, beside those of the
-            questions that `config.validation` holds out
+            questions that `config` holds out
 
     Returns:
         the adapter's folder; with held-out questions that of the best one
@@ -92,7 +92,7 @@ def train(
         KeyboardInterrupt: after Ctrl-C, once the state is saved
     """
     with _started(config, model, examples, records) as (run, made):
-        if run.config.validation:
+        if run.config.holds_out:
             evaluate = _with_validation(run, evaluate, made)
         return run.to_the_end(made, evaluate)
 
@@ -102,6 +102,7 @@ def rehearse(
     *,
     model: PreTrainedModel | FocusModel | None = None,
     examples: Examples | None = None,
+    records: Iterable[Mapping[str, Any]] | None = None,
 ) -> Rehearsal:
     """What a run would take, by the sizes of its first examples; nothing is saved but what goes to a `store`.
 
@@ -109,8 +110,8 @@ def rehearse(
         ConfigError: settings that cannot work
         OutOfMemoryError: an example does not fit the device
     """
-    with _started(config, model, examples) as (run, made):
-        if run.config.validation:
+    with _started(config, model, examples, records) as (run, made):
+        if run.config.holds_out:
             _with_validation(run, None, made)  # reads it, so that what cannot be held out is found now
         return run.rehearse(made)
 
@@ -141,7 +142,7 @@ def _started(
     config: TrainingConfig,
     model: PreTrainedModel | FocusModel | None,
     examples: Examples | None,
-    records: Iterable[Mapping[str, Any]] | None = None,
+    records: Iterable[Mapping[str, Any]] | None,
 ) -> Iterator[tuple[_Run, Examples]]:
     """A run and its examples; what it changed in this process is put back at the end."""
     _require_one_source(config, examples, records)
@@ -292,7 +293,7 @@ class _Run:
                 self._write_cards(log)
         self.accelerator.wait_for_everyone()  # else others would return a folder that is still being written
         self.accelerator.end_training()
-        return self.config.output / (BEST if self.config.validation else ADAPTER)
+        return self.config.output / (BEST if self.config.holds_out else ADAPTER)
 
     @contextmanager
     def _tracked(self) -> Iterator[None]:
@@ -475,14 +476,14 @@ class _Run:
     def _judge(self, done: int, evaluate: Evaluate, log: LossLog) -> None:
         """Evaluate, and keep the adapter if there was no better one."""
         results = self._evaluate(evaluate)
-        if self.config.validation and log.would_be_best(results):
+        if self.config.holds_out and log.would_be_best(results):
             self._save_adapter(BEST)  # before the row is written: a run that is killed between the two evaluates again
         log.evaluated(done, results)
 
     def _write_cards(self, log: LossLog) -> None:
         """Of the last adapter, and of the best."""
         steps = {ADAPTER: self._saved_after}
-        if self.config.validation:
+        if self.config.holds_out:
             steps[BEST] = log.best()[0]
         for name, step in steps.items():
             if (self.config.output / name).is_dir():  # of a run that is stopped before an evaluation there is no best
@@ -492,7 +493,7 @@ class _Run:
         """Whether the held-out loss has not fallen for so long that the run ends before this step."""
         config = self.config
         evaluated = step > 0 and config.evaluate_every > 0 and step % config.evaluate_every == 0
-        if not (config.validation and config.patience and evaluated):
+        if not (config.holds_out and config.patience and evaluated):
             return False
         main = self.accelerator.is_main_process
         return self._any_process(main and log.best()[1] >= config.patience)

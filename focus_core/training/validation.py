@@ -12,7 +12,7 @@ from itertools import islice
 
 import torch
 
-from focus_core.errors import ConfigError, warn
+from focus_core.errors import warn
 from focus_core.methods.focus import FocusModel
 from focus_core.training.ahead import Examples
 from focus_core.training.config import TrainingConfig
@@ -21,7 +21,6 @@ from focus_core.training.examples import TrainingExample
 from focus_core.training.kept import KeptChunks
 from focus_core.training.log import FIRST_TOKEN, HELD_OUT_LOSS, NOTHING, OTHERS
 from focus_core.training.loss import FocusLoss
-from focus_core.training.records import read_records
 
 _EMPTY_PAGE = "This page was left empty."
 
@@ -30,7 +29,7 @@ class Validation:
     """Callable with a model: mean losses by name.
 
     Args:
-        config: with `validation`, its files
+        config: with `validation` or `held_out`
         kept: where the chunks' keys and values are looked for; the same chunks come with every evaluation
     """
 
@@ -38,14 +37,7 @@ class Validation:
         self, config: TrainingConfig, focus: FocusModel, tokenizer_id: str, *, kept: KeptChunks | None = None
     ) -> None:
         self._kept = kept
-        records = [record for path in config.validation for record in read_records(path)]
-        if not any(record.questions for record in records):
-            files = ", ".join(map(str, config.validation))
-            raise ConfigError(f"validation: {files} has no questions, only texts. Hold out records with 'documents'.")
-        held_out = replace(
-            config, data=config.validation, mixture={}, objectives={"answering": 1.0}, seed=config.seed + 1
-        )
-        make = FileExamples.open(held_out, focus, tokenizer_id)
+        make = FileExamples.held_out(config, focus, tokenizer_id)
         self._asked = make.asked
         self.digest = f"{make.data_digest}, {config.validation_examples} of them"
         own = make.different(config.validation_examples)

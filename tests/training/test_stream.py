@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from focus_core import ConfigError
 from focus_core.errors import FocusWarning
 from focus_core.training.config import TrainingConfig
-from focus_core.training.trainer import train
+from focus_core.training.trainer import rehearse, train
 from tests.training.cases import config_for
 
 
@@ -78,6 +78,13 @@ def test_examples_and_records_are_two_ways(tmp_path: Path, model_folder: Path) -
 
 
 @pytest.mark.parametrize("name", ["data", "records"])
+def test_a_stream_is_rehearsed(tmp_path: Path, model_folder: Path) -> None:
+    rows = Rows(*(row(number) for number in range(100)))
+    found = rehearse(config(tmp_path, model_folder, steps=2), records=rows)
+    assert (found.steps, rows.read) == (2, 4)
+    assert found.seconds_per_step > 0
+
+
 def test_files_beside_other_examples_would_be_ignored(tmp_path: Path, model_folder: Path, name: str) -> None:
     """And the model card would say that they were trained."""
     made = config(tmp_path, model_folder, data=(tmp_path / "data.jsonl",))

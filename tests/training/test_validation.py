@@ -16,6 +16,7 @@ from focus_core import ConfigError, FocusModel
 from focus_core.errors import FocusWarning
 from focus_core.training import trainer
 from focus_core.training.config import TrainingConfig
+from focus_core.training.data import FileExamples
 from focus_core.training.kept import KeptChunks
 from focus_core.training.log import LossLog
 from focus_core.training.loss import FocusLoss
@@ -257,14 +258,46 @@ def test_a_rehearsal_reads_what_is_held_out(tmp_path: Path, model_folder: Path) 
 
 
 def test_patience_needs_evaluations(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="patience=2: needs validation, and evaluate_every above 0"):
+    with pytest.raises(ConfigError, match="patience=2: needs validation or held_out, and evaluate_every above 0"):
         config_for(tmp_path, patience=2)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"held_out": 1.0}, r"held_out=1\.0: must lie between 0 and below 1"),
+        ({"held_out": -0.1}, r"held_out=-0\.1: must lie between 0"),
+        ({"held_out": 0.1}, r"held_out=0\.1: needs data, of which it is a share"),
+        ({"held_out": 0.1, "data": ["a"], "validation": ["b"]}, r"held_out=0\.1 and validation are both given"),
+    ],
+)
+def test_what_is_held_out_is_said_once(tmp_path: Path, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        config_for(tmp_path, **settings)
+
+
+def test_a_share_of_the_records_is_held_out(tmp_path: Path, model_folder: Path, focus: FocusModel) -> None:
+    """All questions about the same documents are, or none: the others would tell what they say."""
+    made = replace(config(tmp_path, model_folder, steps=1, accumulation=4), validation=(), held_out=0.3)
+    path = records(tmp_path, "many", 40)
+    lines = path.read_text().splitlines()
+    again = [json.dumps({**json.loads(line), "questions": [{"question": "why", "answer": "mat"}]}) for line in lines]
+    path.write_text("\n".join([*lines, *again, json.dumps({"text": "a dog and a cat " * 40})]))
+    made = replace(made, data=[path])
+    trained, held_out = (read(made, focus, str(model_folder)) for read in (FileExamples.open, FileExamples.held_out))
+    assert len(trained.asked) + len(held_out.asked) == 120
+    assert 0.1 < len(held_out.asked) / 120 < 0.5
+    assert not {documents for documents, _ in trained.asked} & {documents for documents, _ in held_out.asked}
+    assert train(made) == made.output / "best"
+    assert "Of the records with questions, 30 % are held out." in (made.output / "best" / "README.md").read_text()
+    with pytest.raises(ConfigError, match=r"held_out=1e-09: nothing with 'documents' .*many\.jsonl is held out"):
+        train(replace(made, output=tmp_path / "other", held_out=1e-9))
 
 
 def test_what_cannot_be_held_out_is_refused(tmp_path: Path, model_folder: Path) -> None:
     texts = tmp_path / "texts.jsonl"
     texts.write_text(json.dumps({"text": "a dog and a cat " * 40}))
-    with pytest.raises(ConfigError, match=r"validation: .*texts\.jsonl has no questions, only texts"):
+    with pytest.raises(ConfigError, match=r"validation: nothing with 'documents' .*texts\.jsonl is held out"):
         train(replace(config(tmp_path, model_folder), validation=[texts]))
     with pytest.raises(ConfigError, match=r"there is no file .*none\.jsonl"):
         train(replace(config(tmp_path, model_folder), validation=[tmp_path / "none.jsonl"]))
