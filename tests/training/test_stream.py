@@ -77,7 +77,6 @@ def test_examples_and_records_are_two_ways(tmp_path: Path, model_folder: Path) -
         train(config(tmp_path, model_folder), records=[row(0)], examples=[])
 
 
-@pytest.mark.parametrize("name", ["data", "records"])
 def test_a_stream_is_rehearsed(tmp_path: Path, model_folder: Path) -> None:
     rows = Rows(*(row(number) for number in range(100)))
     found = rehearse(config(tmp_path, model_folder, steps=2), records=rows)
@@ -85,6 +84,7 @@ def test_a_stream_is_rehearsed(tmp_path: Path, model_folder: Path) -> None:
     assert found.seconds_per_step > 0
 
 
+@pytest.mark.parametrize("name", ["data", "records"])
 def test_files_beside_other_examples_would_be_ignored(tmp_path: Path, model_folder: Path, name: str) -> None:
     """And the model card would say that they were trained."""
     made = config(tmp_path, model_folder, data=(tmp_path / "data.jsonl",))
