@@ -15,7 +15,7 @@ from focus_core.loading.hub import is_folder
 from focus_core.parsing import parse_toml
 
 OBJECTIVES = ("continuation", "reconstruction", "answering")
-RANK = 32  # of projections that start from the model's own maps, if none is set (docs/results/smollm2.md)
+RANK = 128  # of projections that start from the model's own maps, if none is set (docs/results/smollm2.md)
 _LOW_RANK_RATE, _FULL_RATE = 1e-3, 5e-5
 _PRECISIONS = ("no", "bf16", "fp16")
 _OPTIMIZERS = ("adamw", "muon")
@@ -36,7 +36,7 @@ class TrainingConfig:
     data: tuple[Path, ...] = ()  # JSONL files; see `data.read_records`
     distillation: float = 0.0  # share of the loss that follows the plain model over the gold chunk, not the answer
     temperature: float = 1.0  # of both distributions in that share
-    rank: int | None = None  # of the projections; 0: full copies; by default 32, or that of `adapter`
+    rank: int | None = None  # of the projections; 0: full copies; by default 128, or that of `adapter`
     adapter: str | None = None  # start from these projections instead of the model's own maps
 
     steps: int = 10_000
