@@ -241,7 +241,7 @@ class TrainingConfig:
             fresh: they start from the model's own maps; the rank of others is not a setting of the run
         """
         rate = self.learning_rate or (_FULL_RATE if rank is None else _LOW_RANK_RATE)
-        return replace(self, rank=rank or 0 if fresh else self.rank, learning_rate=rate)
+        return replace(self, rank=(rank or 0) if fresh else self.rank, learning_rate=rate)
 
     def settings_digest(self) -> dict[str, Any]:
         """The settings that must be equal for a run to go on as if it had never stopped."""

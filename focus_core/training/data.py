@@ -37,6 +37,7 @@ from focus_core.training.records import Gold, QuestionAnswer, Record, read_recor
 _TEXTS_REMEMBERED = 64  # tokenized texts kept, because one long text gives many samples
 _TRIES = 16  # draws for each record that is to differ from those before
 _SMALLEST_TEXT = 4  # tokens; fewer leave nothing to chunk and continue
+_UNFIT_IN_A_ROW = 64  # rows of a stream; then something is wrong with all of them
 _SHORT_TEXT = 32  # words; a text of fewer is looked at before the first step
 
 
@@ -50,7 +51,8 @@ class FileExamples:
 
     Attributes:
         data_digest: digest of the records' content
-        asked: all questions with their documents
+        boundaries: where chunks end
+        asked: all questions that may be drawn, with their documents
     """
 
     def __init__(
@@ -64,7 +66,7 @@ class FileExamples:
     ) -> None:
         if config.layout != "raw" and not tokenizer.chat_template:
             raise ConfigError(f"layout={config.layout!r}: the model has no chat template. Set layout='raw'.")
-        self._config, self._limits = config, limits
+        self._config, self._limits, self.boundaries = config, limits, limits.boundaries
         self._tokenizer, self._text = tokenizer, TextTokenizer(tokenizer, vocabulary=vocabulary)  # as the engine has it
         kept = [record for record in records if config.mixture.get(record.file, 1.0) > 0]
         self._by_objective = {
@@ -78,7 +80,8 @@ class FileExamples:
                 raise ConfigError(f"objectives: {name} is on, but no record of the data has {needed}.")
         self._check_window()
         contents = [replace(record, where="", file="") for record in records]  # files may be moved
-        self.asked = {(record.documents, asked.text) for record in records for asked in record.questions}
+        trained = kept if config.objectives.get("answering", 0.0 if config.objectives else 1.0) > 0 else []
+        self.asked = {(record.documents, asked.text) for record in trained for asked in record.questions}
         self.data_digest = sha256(repr(contents).encode("utf-8", "surrogatepass")).hexdigest()
         self._tokens = lru_cache(maxsize=_TEXTS_REMEMBERED)(self._text.tokenize)
 
@@ -98,7 +101,7 @@ class FileExamples:
         if not any(record.questions for record in records):
             name = "validation" if config.validation else f"held_out={config.held_out:g}"
             raise ConfigError(
-                f"{name}: nothing with 'documents' and questions of {', '.join(map(str, files))} is held out."
+                f"{name}: of {', '.join(map(str, files))} no record with 'documents' and questions is held out."
             )
         alike = replace(config, mixture={}, objectives={"answering": 1.0}, seed=config.seed + 1)
         return cls._with_tokenizer(alike, records, focus, tokenizer_id)
@@ -124,7 +127,7 @@ class FileExamples:
         Rows whose objectives are off give none, and those that do not fit, with a warning for some of them.
         """
         made = cls._with_tokenizer(replace(config, objectives={}, mixture={}), [], focus, tokenizer_id)
-        unnamed, passed_over = 0.0 if config.objectives else 1.0, 0
+        unnamed, passed_over, in_a_row = 0.0 if config.objectives else 1.0, 0, 0
         for number, values in enumerate(rows):
             record, draw = record_of(f"record {number}", values), random.Random(f"{config.seed}/{number}")
             weights = [config.objectives.get(name, unnamed) for name in record.objectives]
@@ -133,10 +136,13 @@ class FileExamples:
             try:
                 example = made.example_of(draw, record, draw.choices(record.objectives, weights)[0])
             except ConfigError as error:  # a file is checked before the first step; of a stream nobody knows the rows
-                passed_over += 1
+                passed_over, in_a_row = passed_over + 1, in_a_row + 1
+                if in_a_row == _UNFIT_IN_A_ROW:  # a stream may be endless, and none of its rows fit
+                    raise
                 if passed_over.bit_count() == 1:  # the first, second, fourth, eighth, …
-                    warn(f"{error} The row is passed over, number {passed_over:,} of its kind.")
+                    warn(f"{error} The row is passed over, number {passed_over:,} so far.")
             else:
+                in_a_row = 0
                 yield example
 
     def check(self, report: Report) -> None:

@@ -72,7 +72,8 @@ class LossLog:
 
     def __enter__(self) -> LossLog:
         if self._accelerator.is_main_process:
-            _open_csv(self._config.output / LOSSES, _LOSS_COLUMNS, self._first)
+            written = self._first - self._unwritten.steps  # the row after a run's early end is written again
+            _open_csv(self._config.output / LOSSES, _LOSS_COLUMNS, written)
             _open_csv(self._config.output / EVALUATION, _EVALUATION_COLUMNS, self._first)
         self._progress.start()
         self._task = self._progress.add_task("training", total=self._config.steps, completed=self._first)

@@ -110,7 +110,8 @@ def _rank(config: TrainingConfig, model: PreTrainedModel) -> int | None:
     if config.rank is not None:
         return config.rank or None
     parts = decoder_parts(model)
-    return min(RANK, *(int(getattr(parts.attentions[0], name).in_features) for name in parts.projections))
+    maps = (getattr(parts.attentions[0], name) for name in parts.projections)
+    return min(RANK, *(getattr(one, "in_features", RANK) for one in maps))
 
 
 def _check_precision(config: TrainingConfig, focus: FocusModel) -> None:

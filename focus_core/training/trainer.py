@@ -70,6 +70,7 @@ def train(
     examples: Examples | None = None,
     records: Iterable[Mapping[str, Any]] | None = None,
     evaluate: Evaluate | None = None,
+    until: int | None = None,
 ) -> Path:
     """Train candidate projections and save them as an adapter.
 
@@ -81,6 +82,7 @@ def train(
             order that begins anew with each iteration, one example of each
         evaluate: called every `evaluate_every` steps and at the end; its results are logged, beside those of the
             questions that `config` holds out
+        until: end after this step of a schedule that is laid out for more; a call without it goes on from there
 
     Returns:
         the adapter's folder; with held-out questions that of the best one
@@ -94,7 +96,7 @@ def train(
     with _started(config, model, examples, records) as (run, made):
         if run.config.holds_out:
             evaluate = _with_validation(run, evaluate, made)
-        return run.to_the_end(made, evaluate)
+        return run.to_the_end(made, evaluate, until)
 
 
 def rehearse(
@@ -165,7 +167,9 @@ def _started(
         fresh = config.adapter is None and not isinstance(model, FocusModel)
         config = config.with_rank(focus.projections.rank, fresh=fresh)
         if examples is None:
-            used_with = replace(config.for_use(), bos_per_chunk=config.bos_per_chunk)  # as the chunks are trained
+            used_with = config.for_use()
+            boundaries = used_with.boundaries or focus.config.boundaries  # else those of the adapter to start from
+            used_with = replace(used_with, bos_per_chunk=config.bos_per_chunk, boundaries=boundaries)  # as is trained
             config = usable(config, used_with, focus)
             examples = _made_from(records, config, focus, base_id, visible=accelerator.is_main_process)
         else:
@@ -261,8 +265,10 @@ class _Run:
         )
         self.loss, *self.optimizers = accelerator.prepare(loss, *_optimizers(config, list(loss.parameters())))
 
-    def to_the_end(self, examples: Examples, evaluate: Evaluate | None) -> Path:
+    def to_the_end(self, examples: Examples, evaluate: Evaluate | None, until: int | None = None) -> Path:
+        last = self.config.steps if until is None else min(until, self.config.steps)
         self.identity["data"] = getattr(examples, "data_digest", None)
+        self.identity["boundaries"] = getattr(examples, "boundaries", None)
         first = self._saved_after = self._resume()
         numbers = self._example_numbers(first)
         log = LossLog(self.config, first, self.accelerator, self._unwritten)
@@ -271,7 +277,7 @@ class _Run:
                 self._save(first, log.unwritten())
             if evaluate is not None and first and self._evaluates_after(first) and not log.has_evaluation(first):
                 self._judge(first, evaluate, log)  # the run stopped before it
-            for step in range(first, self.config.steps):
+            for step in range(first, last):
                 if self._out_of_patience(step, log):
                     log.end(step, learning_rate(self.config, step - 1))
                     if step > self._saved_after:
@@ -281,7 +287,7 @@ class _Run:
                     self._step(step, ready, log)
                 done = step + 1
                 stopping = self._any_process(stop.is_set())
-                if done % self.config.save_every == 0 or done == self.config.steps or stopping:
+                if done % self.config.save_every == 0 or done == last or stopping:
                     self._save(done, log.unwritten())
                 if stopping:
                     if self.accelerator.is_main_process:
@@ -440,15 +446,16 @@ class _Run:
                 "or delete it to start again."
             )
         for name, ours_now in self.identity.items():
-            if name == "held_out" and name not in state["identity"]:
-                self._identity_is_new = True  # the run held nothing out so far
+            if name in ("held_out", "boundaries") and name not in state["identity"]:
+                self._identity_is_new = True  # the run held nothing out so far, or did not note what
                 continue
             if not _same(state["identity"].get(name), ours_now):
                 other = {
                     "dtype": f"dtype of the base model ({state['identity'].get('dtype')}, now {ours_now})",
                     "model": "base model",
                     "data": "content of the data files",
-                    "held_out": "held-out part (validation, validation_examples)",
+                    "held_out": "held-out part (validation or held_out of the data, validation_examples)",
+                    "boundaries": f"place where chunks end ({state['identity'][name]}, now {ours_now})",
                     "processes": f"number of processes ({state['identity'][name]})",
                 }[name]
                 raise ConfigError(
@@ -482,12 +489,14 @@ class _Run:
 
     def _write_cards(self, log: LossLog) -> None:
         """Of the last adapter, and of the best."""
-        steps = {ADAPTER: self._saved_after}
+        config, steps = self.config, {ADAPTER: self._saved_after}
+        if config.adapter is None:  # a model handed over brings its projections, and the card says their rank
+            config = replace(config, rank=self.focus.projections.rank or 0)
         if self.config.holds_out:
             steps[BEST] = log.best()[0]
         for name, step in steps.items():
             if (self.config.output / name).is_dir():  # of a run that is stopped before an evaluation there is no best
-                write_card(self.config.output / name, self.config, self.base_id, step)
+                write_card(config.output / name, config, self.base_id, step)
 
     def _out_of_patience(self, step: int, log: LossLog) -> bool:
         """Whether the held-out loss has not fallen for so long that the run ends before this step."""

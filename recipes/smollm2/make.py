@@ -9,16 +9,10 @@ Four runs and the mean of the last three, 4.3 hours of one core; the adapter lie
 from __future__ import annotations
 
 import argparse
-import signal
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
-from focus_core.methods.focus import FocusModel
-from focus_core.training.config import TrainingConfig
-from focus_core.training.log import LOSSES, read_rows
-from focus_core.training.trainer import RESUME_STATE, train
+from focus_core.training.trainer import train
 from recipes.smollm2.adapter import (
     config_for,
     cooled,
@@ -39,7 +33,7 @@ def make(folder: Path, texts: Sequence[Path], output: Path) -> Path:
     """Make the adapter, as far as it is not there."""
     files, held_out = write_data(folder, output)
     first = config_for(output, files, held_out, steps=_LAID_OUT, rank=32)
-    train_until(first, _FIRST)
+    train(first, until=_FIRST)
     best = train(cooled(first, _COOLED))
     further = [
         train(wider(first, write_wider_data(folder, output), steps=_WIDER, adapter=best)),
@@ -47,27 +41,6 @@ def make(folder: Path, texts: Sequence[Path], output: Path) -> Path:
     ]
     export([run.parent for run in (best, *further)], output / "mean")
     return output / "mean"
-
-
-def train_until(config: TrainingConfig, step: int) -> None:
-    """Train up to a step of a schedule that is laid out for more, the one after an evaluation."""
-
-    def stop(focus: FocusModel) -> dict[str, float]:
-        if max(int(row["step"]) for row in read_rows(config.output / LOSSES)) >= step - 1:
-            signal.raise_signal(signal.SIGINT)  # as Ctrl-C: the step that follows is done, and saved
-        return {}
-
-    try:
-        if _done(config) < step:
-            train(config, evaluate=stop)
-    except KeyboardInterrupt:
-        if _done(config) < step:  # somebody else's
-            raise
-
-
-def _done(config: TrainingConfig) -> int:
-    path = config.output / RESUME_STATE
-    return int(torch.load(path, weights_only=True)["done"]) if path.exists() else 0
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

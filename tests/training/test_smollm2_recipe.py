@@ -18,7 +18,6 @@ from focus_core.evaluation.tasks.records import read_records as read_stories
 from focus_core.loading.adapters import ADAPTER_CONFIG, load_adapter, save_adapter
 from focus_core.loading.named import SMOLLM2_ADAPTER
 from focus_core.training.config import TrainingConfig
-from focus_core.training.log import read_rows
 from focus_core.training.records import read_records
 from recipes.smollm2 import adapter, arms, data, export, make, stages
 from tests.tiny import save_tiny_model
@@ -261,27 +260,18 @@ def test_an_answer_is_followed_from_its_chunk_to_the_end(tmp_path: Path) -> None
     assert everywhere["right chunks"] == pytest.approx(everywhere["all chunks"], abs=1e-5)
 
 
-def test_a_run_is_trained_up_to_a_step_and_no_further(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = _tiny(tmp_path, tmp_path / "run", steps=8, evaluate_every=2, save_every=100)
-    for _ in range(2):
-        make.train_until(config, 5)
-        assert [row["step"] for row in read_rows(config.output / "losses.csv")] == ["1", "2", "3", "4", "5"]
-
-    def interrupted(config: TrainingConfig, **others: Any) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(make, "train", interrupted)
-    with pytest.raises(KeyboardInterrupt):  # of the user
-        make.train_until(config, 7)
-
-
 def test_the_runs_of_the_package_follow_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("train", "val"):
         (tmp_path / f"{name}.jsonl").write_text(json.dumps(LINE) + "\n")
     (tmp_path / "speech.txt").write_text("\n".join(["In 1947 the house had a budget of 25 billion dollars."] * 300))
     runs, exported = list[TrainingConfig](), list[Any]()
-    monkeypatch.setattr(make, "train_until", lambda config, step: runs.append(config))
-    monkeypatch.setattr(make, "train", lambda config: runs.append(config) or config.output / "best")
+
+    def train(config: TrainingConfig, until: int | None = None) -> Path:
+        runs.append(config)
+        assert until == (401 if len(runs) == 1 else None)
+        return config.output / "best"
+
+    monkeypatch.setattr(make, "train", train)
     monkeypatch.setattr(make, "export", lambda *given: exported.append(given))
     output = tmp_path / "runs"
     assert make.make(tmp_path, [tmp_path / "speech.txt"], output) == output / "mean"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -100,12 +101,16 @@ def test_a_row_that_does_not_fit_is_passed_over(tmp_path: Path, model_folder: Pa
     with pytest.warns(FocusWarning) as told:
         train(made, records=Rows(row(1), long, row(2), long, long, row(3), row(4)))
     assert [str(one.message).split(":")[0] for one in told] == ["record 1", "record 3"]
-    assert "Raise max_chunks or chunk_sizes, or shorten the documents. The row is passed over, number 2" in str(
-        told[1].message
-    )
-    without = train(config(tmp_path / "without", model_folder, steps=2), records=[row(n) for n in range(1, 5)]).parent
-    assert weights(made.output).keys() == weights(without).keys()
+    passed_over = "Raise max_chunks or chunk_sizes, or shorten the documents. The row is passed over, number 2 so far."
+    assert passed_over in str(told[1].message)
     assert len((made.output / "losses.csv").read_text().splitlines()) == 3
+
+
+def test_a_stream_in_which_nothing_fits_ends(tmp_path: Path, model_folder: Path) -> None:
+    """It may be endless, and Ctrl-C wait for its next example."""
+    long = row(0) | {"documents": ["the dog sat on the mat " * 500]}
+    with pytest.warns(FocusWarning), pytest.raises(ConfigError, match=r"record 63: .* max_chunks=20"):
+        train(config(tmp_path, model_folder), records=itertools.repeat(long))
 
 
 def test_a_row_that_is_no_record_is_named(tmp_path: Path, model_folder: Path) -> None:

@@ -452,10 +452,16 @@ def test_a_base_model_handed_over_starts_from_the_adapter(model_folder: Path, tm
         torch.testing.assert_close(tensor, wanted[name], atol=1e-6, rtol=0.0, msg=name)
 
 
-@pytest.mark.parametrize(("given", "rank", "rate"), [(None, 32, 1e-3), (0, None, 5e-5), (4, 4, 1e-3)])
+@pytest.mark.parametrize(("given", "rank", "rate"), [(None, 8, 1e-3), (0, None, 5e-5), (4, 4, 1e-3)])
 def test_the_rate_follows_from_the_rank(
-    model_folder: Path, tmp_path: Path, given: int | None, rank: int | None, rate: float
+    model_folder: Path,
+    tmp_path: Path,
+    given: int | None,
+    rank: int | None,
+    rate: float,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(start_module, "RANK", 8)
     config = data_config(tmp_path, model_folder, rank=given, learning_rate=None, warm_up=0)
     made = FocusModel.from_pretrained(model_folder, adapter=train(config), device="cpu")
     assert made.projections.rank == rank
@@ -473,6 +479,33 @@ def test_a_run_of_full_copies_from_before_they_had_to_be_named(model_folder: Pat
     train(config)
     with pytest.raises(ConfigError, match="rank: 0 there, 32 now"):
         train(replace(config, rank=None))
+
+
+def test_a_run_ends_at_a_step_and_goes_on_from_there(tmp_path: Path) -> None:
+    """As one that was not ended: its rate follows the whole schedule."""
+    parts, whole = config_for(tmp_path / "parts", save_every=100), config_for(tmp_path / "whole")
+    for until in (3, 3, None):
+        train(parts, model=focus_model(), examples=numbered, until=until)
+        assert len(losses(parts.output)) == 2 * (until or parts.steps)
+    train(whole, model=focus_model(), examples=numbered)
+    assert losses(parts.output) == losses(whole.output)
+
+
+def test_a_run_goes_on_with_chunks_that_end_where_they_did(model_folder: Path, tmp_path: Path) -> None:
+    used_with = FocusConfig(chunk_size=32, local_window=32, dynamic_prompt=8, boundaries="paragraph")
+    config = data_config(tmp_path, model_folder, used_with=used_with)
+    train(config)
+    with pytest.raises(ConfigError, match=r"another place where chunks end \(paragraph, now tokens\)"):
+        train(replace(config, used_with=replace(used_with, boundaries="tokens")))
+
+
+def test_an_adapter_says_where_its_chunks_ended_in_training(model_folder: Path, tmp_path: Path) -> None:
+    start = Path(shutil.copytree(model_folder / "adapter", tmp_path / "start"))
+    description = json.loads((start / ADAPTER_CONFIG).read_text())
+    description["config"]["boundaries"] = "paragraph"
+    (start / ADAPTER_CONFIG).write_text(json.dumps(description))
+    folder = train(data_config(tmp_path, model_folder, adapter=str(start)))
+    assert json.loads((folder / ADAPTER_CONFIG).read_text())["config"]["boundaries"] == "paragraph"
 
 
 @pytest.mark.parametrize("kind", [DistributedType.FSDP, DistributedType.DEEPSPEED])
