@@ -33,6 +33,7 @@ from focus_core.text.tokenizer import TextTokenizer, load_tokenizer
 from focus_core.training.config import TrainingConfig
 from focus_core.training.examples import SupervisedQuestion, TrainingExample
 from focus_core.training.records import Gold, QuestionAnswer, Record, read_records, record_of
+from focus_core.training.start import boundaries_of
 
 _TEXTS_REMEMBERED = 64  # tokenized texts kept, because one long text gives many samples
 _TRIES = 16  # draws for each record that is to differ from those before
@@ -52,7 +53,6 @@ class FileExamples:
     Attributes:
         data_digest: digest of the records' content
         boundaries: where chunks end
-        asked: all questions that may be drawn, with their documents
     """
 
     def __init__(
@@ -80,8 +80,6 @@ class FileExamples:
                 raise ConfigError(f"objectives: {name} is on, but no record of the data has {needed}.")
         self._check_window()
         contents = [replace(record, where="", file="") for record in records]  # files may be moved
-        trained = kept if config.objectives.get("answering", 0.0 if config.objectives else 1.0) > 0 else []
-        self.asked = {(record.documents, asked.text) for record in trained for asked in record.questions}
         self.data_digest = sha256(repr(contents).encode("utf-8", "surrogatepass")).hexdigest()
         self._tokens = lru_cache(maxsize=_TEXTS_REMEMBERED)(self._text.tokenize)
 
@@ -114,8 +112,7 @@ class FileExamples:
         gguf = gguf_path(path, {})
         tokenizer = load_gguf_tokenizer(gguf) if gguf else load_tokenizer(path)
         vocabulary = focus.model.get_input_embeddings().weight.shape[0]
-        boundaries = (config.used_with and config.used_with.boundaries) or focus.config.boundaries
-        limits = replace(focus.config, boundaries=boundaries)  # chunks are trained as they are used
+        limits = replace(focus.config, boundaries=boundaries_of(config, focus))  # chunks are trained as they are used
         return cls(config, records, tokenizer, limits, vocabulary=vocabulary)
 
     @classmethod
@@ -145,6 +142,17 @@ class FileExamples:
                 in_a_row = 0
                 yield example
 
+    @property
+    def _drawn_from(self) -> list[Record]:
+        """The records of which examples may be drawn, each once."""
+        drawn = [name for name in self._by_objective if self._config.objectives.get(name, 1.0) > 0]
+        return list(dict.fromkeys(record for name in drawn for record in self._by_objective[name]))
+
+    @property
+    def asked(self) -> set[tuple[tuple[str, ...], str]]:
+        """All questions that may be drawn, with their documents."""
+        return {(record.documents, asked.text) for record in self._drawn_from for asked in record.questions}
+
     def check(self, report: Report) -> None:
         """Look at the records before the first step: do they fit, however their sizes are drawn?
 
@@ -153,8 +161,7 @@ class FileExamples:
         Raises:
             ConfigError: names the record and the limit that it exceeds
         """
-        drawn = [name for name in self._by_objective if self._config.objectives.get(name, 1.0) > 0]
-        records = list(dict.fromkeys(record for name in drawn for record in self._by_objective[name]))
+        records = self._drawn_from
         for done, record in enumerate(records, 1):
             if record.documents:
                 self._check_answering(record)

@@ -82,7 +82,7 @@ class Record:
 
     def is_held_out(self, share: float) -> bool:
         """Whether it is among this share of the records with questions; all about the same documents are, or none."""
-        if not self.questions:
+        if not (share and self.questions):
             return False
         digest = sha256(repr(self.documents).encode("utf-8", "surrogatepass")).digest()
         return int.from_bytes(digest[:8]) < share * 2**64

@@ -69,6 +69,11 @@ def make_folder(output: Path) -> None:
         raise ConfigError(f"output={str(output)[:200]!r} cannot be a folder to write to: {reason}.") from error
 
 
+def boundaries_of(config: TrainingConfig, focus: FocusModel) -> str | None:
+    """Where chunks end: as the adapter will be used, or else as the one from which training starts."""
+    return config.for_use().boundaries or focus.config.boundaries
+
+
 def usable(config: TrainingConfig, used_with: FocusConfig, focus: FocusModel) -> TrainingConfig:
     """The config with the settings that are saved with the adapter, checked as an engine will check them."""
     check_sizes(used_with.resolve(focus.config.window, window_is=focus.config.window_is))

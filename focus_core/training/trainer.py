@@ -48,7 +48,14 @@ from focus_core.training.examples import TrainingExample
 from focus_core.training.kept import KeptChunks
 from focus_core.training.log import LossLog, Unwritten
 from focus_core.training.loss import FocusLoss
-from focus_core.training.start import checked_trackers, chosen_device, focus_model_for, make_folder, usable
+from focus_core.training.start import (
+    boundaries_of,
+    checked_trackers,
+    chosen_device,
+    focus_model_for,
+    make_folder,
+    usable,
+)
 
 Evaluate = Callable[[FocusModel], dict[str, float]]
 
@@ -167,9 +174,9 @@ def _started(
         fresh = config.adapter is None and not isinstance(model, FocusModel)
         config = config.with_rank(focus.projections.rank, fresh=fresh)
         if examples is None:
-            used_with = config.for_use()
-            boundaries = used_with.boundaries or focus.config.boundaries  # else those of the adapter to start from
-            used_with = replace(used_with, bos_per_chunk=config.bos_per_chunk, boundaries=boundaries)  # as is trained
+            used_with = replace(
+                config.for_use(), bos_per_chunk=config.bos_per_chunk, boundaries=boundaries_of(config, focus)
+            )  # as the chunks are trained
             config = usable(config, used_with, focus)
             examples = _made_from(records, config, focus, base_id, visible=accelerator.is_main_process)
         else:
@@ -254,7 +261,7 @@ class _Run:
             "model": weights_fingerprint(focus.model, focus.parts),
             "processes": accelerator.num_processes,
         }
-        self._unwritten, self._identity_is_new = Unwritten(), False
+        self._unwritten = Unwritten()
         self.kept = _kept_chunks(config, focus)
         loss = FocusLoss(
             focus,
@@ -273,8 +280,6 @@ class _Run:
         numbers = self._example_numbers(first)
         log = LossLog(self.config, first, self.accelerator, self._unwritten)
         with self._tracked(), log, _asked_to_stop() as stop, prefetched(examples, numbers) as ready:
-            if self._identity_is_new:
-                self._save(first, log.unwritten())
             if evaluate is not None and first and self._evaluates_after(first) and not log.has_evaluation(first):
                 self._judge(first, evaluate, log)  # the run stopped before it
             for step in range(first, last):
@@ -447,8 +452,7 @@ class _Run:
             )
         for name, ours_now in self.identity.items():
             if name in ("held_out", "boundaries") and name not in state["identity"]:
-                self._identity_is_new = True  # the run held nothing out so far, or did not note what
-                continue
+                continue  # the run held nothing out so far, or did not note what
             if not _same(state["identity"].get(name), ours_now):
                 other = {
                     "dtype": f"dtype of the base model ({state['identity'].get('dtype')}, now {ours_now})",
@@ -472,6 +476,8 @@ class _Run:
             self._unwritten = unwritten
         else:  # the main process has their examples
             self._unwritten = replace(unwritten, examples=[])
+        if self.identity.keys() != state["identity"].keys():  # from now on it is compared
+            self._save(int(state["done"]), unwritten)
         return int(state["done"])
 
     # --- evaluation and stopping --------------------------------------------------------------------------------------
