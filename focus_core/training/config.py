@@ -233,15 +233,10 @@ class TrainingConfig:
             layout=layout,
         )
 
-    def with_rank(self, rank: int | None, *, fresh: bool) -> TrainingConfig:
-        """With what follows from the rank that the projections have.
-
-        Args:
-            rank: `None` for full copies
-            fresh: they start from the model's own maps; the rank of others is not a setting of the run
-        """
+    def with_rank(self, rank: int | None) -> TrainingConfig:
+        """With the rank that the projections have, `None` for full copies, and the learning rate that follows."""
         rate = self.learning_rate or (_FULL_RATE if rank is None else _LOW_RANK_RATE)
-        return replace(self, rank=(rank or 0) if fresh else self.rank, learning_rate=rate)
+        return replace(self, rank=rank or 0, learning_rate=rate)
 
     def settings_digest(self) -> dict[str, Any]:
         """The settings that must be equal for a run to go on as if it had never stopped."""

@@ -171,8 +171,7 @@ def _started(
         torch.manual_seed(config.seed)
         random.seed(config.seed)
         focus, base_id = focus_model_for(config, model, accelerator.device)
-        fresh = config.adapter is None and not isinstance(model, FocusModel)
-        config = config.with_rank(focus.projections.rank, fresh=fresh)
+        config = config.with_rank(focus.projections.rank)
         if examples is None:
             used_with = replace(
                 config.for_use(), bos_per_chunk=config.bos_per_chunk, boundaries=boundaries_of(config, focus)
@@ -441,8 +440,8 @@ class _Run:
         ours = self.config.settings_digest()
         # A state from before there was a setting is of a run with its default.
         theirs = {**TrainingConfig(self.config.output).settings_digest(), **state["config"]}
-        if theirs["rank"] == "None" != ours["rank"]:  # how full copies were written while they were the default
-            theirs["rank"] = "0"
+        if theirs["rank"] == "None":  # older states leave it to the projections
+            theirs["rank"] = str(_rank_of(state["projections"]))
         differing = [name for name, value in ours.items() if theirs[name] != value]
         if differing:
             changes = ", ".join(f"{name}: {theirs[name]} there, {ours[name]} now" for name in differing)
@@ -495,14 +494,12 @@ class _Run:
 
     def _write_cards(self, log: LossLog) -> None:
         """Of the last adapter, and of the best."""
-        config, steps = self.config, {ADAPTER: self._saved_after}
-        if config.adapter is None:  # a model handed over brings its projections, and the card says their rank
-            config = replace(config, rank=self.focus.projections.rank or 0)
+        steps = {ADAPTER: self._saved_after}
         if self.config.holds_out:
             steps[BEST] = log.best()[0]
         for name, step in steps.items():
             if (self.config.output / name).is_dir():  # of a run that is stopped before an evaluation there is no best
-                write_card(config.output / name, config, self.base_id, step)
+                write_card(self.config.output / name, self.config, self.base_id, step)
 
     def _out_of_patience(self, step: int, log: LossLog) -> bool:
         """Whether the held-out loss has not fallen for so long that the run ends before this step."""
@@ -523,6 +520,11 @@ class _Run:
             return flag
         flags = torch.tensor([int(flag)], device=self.accelerator.device)
         return bool(self.accelerator.gather(flags).any())
+
+
+def _rank_of(projections: Mapping[str, torch.Tensor]) -> int:
+    """Of a state dict of projections; 0 for full copies."""
+    return next((len(tensor) for name, tensor in projections.items() if name.endswith("down.weight")), 0)
 
 
 def _same(theirs: Any, ours: Any) -> bool:
